@@ -1,0 +1,59 @@
+# Every target sets itself up: a virtual environment in .venv, pinned by constraints.txt, the package editable in it.
+# PYTHON=... chooses the Python that .venv is made from; ARGS=... is passed on to the command behind the target.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+READY := .venv/.ready
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; exit; }; done; echo python3)
+
+# The folder of a torch that the base Python already has in the pinned version; a .pth file lets .venv see it,
+# whether that Python is the system's, conda's or another virtual environment's.
+define FIND_TORCH
+import importlib.metadata as m, re
+try: torch = m.distribution("torch")
+except m.PackageNotFoundError: raise SystemExit
+pin = re.search(r"^torch==(\S+)", open("constraints.txt").read(), re.M)[1]
+if torch.version.split("+")[0] == pin: print(torch.locate_file(""))
+endef
+export FIND_TORCH
+
+.PHONY: help reproduce accept test test-all lint bench lab clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+reproduce: $(READY)  ## run all notebooks at the quick profile into figures/quick; ARGS="--only 05 --profile standard"
+	@$(BIN)/python -m refinecam_lib.reproduce $(ARGS)
+
+accept: $(READY)  ## make the last run's products the committed reference; ARGS="--profile standard"
+	@$(BIN)/python -m refinecam_lib.reproduce --accept $(ARGS)
+
+test: $(READY)  ## the tests, without the slow ones; ARGS="-k road"
+	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-all: $(READY)  ## every test, the slow ones too
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(READY)  ## style of the code, and no outputs in the notebooks
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify notebooks/*.ipynb
+
+bench: $(READY)  ## time the library against public code, on the same images and maps
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)
+
+clean:  ## delete .venv, caches and the last runs' figures; data and the reference stay
+	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build
+	rm -rf $(filter-out figures/reference,$(wildcard figures/*))
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "refinecam needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1). Give one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "setting up .venv with $$($(PYTHON) --version) (once; the packages are listed in pyproject.toml)"
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@torch=$$($(PYTHON) -c "$$FIND_TORCH"); site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	if [ -n "$$torch" ]; then echo "using the torch in $$torch"; echo "$$torch" > "$$site/base_torch.pth"; fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,29 @@
+"""Evaluate and refine class activation maps: the library behind the notebooks of arXiv 2605.14641."""
+
+import sys
+
+import torch
+
+__version__ = "0.1.0"
+
+
+def _import_torchvision() -> None:
+    """Import torchvision also beside a CPU build of torch, where the compiled operators of PyPI's CUDA wheel can't load.
+
+    Its import then stops at operators that only detection models use; declaring them, without a kernel, lets it pass.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _import_torchvision.library = library  # the declaration lives as long as this object
+        import torchvision  # noqa: F401
+
+
+_import_torchvision()

@@ -1,0 +1,248 @@
+"""Class activation maps: one forward and one backward pass, shared by every method and every layer.
+
+>>> capture = Capture(model, inputs, target, layers=("layer1", "layer2", "layer3", "layer4"))
+>>> shallow, *_, deep = grad_cam(capture)          # raw maps (B,h,w), shallow to deep
+
+A method is a function of a Capture; a new one reads `capture.activations` and `capture.gradients` and returns a list.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .checks import InputError, images, rng
+from .layers import named_layers, to_nchw
+
+Maps = list[Tensor]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module of `model` in evaluation mode, and each back in the mode it had, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def recording(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Record the outputs of `layers` in the forward passes inside; no hook outlives the context.
+
+    The first layer's output becomes a leaf that requires a gradient, so autograd keeps nothing of what lies below it.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            if not isinstance(output, Tensor):
+                raise InputError(f"layer {name!r} returns a {type(output).__name__}; allowed: layers that return a tensor")
+            if name in outputs:
+                raise InputError(f"layer {name!r} runs more than once in a forward pass; allowed: layers that run once")
+            outputs[name] = output if outputs and output.requires_grad else output.detach().requires_grad_()
+            return outputs[name].clone()  # what follows may work in place
+
+        return hook
+
+    handles = [module.register_forward_hook(record(n)) for n, module in zip(layers, named_layers(model, layers))]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Capture:
+    """One batch seen by a network: activations, gradients and maps, each computed once, when first asked for.
+
+    model: any classifier (B,3,H,W) -> logits (B,K); it comes back unchanged. inputs: normalised images (B,3,H,W).
+    target: class indices (B,). layers: dotted names, shallow to deep. seeds: one integer an image, for methods that
+    draw random numbers. Raises InputError for inputs, targets or layers that do not fit.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, target: Tensor, layers: Sequence[str], seeds: Sequence[int] | None = None
+    ):
+        self.model, self.layers = model, tuple(layers)
+        self.inputs = images(inputs).detach()
+        self.target = torch.as_tensor(target, device=inputs.device).long()
+        if self.target.shape != (len(inputs),):
+            raise InputError(f"target of shape {tuple(self.target.shape)} for {len(inputs)} images; allowed: one class each")
+        self.seeds = list(range(len(inputs))) if seeds is None else [int(seed) for seed in seeds]
+        self._maps: dict[Callable, Maps] = {}
+        named_layers(model, self.layers)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.inputs.shape[-2], self.inputs.shape[-1]
+
+    @cached_property
+    def _forward(self) -> tuple[list[Tensor], Tensor]:
+        # The fused attention kernels have no second derivative, which ShapleyCAM needs.
+        with torch.enable_grad(), evaluating(self.model), sdpa_kernel(SDPBackend.MATH):
+            with recording(self.model, self.layers) as outputs:
+                logits = self.model(self.inputs)
+        if list(outputs) != list(self.layers):
+            raise InputError(
+                f"layers {list(self.layers)} run in the order {list(outputs)}; allowed: layers that run, shallow to deep"
+            )
+        if logits.ndim != 2 or not 0 <= int(self.target.min()) <= int(self.target.max()) < logits.shape[1]:
+            raise InputError(
+                f"target classes {int(self.target.min())}..{int(self.target.max())} for outputs of shape "
+                f"{tuple(logits.shape)}; allowed: logits (B, K) and classes 0..K-1"
+            )
+        return list(outputs.values()), logits
+
+    @property
+    def logits(self) -> Tensor:
+        """(B,K), detached."""
+        return self._forward[1].detach()
+
+    @property
+    def probability(self) -> Tensor:
+        """Softmax probability of the target class, (B,)."""
+        return self.logits.softmax(1).gather(1, self.target[:, None])[:, 0]
+
+    @cached_property
+    def activations(self) -> Maps:
+        """Each layer's output as (B,C,h,w), detached."""
+        return self.as_maps([a.detach() for a in self._forward[0]])
+
+    @cached_property
+    def gradients(self) -> Maps:
+        """Gradient of the target's logit at each layer's output, (B,C,h,w), all layers from one backward pass."""
+        outputs, logits = self._forward
+        score = logits.gather(1, self.target[:, None]).sum()
+        return self.as_maps(torch.autograd.grad(score, outputs, retain_graph=True))
+
+    @property
+    def graph(self) -> tuple[list[Tensor], Tensor]:
+        """Layer outputs in the network's own layout and the logits, attached, for methods with their own derivative."""
+        return self._forward
+
+    def as_maps(self, tensors: Sequence[Tensor]) -> Maps:
+        """Tensors in the layout of the layers' outputs -> (B,C,h,w)."""
+        prefix = getattr(self.model, "num_prefix_tokens", None)
+        return [to_nchw(tensor, self.size, prefix) for tensor in tensors]
+
+    def maps(self, method: Callable[["Capture"], Maps]) -> Maps:
+        """The method's maps, computed once: base, refined and every aggregate share them."""
+        if method not in self._maps:
+            self._maps[method] = method(self)
+        return self._maps[method]
+
+    def masked(self, maps: Tensor, layers: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> "Capture":
+        """The same batch with each image multiplied by its map (B,H,W): X ⊙ M, 0 being the mean colour."""
+        inputs = (self.inputs * maps[:, None]).contiguous(memory_format=torch.channels_last)
+        return Capture(self.model, inputs, self.target, self.layers if layers is None else layers, seeds or self.seeds)
+
+
+def _weighted(weights: Tensor, activations: Tensor) -> Tensor:
+    return (weights * activations).sum(1).relu()
+
+
+def grad_cam(capture: Capture) -> Maps:
+    """Grad-CAM (Selvaraju et al. 2017): ReLU of the activations weighted by their mean gradient."""
+    return [_weighted(g.mean((2, 3), keepdim=True), a) for a, g in zip(capture.activations, capture.gradients)]
+
+
+def hires_cam(capture: Capture) -> Maps:
+    """HiResCAM (Draelos and Carin 2020): ReLU of the sum over channels of gradient times activation."""
+    return [_weighted(g, a) for a, g in zip(capture.activations, capture.gradients)]
+
+
+def layer_cam(capture: Capture) -> Maps:
+    """LayerCAM (Jiang et al. 2021): activations weighted, place by place, by their positive gradients."""
+    return [_weighted(g.relu(), a) for a, g in zip(capture.activations, capture.gradients)]
+
+
+def grad_cam_pp(capture: Capture, eps: float = 1e-6) -> Maps:
+    """Grad-CAM++ (Chattopadhay et al. 2018), with the closed form for an exponential score that everyone uses.
+
+    eps: added to the denominator of the weights. It is part of the definition in use: where gradients are small it
+    decides the map. With signed activations the denominator crosses zero, and the map is ill-conditioned there.
+    """
+
+    def one(a: Tensor, g: Tensor) -> Tensor:
+        denominator = 2 * g**2 + a.sum((2, 3), keepdim=True) * g**3 + eps
+        alpha = torch.where(g != 0, g**2 / denominator, 0)
+        return _weighted((alpha * g.relu()).sum((2, 3), keepdim=True), a)
+
+    return [one(a, g) for a, g in zip(capture.activations, capture.gradients)]
+
+
+def shapley_cam(capture: Capture) -> Maps:
+    """ShapleyCAM (Cai 2025): Grad-CAM weights corrected by half a Hessian-vector product, mean(g - H·A / 2).
+
+    The score is ReST, logit plus log-softmax, exactly: with the plain logit the Hessian of a ReLU network is zero and
+    the method is Grad-CAM. Departs from the published code, whose gradient loses its graph (see the audit notebook).
+    """
+    outputs, logits = capture.graph
+    index = capture.target[:, None]
+    score = (logits.gather(1, index) + logits.log_softmax(1).gather(1, index)).sum()
+    gradients = torch.autograd.grad(score, outputs, create_graph=True)
+    weights = []
+    for output, gradient in zip(outputs, gradients):
+        # One layer at a time: a product shared by all layers would mix in their cross derivatives.
+        product = torch.autograd.grad((gradient * output.detach()).sum(), output, retain_graph=True)[0]
+        weights.append(gradient.detach() - product / 2)
+    return [
+        _weighted(w.mean((2, 3), keepdim=True), a) for w, a in zip(capture.as_maps(weights), capture.activations)
+    ]
+
+
+def score_cam(capture: Capture, chunk: int = 32) -> Maps:
+    """ScoreCAM (Wang et al. 2020): channels weighted by the softmax of the target's logit on X ⊙ upsampled channel.
+
+    Exact, over every channel, in chunks of `chunk` forwards; memory does not grow with the number of channels. The
+    channel is upsampled with aligned corners and min-max scaled; no baseline is taken off, which softmax ignores.
+    """
+    maps = []
+    with torch.no_grad(), evaluating(capture.model):
+        for activations in capture.activations:
+            scores = torch.stack([
+                _channel_scores(capture.model, x, c, a, chunk)
+                for x, c, a in zip(capture.inputs, capture.target, activations)
+            ])
+            maps.append(_weighted(scores.softmax(1)[:, :, None, None], activations))
+    return maps
+
+
+def _channel_scores(model: nn.Module, x: Tensor, target: Tensor, channels: Tensor, chunk: int) -> Tensor:
+    """The target's logit (C,) on the image (3,H,W) masked by each of its channels (C,h,w)."""
+    scores = []
+    for part in channels.split(chunk):
+        up = F.interpolate(part[:, None], size=x.shape[-2:], mode="bilinear", align_corners=True)
+        low, high = up.amin((2, 3), keepdim=True), up.amax((2, 3), keepdim=True)
+        masked = x * ((up - low) / (high - low + 1e-8))
+        scores.append(model(masked.contiguous(memory_format=torch.channels_last))[:, target])
+    return torch.cat(scores)
+
+
+def random_cam(capture: Capture) -> Maps:
+    """RandomCAM, a trivial map: each pixel uniform in [0,1], drawn anew for every image and pass from its seed."""
+    draws = [torch.from_numpy(rng(seed, "RandomCAM").random(capture.size)) for seed in capture.seeds]
+    return [torch.stack(draws).to(capture.inputs)]
+
+
+def half_cam(capture: Capture) -> Maps:
+    """HalfCAM, a trivial map: 0.5 everywhere, but 0 at the first pixel and 1 at the last."""
+    maps = torch.full((len(capture.inputs), *capture.size), 0.5).to(capture.inputs)
+    maps[:, 0, 0], maps[:, -1, -1] = 0, 1
+    return [maps]
+
+
+def all_ones_cam(capture: Capture) -> Maps:
+    """All1sCAM, a trivial map: 1 everywhere, but 0 at the first pixel."""
+    maps = torch.ones((len(capture.inputs), *capture.size)).to(capture.inputs)
+    maps[:, 0, 0] = 0
+    return [maps]

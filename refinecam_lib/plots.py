@@ -1,0 +1,130 @@
+"""The figures: functions from a long frame, or from pictures, to a Figure in one style, colour-blind safe."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+TITLES = {
+    "average_drop": "Average Drop ↓",
+    "complexity": "Complexity ↓",
+    "coherency": "Coherency ↑",
+    "road": "ROAD ↑",
+    "adcc": "ADCC ↑",
+    "arcc": "ARCC ↑",
+}
+"""Score -> its title, with the direction in which it is better."""
+
+NAMES = {"none": "Base", "product": "RefineCAM", "geometric_mean": "geometric mean", "inverse_exp_mean": "inverse-exp mean"}
+"""Aggregate -> how figures and tables call it."""
+
+TRIVIAL = ("RandomCAM", "HalfCAM", "All1sCAM")
+REAL, FAKE = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[1]
+HEAT = "inferno"
+
+
+def _figure(columns: int, rows: int, width: float, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
+    with sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.1):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained", **kwargs
+        )
+    plt.close(figure)  # shown once, as the value of a notebook cell
+    return figure, axes
+
+
+def _caption(figure: Figure, caption: str) -> Figure:
+    figure.supxlabel(caption, fontsize=8, color="0.35")
+    return figure
+
+
+def score_bars(table: pd.DataFrame, caption: str) -> Figure:
+    """Fig. 1: mean (dot), bootstrap interval (line) and standard deviation (bar) of each score for each method.
+
+    table: columns score, method, mean, std, low, high; the trivial maps are set apart by colour and marker.
+    """
+    scores = list(dict.fromkeys(table["score"]))
+    figure, axes = _figure(len(scores), 1, 2.6, 0.36 * table["method"].nunique() + 1.1, sharey=True)
+    for axis, score in zip(axes[0], scores):
+        part = table[table["score"] == score].reset_index(drop=True)
+        y = np.arange(len(part))[::-1]
+        for kind, colour, marker in ((False, REAL, "o"), (True, FAKE, "D")):
+            pick = part["method"].isin(TRIVIAL).to_numpy() == kind
+            axis.barh(y[pick], 2 * part["std"][pick], left=(part["mean"] - part["std"])[pick], height=0.55, color=colour, alpha=0.22)
+            axis.hlines(y[pick], part["low"][pick], part["high"][pick], color=colour, lw=2.5)
+            axis.plot(part["mean"][pick], y[pick], marker, color=colour, ms=6, label="trivial map" if kind else "method")
+        axis.set(title=TITLES[score], yticks=y, yticklabels=part["method"], ylim=(-0.6, len(part) - 0.4), xlim=(-0.05, 1.05))
+        axis.grid(axis="y", visible=False)
+    handles, labels = axes[0, -1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
+    return _caption(figure, f"dot: mean, line: 95 % interval, bar: ± standard deviation over images. {caption}")
+
+
+def image_grid(
+    pictures: Sequence[Sequence[tuple[np.ndarray, np.ndarray | None]]],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    caption: str,
+    notes: Sequence[Sequence[str]] | None = None,
+    opacity: float = 0.55,
+) -> Figure:
+    """A grid of pictures (H,W,3) in [0,1], each with a map (H,W) laid over it or None; `notes` are written below each."""
+    figure, axes = _figure(len(columns), len(rows), 1.6, 1.65 + 0.2 * (notes is not None))
+    for i, row in enumerate(pictures):
+        for j, (picture, heat) in enumerate(row):
+            axis = axes[i, j]
+            if picture is not None:
+                axis.imshow(picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2), vmin=0, vmax=1)
+            if heat is not None:
+                axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=opacity if picture is not None else None)
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+            if notes is not None:
+                axis.set_xlabel(notes[i][j], fontsize=8)
+        axes[i, 0].set_ylabel(rows[i], fontsize=9)
+    for axis, name in zip(axes[0], columns):
+        axis.set_title(name, fontsize=9)
+    return _caption(figure, caption)
+
+
+def pair_bars(table: pd.DataFrame, caption: str, score: str = "arcc") -> Figure:
+    """Table 1 or 2 as a figure: for each method, the mean and its interval under each aggregate, one panel a model.
+
+    table: columns model, method, aggregate, mean, low, high.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    aggregates = [name for name in NAMES if name in set(table["aggregate"])]
+    methods = list(dict.fromkeys(table["method"]))
+    palette = dict(zip(NAMES, sns.color_palette("colorblind", len(NAMES))))
+    figure, axes = _figure(len(models), 1, 5.2, 0.42 * len(methods) + 1.3, sharey=True)
+    for axis, model in zip(axes[0], models):
+        for k, aggregate in enumerate(aggregates):
+            part = table[(table["model"] == model) & (table["aggregate"] == aggregate)].set_index("method").reindex(methods)
+            y = np.arange(len(methods))[::-1] - 0.16 * (k - (len(aggregates) - 1) / 2)
+            axis.hlines(y, part["low"], part["high"], color=palette[aggregate], lw=2)
+            axis.plot(part["mean"], y, "osD^"[k], color=palette[aggregate], ms=6, label=NAMES[aggregate])
+        axis.set(title=model, xlabel=TITLES[score], yticks=np.arange(len(methods))[::-1], yticklabels=methods, xlim=(-0.02, 1))
+        axis.grid(axis="y", visible=False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(aggregates), frameon=False)
+    return _caption(figure, f"mean and 95 % bootstrap interval over images. {caption}")
+
+
+def magnitude_curves(table: pd.DataFrame, caption: str) -> Figure:
+    """Fig. 4's finding over many images: each score of M raised to a power (log axis), mean and interval.
+
+    table: columns power, score, mean, low, high.
+    """
+    figure, axes = _figure(1, 1, 5, 3.4)
+    axis = axes[0, 0]
+    for colour, marker, (score, part) in zip(sns.color_palette("colorblind"), "osD^v", table.groupby("score", sort=False)):
+        axis.plot(part["power"], part["mean"], marker + "-", color=colour, label=TITLES[score])
+        axis.fill_between(part["power"], part["low"], part["high"], color=colour, alpha=0.2)
+    axis.set_xscale("log", base=2)
+    powers = sorted(set(table["power"]))
+    axis.set(xlabel="power p of the map, M^p", ylabel="score", ylim=(0, 1.02), xticks=powers)
+    axis.set_xticklabels([f"1/{round(1 / p)}" if p < 1 else f"{p:g}" for p in powers])
+    axis.legend(frameon=False, loc="best")
+    return _caption(figure, f"line: mean, band: 95 % interval over images. {caption}")

@@ -1,0 +1,452 @@
+"""Run the notebooks in order, keep what they made with a manifest, and say whether it equals the committed reference.
+
+    python -m refinecam_lib.reproduce --profile quick --only 05 --set n_images=50
+
+Exit codes: 0 done; 1 a notebook failed; 2 bad input; 3 done, but the results differ from the reference.
+"""
+
+import argparse
+import ast
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from refinecam_lib import notebook, paths
+from refinecam_lib.checks import InputError, one_of
+
+PACKAGES = "refinecam-lib torch torchvision timm captum numpy scipy pandas numba scikit-image seaborn papermill".split()
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A numbered notebook: its path, its title (the H1) and its parameters with their defaults."""
+
+    path: Path
+    title: str
+    defaults: Mapping[str, object]
+    types: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of running one notebook: its exit code (0, 1 or 2), its error's line, its seconds and its products."""
+
+    code: int
+    error: str
+    seconds: float
+    products: tuple[str, ...] = ()
+
+
+def read_notebook(path: Path) -> Notebook:
+    """Read a notebook's title and parameters; InputError if its first code cell isn't the one tagged `parameters`."""
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        raise InputError(f"notebook {path.name} can't be read: {str(error).splitlines()[0]}") from error
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1 or tagged[0] is not code[0]:
+        raise InputError(
+            f"notebook {path.name} has {len(tagged)} cells tagged 'parameters'; its first code cell alone must be"
+        )
+    defaults, types = {}, {}
+    for line in ast.parse(tagged[0].source).body:
+        target = (
+            line.target
+            if isinstance(line, ast.AnnAssign)
+            else line.targets[0]
+            if isinstance(line, ast.Assign)
+            else None
+        )
+        if not isinstance(target, ast.Name):
+            continue
+        defaults[target.id] = ast.literal_eval(line.value)
+        annotation = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else ""
+        types[target.id] = annotation or type(defaults[target.id]).__name__
+    titles = (line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    title = next((line[2:].strip() for line in titles if line.startswith("# ")), path.stem)
+    return Notebook(path, title, defaults, types)
+
+
+def find_notebooks(only: Sequence[str] = ()) -> list[Notebook]:
+    """Return the notebooks `NN_name.ipynb` in order, or those of `only`: numbers (`5`, `05`) or names."""
+    found = {path.stem: path for path in sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    if not found:
+        raise InputError(f"no notebooks named NN_name.ipynb in {str(paths.NOTEBOOKS)!r}")
+    chosen = set()
+    for wanted in only:
+        number = [name for name in found if wanted.isdigit() and int(name[:2]) == int(wanted)]
+        chosen.update(number or [one_of("notebook", wanted, found)])
+    return [read_notebook(path) for name, path in found.items() if not only or name in chosen]
+
+
+def profiles() -> list[str]:
+    """Return the profiles' names: quick, the notebooks' own defaults, and one for each yaml file beside them."""
+    named = [path.stem for path in sorted(paths.NOTEBOOKS.glob("*.yaml"))]
+    return ["quick", *sorted(named, key=lambda name: (name != "standard", name != "paper", name))]
+
+
+def parameters(
+    notebooks: Sequence[Notebook], profile: str, settings: Sequence[str] = ()
+) -> dict[str, dict[str, object]]:
+    """Return each notebook's parameters: its defaults, the profile's yaml (`all`, then its own), then `name=value`s.
+
+    Everything is checked before anything runs: InputError for an unknown profile, notebook or parameter, with the
+    nearest valid name, and for a value that isn't of its default's type.
+    """
+    one_of("profile", profile, profiles())
+    everything = notebooks if len(notebooks) == len(find_notebooks()) else find_notebooks()
+    known = {name for book in everything for name in book.defaults}
+    overrides = _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml") if profile != "quick" else {}
+    for section, values in overrides.items():
+        one_of(f"section of {profile}.yaml", section, ["all", *(book.name for book in everything)])
+        allowed = known if section == "all" else next(b.defaults for b in everything if b.name == section)
+        for name in values:
+            one_of(f"parameter in {profile}.yaml, {section},", name, sorted(allowed))
+    given = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"setting {setting!r}; allowed: name=value")
+        given[one_of("parameter", name, sorted({n for book in notebooks for n in book.defaults}))] = value
+    result = {}
+    for book in notebooks:
+        values = dict(book.defaults)
+        for name, value in {**overrides.get("all", {}), **overrides.get(book.name, {}), **given}.items():
+            if name in values:
+                values[name] = typed(name, value, book.types[name], text=name in given)
+        if "profile" in values:
+            values["profile"] = profile
+        result[book.name] = values
+    return result
+
+
+def typed(name: str, value: object, kind: str, text: bool = False) -> object:
+    """Return `value` as a parameter of type `kind`: `int`, `float`, `str`, `bool`, `list`, `list[str]`, `str | None`.
+
+    With `text` the value was typed on the command line: `50`, `.5`, `true`, `a,b`. InputError if it doesn't fit.
+    """
+    base = kind.replace("| None", "").strip().partition("[")[0]
+    if "None" in kind and (value is None or (text and value == "None")):
+        return None
+    if text and base != "str":
+        value = _parsed(value, base)
+    if base == "float" and type(value) is int:
+        value = float(value)
+    accepted = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}.get(base, object)
+    if not isinstance(value, accepted) or (base == "int" and isinstance(value, bool)):
+        raise InputError(f"parameter {name} = {value!r}; allowed: a value of type {kind}")
+    return value
+
+
+def _parsed(text: str, base: str) -> object:
+    try:
+        value = ast.literal_eval(text.title() if base == "bool" else text)
+    except (ValueError, SyntaxError):
+        value = [part.strip() for part in text.split(",")] if base == "list" else text
+    if base == "list" and not isinstance(value, list):
+        value = list(value) if isinstance(value, tuple) else [value]
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, dict[str, object]]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path.name} is not yaml: {' '.join(str(error).split())}") from error
+    content = {section: values or {} for section, values in content.items()} if isinstance(content, dict) else None
+    if content is None or not all(isinstance(values, dict) for values in content.values()):
+        raise InputError(
+            f"{path.name}; allowed: sections 'all' or a notebook's name, each with lines 'parameter: value'"
+        )
+    return content
+
+
+@contextlib.contextmanager
+def _environment(products: Path) -> Iterator[None]:
+    """What the kernel inherits: where products go, this library first, and every tool's files in the checkout's cache."""
+    cache = paths.ROOT / ".cache"
+    folders = "IPYTHONDIR MPLCONFIGDIR JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR NUMBA_CACHE_DIR".split()
+    values = {name: str(cache / name.lower()) for name in folders}
+    library = str(Path(__file__).resolve().parent.parent)
+    values["PYTHONPATH"] = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
+    values["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, not one that the user's home has by the same name
+    values[notebook.PRODUCTS] = str(products)
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path) -> Outcome:
+    """Run one notebook in a temporary folder and move its products into `folder` only once it has succeeded.
+
+    The executed copy goes to `folder/notebooks`; that of a failed run is `NN_name.failed.ipynb`, beside the earlier one.
+    """
+    import papermill  # slow to import, and not needed to list or to refuse
+    from nbclient.exceptions import DeadKernelError
+
+    executed = folder / "notebooks" / book.path.name
+    failed = executed.with_suffix(".failed.ipynb")
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    failed.unlink(missing_ok=True)
+    changed = {name: value for name, value in values.items() if value != book.defaults[name]}
+    start = time.perf_counter()
+    code, error, made = 0, "", []
+    with tempfile.TemporaryDirectory(prefix=".making_", dir=folder) as work:
+        copy, products = Path(work, "executed.ipynb"), Path(work, "products")
+        products.mkdir()
+        try:
+            with _environment(products):
+                papermill.execute_notebook(
+                    *(book.path, copy, changed), kernel_name="python3", language="python", cwd=book.path.parent,
+                    progress_bar=sys.stderr.isatty(),
+                )  # fmt: skip
+        except papermill.PapermillExecutionError as stop:
+            reason = next(iter(stop.evalue.splitlines()), "")
+            refused = stop.ename == InputError.__name__
+            code, error = (2, reason) if refused else (1, f"cell {stop.cell_index + 1}: {stop.ename}: {reason}")
+        except DeadKernelError:
+            code, error = 1, "the kernel died; did it run out of memory?"
+        seconds = round(time.perf_counter() - start, 1)
+        if copy.exists():
+            nbformat.write(_without_traces(nbformat.read(copy, as_version=4)), failed if code else executed)
+        for path in sorted(products.iterdir()) if code == 0 else ():
+            path.replace(folder / path.name)
+            made.append(path.name)
+    return Outcome(code, error, seconds, tuple(made))
+
+
+def _without_traces(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop the times and this machine's paths that papermill and Jupyter note in an executed notebook."""
+    book.metadata.pop("papermill", None)
+    for cell in book.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+    return book
+
+
+def run(notebooks: Sequence[Notebook], profile: str, values: Mapping[str, Mapping[str, object]]) -> int:
+    """Run the notebooks one after the other, write `figures/<profile>/manifest.json`, print the index and the verdict.
+
+    Returns the exit code. A failed notebook leaves its earlier products and their lines in the manifest alone.
+    """
+    folder = paths.FIGURES / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes = {}
+    for number, book in enumerate(notebooks, 1):
+        print(f"[{number}/{len(notebooks)}] {book.name} ...", end=" ", flush=True)
+        outcome = outcomes[book.name] = run_notebook(book, values[book.name], folder)
+        print(f"{outcome.seconds:.1f} s" if outcome.code == 0 else f"failed after {outcome.seconds:.1f} s", flush=True)
+        if outcome.code:
+            print(f"error: {book.name}: {outcome.error}", file=sys.stderr, flush=True)
+        _note(folder, profile, book, values[book.name], outcome)
+    done = {name: outcome for name, outcome in outcomes.items() if outcome.code == 0}
+
+    print()
+    index = [(product, files, done[name].seconds) for name in done for product, files in _grouped(done[name].products)]
+    for product, files, seconds in index:
+        print(f"{product:<24} {_shown(folder / files):<60} {seconds:>8.1f} s")
+    verdicts = list(_compared(profile, done))
+    for _, line in verdicts:
+        print(line)
+    print(f"\n{len(done)} notebooks passed, {len(outcomes) - len(done)} failed")
+    codes = {outcome.code for outcome in outcomes.values()}
+    return 1 if 1 in codes else 2 if 2 in codes else 0 if all(close for close, _ in verdicts) else 3
+
+
+def _grouped(files: Sequence[str]) -> list[tuple[str, str]]:
+    """fig1.pdf, fig1.png -> (fig1, fig1.{pdf,png})"""
+    endings: dict[str, list[str]] = {}
+    for file in files:
+        endings.setdefault(Path(file).stem, []).append(Path(file).suffix[1:])
+    return [(stem, f"{stem}.{{{','.join(e)}}}" if len(e) > 1 else f"{stem}.{e[0]}") for stem, e in endings.items()]
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path)
+
+
+def _manifest(folder: Path) -> dict:
+    path = folder / "manifest.json"
+    if not path.exists():
+        return {"notebooks": {}}
+    try:
+        return {"notebooks": {}, **json.loads(path.read_text(encoding="utf-8"))}
+    except json.JSONDecodeError as error:
+        raise InputError(f"{_shown(path)} is not json ({error}); delete it, a run makes it again") from error
+
+
+def _write_manifest(folder: Path, manifest: Mapping) -> None:
+    temporary = folder / ".manifest.json"
+    temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(folder / "manifest.json")
+
+
+def _note(folder: Path, profile: str, book: Notebook, values: Mapping[str, object], outcome: Outcome) -> None:
+    """Enter one notebook's outcome into the manifest; of a failed one only that it failed and why."""
+    manifest = _manifest(folder)
+    entry = manifest["notebooks"].get(book.name, {})
+    if outcome.code:
+        entry |= {"status": "failed", "error": outcome.error}
+    else:
+        for stale in set(entry.get("products", ())) - set(outcome.products):
+            (folder / stale).unlink(missing_ok=True)
+        hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in outcome.products}
+        entry = {"status": "done", "title": book.title, "seconds": outcome.seconds, "date": _now()}
+        entry |= {"commit": notebook.commit(), "parameters": dict(values), "products": hashes}
+    manifest["notebooks"][book.name] = entry
+    manifest |= {"profile": profile, "date": _now(), "commit": notebook.commit(), "versions": _versions()}
+    _write_manifest(folder, manifest)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _compared(profile: str, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[bool, str]]:
+    """Compare the tables and rows of the notebooks that were run with the committed ones: (close enough, line) each.
+
+    Rows that this profile's reference lacks are looked up in standard's, of whose images quick has a subset.
+    """
+    reference, standard = paths.REFERENCE / profile, paths.REFERENCE / "standard"
+    if not reference.is_dir() and not standard.is_dir():
+        yield True, f"no reference for profile {profile} to compare with (`make accept` makes this run the reference)"
+        return
+    ours, theirs = _manifest(paths.FIGURES / profile)["notebooks"], _manifest(reference)["notebooks"]
+    for name in outcomes:
+        known = theirs.get(name, {})
+        there = known.get("parameters", {})
+        other = [f"{key} = {value!r}, not {there[key]!r}" for key, value in ours[name]["parameters"].items()
+                 if key in there and there[key] != value]  # fmt: skip
+        for file in sorted({*outcomes[name].products, *known.get("products", ())}):
+            made, kept, rows = paths.FIGURES / profile / file, reference / file, file.endswith(".parquet")
+            subset = rows and not kept.exists()
+            kept = standard / file if subset else kept
+            if made.suffix not in (".csv", ".parquet"):
+                continue
+            if other and not subset:
+                yield True, f"{file}: not compared: {'; '.join(other)} as in the reference"
+            elif not made.exists():
+                yield False, f"{file}: in the reference, but not made"
+            elif not kept.exists():
+                yield True, f"{file}: not in the reference"
+            elif rows:
+                yield _labelled(file, _rows_verdict(made, kept, subset), " (standard's rows)" if subset else "")
+            else:
+                yield _labelled(file, notebook.compare_tables(made, kept))
+
+
+def _labelled(file: str, verdict: tuple[bool, str], note: str = "") -> tuple[bool, str]:
+    close, text = verdict
+    return close, f"{file}: {'' if close else 'DIFFERS: '}{text}{note}"
+
+
+def _rows_verdict(made: Path, kept: Path, subset: bool) -> tuple[bool, str]:
+    from refinecam_lib.sweep import KEYS
+
+    return notebook.compare_rows(*(notebook.read_rows(path) for path in (made, kept)), KEYS, subset)
+
+
+def accept(profile: str, only: Sequence[str] = ()) -> None:
+    """Make the last run's products, executed notebooks and manifest the committed reference of `profile`.
+
+    Notebooks that the run left out keep their reference. InputError if there was no run, or one failed in it.
+    """
+    source, target = paths.FIGURES / profile, paths.REFERENCE / profile
+    manifest, reference = _manifest(source), _manifest(target)
+    names = {book.name for book in find_notebooks(only)}
+    entries = {name: entry for name, entry in manifest["notebooks"].items() if name in names}
+    failed = [name for name, entry in entries.items() if entry["status"] != "done"]
+    if failed or not entries:
+        problem = f"failed in it: {', '.join(failed)}" if failed else "there is none"
+        raise InputError(
+            f"accepting the last run of profile {profile}: {problem}; allowed: a run whose notebooks passed"
+        )
+    (target / "notebooks").mkdir(parents=True, exist_ok=True)
+    for name, entry in entries.items():
+        for stale in reference["notebooks"].get(name, {}).get("products", ()):
+            (target / stale).unlink(missing_ok=True)
+        for file in [*entry["products"], f"notebooks/{name}.ipynb"]:
+            shutil.copyfile(source / file, target / file)
+    _write_manifest(target, manifest | {"notebooks": reference["notebooks"] | entries})
+    print(f"{len(entries)} notebooks of profile {profile} are now the reference in {_shown(target)}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise InputError(f"{message} (see --help)")
+
+
+def _list(notebooks: Sequence[Notebook], values: Mapping[str, Mapping[str, object]]) -> None:
+    for book in notebooks:
+        print(f"{book.name}: {book.title}")
+        for name, value in values[book.name].items():
+            print(f"    {name}: {book.types[name]} = {value!r}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = _Parser(
+        prog="python -m refinecam_lib.reproduce", description=__doc__.splitlines()[0], epilog=__doc__.splitlines()[-1]
+    )
+    parser.add_argument(
+        "--profile", default="quick", help="quick (default), standard, paper: how many images and models"
+    )
+    parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="05", help="these notebooks alone")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="settings",
+        help="parameters, in every notebook that has them",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="show the notebooks and their parameters, run nothing")
+    parser.add_argument("--accept", action="store_true", help="run nothing; make the last run the committed reference")
+    try:
+        options = parser.parse_args(arguments)
+        notebooks = find_notebooks(options.only)
+        values = parameters(notebooks, options.profile, options.settings)
+        if options.list:
+            _list(notebooks, values)
+        elif options.accept:
+            accept(options.profile, options.only)
+        else:
+            return run(notebooks, options.profile, values)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the notebooks that had finished keep their results", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""ROAD (eq. 5): remove pixels most relevant first and least relevant first, impute them, and ask the network again."""
+
+from collections.abc import Sequence
+
+import torch
+
+from refinecam_lib import checks
+from refinecam_lib.checks import InputError
+from refinecam_lib.imputation import impute
+
+__all__ = ["FRACTIONS", "impute", "keep_masks", "removal_order", "road_noise", "road_probabilities"]
+
+FRACTIONS = (0.2, 0.4, 0.6, 0.8)
+
+
+def removal_order(maps: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+    """Rank of each pixel by relevance, 0 = most relevant; ties in an order drawn from each map's seed.
+
+    maps (B,H,W) finite; seeds: B integers. Returns ranks (B,H,W) int64, each of 0..H*W-1 once, on the maps' device.
+    A constant map gives a random order. Raises InputError on another shape, NaN, infinities, or another number of seeds.
+    Departs from the published code, which cuts at percentiles and so removes wrong shares of maps with ties.
+    """
+    if maps.ndim != 3 or 0 in maps.shape:
+        raise InputError(f"maps of shape {tuple(maps.shape)}; allowed: (B, H, W), not empty")
+    if not bool(torch.isfinite(maps).all()):
+        raise InputError("maps hold NaN or infinite values; allowed: finite values")
+    if len(seeds) != len(maps):
+        raise InputError(f"{len(seeds)} seeds for {len(maps)} maps; allowed: one for each map")
+    flat = maps.detach().flatten(1)
+    size = flat.shape[1]
+    shuffled = torch.stack([torch.from_numpy(checks.rng(int(seed), "ties").permutation(size)) for seed in seeds])
+    shuffled = shuffled.to(flat.device)
+    # A stable sort leaves equal values in the order in which it found them: the shuffled one.
+    order = shuffled.gather(1, flat.gather(1, shuffled).argsort(1, descending=True, stable=True))
+    ranks = torch.empty_like(order)
+    ranks.scatter_(1, order, torch.arange(size, device=flat.device).expand_as(order))
+    return ranks.view(maps.shape)
+
+
+def keep_masks(ranks: torch.Tensor, fractions: Sequence[float] = FRACTIONS) -> torch.Tensor:
+    """Masks of the kept pixels: K with the most relevant pixels removed (MoRF), then K with the least relevant (LeRF).
+
+    ranks (B,H,W) from `removal_order`; fractions: K shares k in (0, 1). Returns bool (B,2K,H,W), True = kept; exactly
+    round(k*H*W) pixels are removed, LeRF in exactly the reverse order of MoRF. Raises InputError on other fractions.
+    """
+    if not fractions or not all(0 < k < 1 for k in fractions):
+        raise InputError(f"fractions {tuple(fractions)}; allowed: one or more, each between 0 and 1, both excluded")
+    size = ranks[0].numel()
+    removed = torch.tensor([round(k * size) for k in fractions], device=ranks.device)[:, None, None]
+    ranks = ranks[:, None]
+    return torch.cat([ranks >= removed, ranks < size - removed], 1)
+
+
+def road_noise(seeds: Sequence[int], shape: tuple[int, int, int], std: float = 0.01) -> torch.Tensor:
+    """The noise of noisy linear imputation: one normal field for each seed, float32 (B, *shape).
+
+    shape (C,H,W); std in units of the normalised image. The same field serves all masks of an image: common random
+    numbers, so that the noise doesn't blur the difference of LeRF and MoRF.
+    """
+    fields = [checks.rng(int(seed), "road noise").standard_normal(shape, dtype="float32") for seed in seeds]
+    return torch.stack([torch.from_numpy(field) for field in fields]) * std
+
+
+def road_probabilities(
+    model: torch.nn.Module,
+    inputs: torch.Tensor,
+    target: torch.Tensor,
+    maps: torch.Tensor,
+    seeds: Sequence[int],
+    fractions: Sequence[float] = FRACTIONS,
+    chunk: int = 32,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax probability of the target after MoRF and after LeRF removal; ROAD = mean(lerf - morf), in [-1, 1] (eq. 5).
+
+    inputs (B,C,H,W) normalised; target (B,) int; maps (B,H,W), higher = more relevant; seeds: B integers, for ties and
+    noise; fractions: K shares removed; chunk: images in one forward, so that memory stays flat.
+    Returns (morf (B,K), lerf (B,K)). The model should be in eval mode. Raises InputError as `removal_order`, `keep_masks`
+    and `impute` do, and where the batch sizes differ.
+    Source: Rong et al. 2022. Departs from the published code, which halves the difference and cuts at percentiles.
+    """
+    if not len(inputs) == len(target) == len(maps) or inputs.shape[2:] != maps.shape[1:]:
+        raise InputError(
+            f"inputs {tuple(inputs.shape)}, target {tuple(target.shape)}, maps {tuple(maps.shape)}; "
+            "allowed: (B, C, H, W), (B,), (B, H, W)"
+        )
+    masks = keep_masks(removal_order(maps, seeds), fractions).to(inputs.device)
+    noise = road_noise(seeds, tuple(inputs.shape[1:])).to(inputs)
+    per_image = masks.shape[1]
+    step = max(1, chunk // per_image)
+    rows = []
+    with torch.inference_mode():
+        for first in range(0, len(inputs), step):
+            part = slice(first, first + step)
+            filled = impute(inputs[part], masks[part], noise[part]).flatten(0, 1)
+            wanted = target[part].to(inputs.device).repeat_interleave(per_image)
+            for some, classes in zip(filled.split(chunk), wanted.split(chunk), strict=True):
+                probabilities = model(some.contiguous(memory_format=torch.channels_last)).softmax(1)
+                rows.append(probabilities.gather(1, classes[:, None])[:, 0])
+    morf, lerf = torch.cat(rows).view(len(inputs), 2, -1).unbind(1)
+    return morf, lerf

@@ -1,0 +1,87 @@
+"""Intervals, paired tests and correlations: what a table needs to say which differences are real."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from .checks import InputError, one_of, rng
+
+CORRELATIONS = {
+    "pearson": scipy.stats.pearsonr,
+    "spearman": scipy.stats.spearmanr,
+    "kendall": scipy.stats.kendalltau,
+}
+
+
+def bootstrap_interval(values: np.ndarray, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of values (n,), resampling images; NaN values are left out.
+
+    Raises InputError where no value is left.
+    """
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        raise InputError("no finite value to draw an interval from; allowed: at least one")
+    means = values[rng("bootstrap", seed).integers(0, len(values), (draws, len(values)))].mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def summary(rows: pd.DataFrame, score: str, by: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation over images, n and the bootstrap 95 % interval (low, high) of a score for each group."""
+
+    def one(values: pd.Series) -> pd.Series:
+        values = values.dropna()
+        low, high = bootstrap_interval(values) if len(values) else (np.nan, np.nan)
+        return pd.Series({"mean": values.mean(), "std": values.std(ddof=0), "n": len(values), "low": low, "high": high})
+
+    table = rows.groupby(list(by), sort=False)[score].apply(one).unstack()
+    return table.astype({"n": int})
+
+
+def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[str, str]) -> pd.DataFrame:
+    """Wilcoxon's signed-rank test of `pair[1]` against `pair[0]` (values of column aggregate), image by image.
+
+    Returns, for each group of `by`: n pairs, the mean difference and its bootstrap 95 % interval, the matched-pairs
+    rank-biserial correlation (effect size, -1..1, positive where pair[1] is higher), p, and p corrected by Holm over
+    all groups. Pairs with an undefined score are left out; groups without a difference have p = 1.
+    """
+    wide = rows.pivot_table(index=[*by, "image"], columns="aggregate", values=score, aggfunc="first", sort=False)
+    for name in pair:
+        one_of("aggregate", name, wide.columns)
+    records = []
+    for group, frame in wide[list(pair)].dropna().groupby(list(by), sort=False):
+        difference = (frame[pair[1]] - frame[pair[0]]).to_numpy()
+        low, high = bootstrap_interval(difference)
+        moved = difference[difference != 0]
+        p, effect = 1.0, 0.0
+        if len(moved):
+            ranks = scipy.stats.rankdata(np.abs(moved))
+            effect = float((ranks * np.sign(moved)).sum() / ranks.sum())
+            p = float(scipy.stats.wilcoxon(moved).pvalue)
+        records.append([*group, len(frame), difference.mean(), low, high, effect, p])
+    table = pd.DataFrame(records, columns=[*by, "n", "difference", "low", "high", "effect", "p"])
+    table["p_holm"] = holm(table["p"].to_numpy())
+    return table
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction of p values (m,), in [0,1]."""
+    p = np.asarray(p, float)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(stepped, 1)
+    return corrected
+
+
+def correlation(x: np.ndarray, y: np.ndarray, kind: str = "pearson") -> float:
+    """Pearson, Spearman or Kendall correlation of the pairs in which both are finite, in [-1,1]; NaN below 3 pairs."""
+    test = CORRELATIONS[one_of("correlation", kind, CORRELATIONS)]
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    both = np.isfinite(x) & np.isfinite(y)
+    if both.sum() < 3 or np.ptp(x[both]) == 0 or np.ptp(y[both]) == 0:
+        return float("nan")
+    return float(test(x[both], y[both])[0])

@@ -1,0 +1,223 @@
+"""Measure many explanations: shards of work, each one atomic file of rows, so that nothing done is ever lost or redone.
+
+>>> rows = sweep(plan("efficientnet_lite0", ["GradCAM", "LayerCAM"], images=24, variants=[BASE, REFINED]))
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import joblib
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+import torch
+from tqdm.auto import tqdm
+
+from . import paths
+from .cam import Capture
+from .checks import InputError, one_of, seed_of
+from .explain import BASE, Variant, method_of, variant_maps
+from .metrics import FRACTIONS, measure
+from .models import load_model, normalise, read_checkpoint, spec_of
+from .synthetic import SyntheticShapes
+
+RESULTS_VERSION = 1
+"""Part of every cache key: raise it when what a row means changes."""
+
+KEYS = ["dataset", "image", "model", "method", "layer", "aggregate"]
+"""The columns that name an explanation."""
+
+DATASETS = {"synthetic": lambda n: SyntheticShapes("test", n)}
+"""Name -> the data set's first n samples."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of a sweep, by names and seeds alone: one method and its variants on images start..stop-1.
+
+    checkpoint: sha256 of the network's weights; data: the data set's fingerprint. Both are part of the key, so that a
+    change of either never mixes stale rows in.
+    """
+
+    dataset: str
+    data: str
+    start: int
+    stop: int
+    model: str
+    checkpoint: str
+    method: str
+    variants: tuple[Variant, ...]
+    fractions: tuple[float, ...] = FRACTIONS
+    seed: int = 0
+    version: int = RESULTS_VERSION
+
+    @property
+    def key(self) -> str:
+        """The cache key: a hash of every field."""
+        return f"{seed_of(json.dumps(asdict(self), sort_keys=True)):016x}"
+
+    @property
+    def path(self) -> Path:
+        """The file its rows are in, once they are measured."""
+        return paths.RESULTS / "rows" / f"{self.dataset}-{self.model}-{self.method}-{self.start:05d}-{self.key}.parquet"
+
+
+def plan(
+    model: str,
+    methods: Sequence[str],
+    images: int,
+    variants: Sequence[Variant] = (BASE,),
+    dataset: str = "synthetic",
+    size: int = 8,
+    seed: int = 0,
+) -> list[Shard]:
+    """The shards that measure `methods` on the first `images` images of a data set, `size` images a shard.
+
+    A method without a map for each layer is measured as it is, once. Raises InputError for an unknown name.
+    """
+    spec = spec_of(model)
+    one_of("dataset", dataset, DATASETS)
+    if images < 1:
+        raise InputError(f"images = {images}; allowed: 1 or more")
+    for variant in variants:
+        variant.layers(spec.layers)
+    checkpoint = read_checkpoint(paths.CHECKPOINTS / f"{model}.safetensors")[1]["sha256"]
+    data = DATASETS[dataset](images).fingerprint
+    return [
+        Shard(
+            dataset,
+            data,
+            start,
+            min(start + size, images),
+            model,
+            checkpoint,
+            method,
+            tuple(variants) if method_of(method).refines else (BASE,),
+            seed=seed,
+        )
+        for method in methods
+        for start in range(0, images, size)
+    ]
+
+
+@lru_cache(maxsize=2)
+def _model(name: str, checkpoint: str) -> torch.nn.Module:
+    model = load_model(name)
+    found = read_checkpoint(paths.CHECKPOINTS / f"{name}.safetensors")[1]["sha256"]
+    if found != checkpoint:
+        raise InputError(f"checkpoint of {name} changed during the sweep: {found[:12]}..., planned {checkpoint[:12]}...")
+    return model
+
+
+def _measure(shard: Shard) -> pd.DataFrame:
+    """One row an explanation: who, what, and the raw measurements."""
+    spec = spec_of(shard.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = _model(shard.model, shard.checkpoint).to(device)
+    samples = [DATASETS[shard.dataset](shard.stop)[i] for i in range(shard.start, shard.stop)]
+    inputs = normalise(torch.stack([sample.image for sample in samples]).to(device), spec)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    masks = None if samples[0].mask is None else torch.stack([s.mask for s in samples]).to(device)
+    seeds = {step: [seed_of(shard.seed, s.id, step) for s in samples] for step in ("clean", "masked", "road")}
+    capture = Capture(model, inputs, torch.tensor([s.target for s in samples]), spec.layers, seeds["clean"])
+    frames = []
+    for variant in shard.variants:
+        maps = variant_maps(capture, shard.method, variant)
+        frame = measure(
+            capture, shard.method, variant, maps, masks, seeds["masked"], seeds["road"], shard.fractions
+        )
+        frames.append(pd.concat([_names(shard, variant, samples), frame], axis=1))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _names(shard: Shard, variant: Variant, samples: list) -> pd.DataFrame:
+    names = pd.DataFrame([{"image": s.id, "target": s.target, **s.info} for s in samples])
+    fixed = {"dataset": shard.dataset, "model": shard.model, "method": shard.method, "seed": shard.seed}
+    return names.assign(**fixed, layer=variant.layer, aggregate=variant.aggregate)
+
+
+def run_shard(shard: Shard) -> Path:
+    """Measure a shard and write its rows; a shard that is done is left alone, so submitting a sweep again resumes it.
+
+    A shard that raises is written as rows with status "failed" and the reason; bad input raises InputError instead.
+    """
+    if _is_done(shard.path):
+        return shard.path
+    try:
+        rows = _measure(shard)
+    except InputError:
+        raise
+    except Exception as error:  # kept as rows, counted and shown; never silently dropped
+        samples = [DATASETS[shard.dataset](shard.stop)[i] for i in range(shard.start, shard.stop)]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        rows = pd.concat([_names(shard, v, samples).assign(status="failed", reason=reason) for v in shard.variants])
+    write_rows(rows, shard.path)
+    return shard.path
+
+
+def write_rows(rows: pd.DataFrame, path: Path) -> None:
+    """Write rows as parquet in one step: a reader sees the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        try:
+            rows.to_parquet(file, index=False)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def _is_done(path: Path) -> bool:
+    """Whether the shard's file is there and whole; one that is not whole is said so and computed again."""
+    if not path.exists():
+        return False
+    try:
+        pyarrow.parquet.read_metadata(path)
+        return True
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        tqdm.write(f"results file {path.name} is not whole ({str(error).splitlines()[0]}); its shard is computed again")
+        path.unlink()
+        return False
+
+
+def load_results(shards: Iterable[Shard]) -> pd.DataFrame:
+    """The rows of finished shards, sorted by KEYS; raises InputError where one is missing or not whole."""
+    frames = []
+    for shard in shards:
+        try:
+            frames.append(pd.read_parquet(shard.path))
+        except FileNotFoundError:
+            raise InputError(f"no results file {shard.path.name}; run the sweep first") from None
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise InputError(f"results file {shard.path.name} is not whole ({error}); run the sweep again") from error
+    return pd.concat(frames, ignore_index=True).sort_values(KEYS, ignore_index=True)
+
+
+def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) -> pd.DataFrame:
+    """Measure the shards that are not done yet, and return the rows of all: one row an explanation.
+
+    n_jobs: processes, through joblib; `joblib.parallel_config(backend=...)` around the call picks another engine.
+    retry_failed: measure shards that failed earlier again. The rows do not depend on any of these.
+    """
+    shards = list(dict.fromkeys(shards))
+    if retry_failed:
+        for shard in shards:
+            if _is_done(shard.path) and (pd.read_parquet(shard.path)["status"] == "failed").any():
+                shard.path.unlink()
+    missing = [shard for shard in shards if not _is_done(shard.path)]
+    quiet = bool(os.environ.get("CI") or os.environ.get("REFINECAM_QUIET"))
+    work = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(joblib.delayed(run_shard)(s) for s in missing)
+    with tqdm(work, total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=quiet) as bar:
+        for _ in bar:
+            pass
+    rows = load_results(shards)
+    failed = int((rows["status"] == "failed").sum())
+    print(f"{len(rows)} rows from {len(shards)} shards, {len(missing)} of them measured now; {failed} rows failed")
+    return rows
