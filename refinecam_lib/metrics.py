@@ -11,13 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .cam import Capture, Maps
+from .cam import Capture, Maps, evaluating
 from .checks import InputError, one_of
 from .explain import Variant, variant_maps
-from .road import road_probabilities
-
-FRACTIONS = (0.2, 0.4, 0.6, 0.8)
-"""The fractions k of pixels that ROAD removes (eq. 5)."""
+from .road import FRACTIONS, road_probabilities
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
@@ -63,9 +60,10 @@ def measure(
     constant = usable.flatten(1).amin(1) == usable.flatten(1).amax(1)
     masked = capture.masked(usable, layers=variant.layers(capture.layers), seeds=masked_seeds)
     again = variant_maps(masked, method, variant)
-    morf, lerf = road_probabilities(
-        capture.model, capture.inputs, capture.target, usable, road_seeds or capture.seeds, fractions
-    )
+    with evaluating(capture.model):
+        morf, lerf = road_probabilities(
+            capture.model, capture.inputs, capture.target, usable, road_seeds or capture.seeds, fractions
+        )
     columns = {
         "probability": capture.probability,
         "probability_masked": masked.probability,
@@ -123,13 +121,19 @@ def _drop_of_masked(clean: np.ndarray, masked: np.ndarray) -> np.ndarray:
 
 
 def _half(r: np.ndarray) -> np.ndarray:
-    return (r + 1) / 2
+    """(r+1)/2; 0 where r is undefined, for the map or that of the masked image has no contrast."""
+    return (np.nan_to_num(r, nan=-1.0) + 1) / 2
+
+
+def _half_of_zero(r: np.ndarray) -> np.ndarray:
+    """(r+1)/2 with an undefined r taken as 0, as in the published code."""
+    return (np.nan_to_num(r, nan=0.0) + 1) / 2
 
 
 CONVENTIONS: dict[str, Convention] = {
     "recommended": Convention(_drop_of_clean, _half, 1.0, _harmonic),
     "paper": Convention(_drop_of_masked, lambda r: r, 1.0, _harmonic_as_printed),
-    "published_code": Convention(_drop_of_clean, _half, 0.5, _harmonic),
+    "published_code": Convention(_drop_of_clean, _half_of_zero, 0.5, _harmonic),
 }
 """recommended: ours (docs in README). paper: eqs. 1-6 as printed. published_code: the official code's, composed by us."""
 
@@ -139,8 +143,8 @@ SCORES = ("average_drop", "complexity", "coherency", "road", "adcc", "arcc")
 def scores(rows: pd.DataFrame, convention: str = "recommended") -> pd.DataFrame:
     """The scores of measured rows: average_drop and complexity (lower is better), coherency, road, adcc, arcc (higher).
 
-    Equations 1-6 under a named convention. Rows without a measurement ("not finite") have NaN scores; a constant map
-    has Coherency 0, hence ADCC and ARCC 0, under `recommended`. Raises InputError for an unknown convention or for
+    Equations 1-6 under a named convention. Rows without a measurement ("not finite") have NaN scores; where a map or
+    that of the masked image has no contrast, Coherency is 0 and so are ADCC and ARCC under `recommended`. Raises InputError for an unknown convention or for
     rows without a needed column.
     """
     rules = CONVENTIONS[one_of("convention", convention, CONVENTIONS)]

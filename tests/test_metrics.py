@@ -1,0 +1,159 @@
+"""The measurements against the package grad-cam's, the scores against hand-computed and scipy values."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import LAYERS, batch, tiny_net
+from pytorch_grad_cam import LayerCAM
+from pytorch_grad_cam.metrics import arcc, cam_mult_image, road
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
+
+from refinecam_lib.cam import Capture, layer_cam
+from refinecam_lib.checks import InputError
+from refinecam_lib.explain import BASE, REFINED, variant_maps
+from refinecam_lib.metrics import CONVENTIONS, complexity, cosine_similarity, measure, pearson, scores
+from refinecam_lib.refine import Power
+
+
+def measured(method="LayerCAM", variant=BASE, n=3, **options):
+    inputs, target = batch(n)
+    capture = Capture(tiny_net(), inputs, target, LAYERS)
+    maps = variant_maps(capture, method, variant)
+    return measure(capture, method, variant, maps, **options), maps
+
+
+@pytest.fixture
+def noiseless(monkeypatch):
+    """Both sides without ROAD's noise, which the package grad-cam does not let a caller set."""
+    start = road.NoisyLinearImputer.__init__
+    monkeypatch.setattr(road.NoisyLinearImputer, "__init__", lambda self: start(self, noise=0.0))
+    monkeypatch.setattr("refinecam_lib.road.road_noise", lambda seeds, shape: torch.zeros(len(seeds), *shape))
+
+
+def test_arcc_and_its_terms_match_grad_cam(noiseless):
+    inputs, target = batch(3)
+    model = tiny_net()
+    frame, maps = measured()
+    ours = scores(frame)
+    logit = [ClassifierOutputTarget(int(c)) for c in target]
+    softmax = [ClassifierOutputSoftmaxTarget(int(c)) for c in target]
+    cam = LayerCAM(model, [model.layer1])
+    theirs = maps.numpy()
+    np.testing.assert_allclose(ours["complexity"], arcc.Complexity()(theirs), atol=1e-5)
+    np.testing.assert_allclose(ours["coherency"], arcc.Coherency()(inputs, theirs, logit, model, cam), atol=1e-5)
+    halved = road.ROADCombined(percentiles=[20, 40, 60, 80])
+    np.testing.assert_allclose(ours["road"], 2 * halved(inputs, theirs, softmax, model), atol=1e-3)
+    drop = cam_mult_image.DropInConfidence()(inputs, theirs, softmax, model) / frame["probability"]
+    np.testing.assert_allclose(ours["average_drop"], drop, atol=1e-5)
+    assert ours["road"].abs().max() > 0.02 and ours["average_drop"].max() > 0.02  # the comparison is not of zeros
+
+
+def test_arcc_is_the_clipped_harmonic_mean():
+    table = scores(measured(n=6)[0])
+    for _, row in table.iterrows():
+        terms = [row.coherency, 1 - row.complexity, row.road]
+        expected = scipy.stats.hmean(np.clip(terms, 0, 1)) if row.road > 0 else 0
+        assert row.arcc == pytest.approx(expected, abs=1e-9)
+        assert row.adcc == pytest.approx(scipy.stats.hmean([row.coherency, 1 - row.complexity, 1 - row.average_drop]))
+
+
+def test_conventions_on_a_row_computed_by_hand():
+    row = pd.DataFrame({"probability": [0.8], "probability_masked": [0.5], "mean_activation": [0.25], "pearson": [0.6]})
+    row["morf_20"], row["morf_80"], row["lerf_20"], row["lerf_80"] = 0.5, 0.1, 0.9, 0.5
+    ours, paper, code = (scores(row, name).iloc[0] for name in CONVENTIONS)
+    assert ours.average_drop == pytest.approx(0.3 / 0.8) and paper.average_drop == pytest.approx(0.3 / 0.5)
+    assert ours.coherency == code.coherency == pytest.approx(0.8) and paper.coherency == pytest.approx(0.6)
+    assert ours.road == paper.road == pytest.approx(0.4) and code.road == pytest.approx(0.2)
+    assert ours.arcc == pytest.approx(3 / (1 / 0.8 + 1 / 0.75 + 1 / 0.4))
+    assert paper.arcc == pytest.approx(3 / (1 / 0.6 + 1 / 0.75 + 1 / 0.4))
+    assert code.arcc == pytest.approx(3 / (1 / 0.8 + 1 / 0.75 + 1 / 0.2))
+
+
+def test_negative_road_is_zero_under_ours_and_undefined_as_printed():
+    row = pd.DataFrame({"probability": [0.8], "probability_masked": [0.5], "mean_activation": [0.2], "pearson": [0.6]})
+    row["morf_50"], row["lerf_50"] = 0.9, 0.45  # ROAD -.45, near the pole of the unclipped harmonic mean
+    assert scores(row).iloc[0].arcc == 0
+    assert np.isnan(scores(row, "paper").iloc[0].arcc)
+
+
+def test_road_does_not_see_magnitude_and_arcc_does():
+    """Fig. 4: M and M^(1/8) have one order of pixels, so one ROAD; their ARCC differs."""
+    inputs, _ = batch(8)
+    model = tiny_net()
+    capture = Capture(model, inputs, model(inputs).argmax(1), LAYERS)
+    tables = []
+    for method in (layer_cam, Power(layer_cam, 1 / 8)):
+        maps = variant_maps(capture, method)
+        tables.append((scores(measure(capture, method, BASE, maps)), maps))
+    (a, plain), (b, flat) = tables
+    torch.testing.assert_close(flat, plain**0.125)
+    assert a["road"].abs().max() > 0.05
+    np.testing.assert_allclose(a["road"], b["road"], atol=1e-6)
+    assert (b["complexity"] > a["complexity"] + 0.1).all()
+    assert (a["arcc"] - b["arcc"]).abs().max() > 0.05
+
+
+def test_trivial_maps():
+    ones, maps = measured("All1sCAM", n=4)
+    table = scores(ones)
+    assert table["average_drop"].max() < 0.02 and table["complexity"].min() > 0.999
+    np.testing.assert_allclose(table["coherency"], 1)
+    half = scores(measured("HalfCAM", n=4)[0])
+    np.testing.assert_allclose(half["complexity"], 0.5)
+    np.testing.assert_allclose(half["coherency"], 1)
+
+
+def test_random_cam_is_drawn_anew_for_the_masked_image():
+    again = scores(measured("RandomCAM", n=4, masked_seeds=[11, 12, 13, 14])[0])
+    np.testing.assert_allclose(again["coherency"], 0.5, atol=0.05)
+    reused = scores(measured("RandomCAM", n=4, masked_seeds=[0, 1, 2, 3])[0])
+    np.testing.assert_allclose(reused["coherency"], 1)  # the defect (D13) that other seeds avoid
+
+
+def test_refined_coherency_explains_every_layer_of_the_masked_image():
+    frame, maps = measured("LayerCAM", REFINED)
+    inputs, target = batch(3)
+    again = variant_maps(Capture(tiny_net(), inputs * maps[:, None], target, LAYERS), "LayerCAM", REFINED)
+    expected = [scipy.stats.pearsonr(a.flatten(), m.flatten())[0] for a, m in zip(again, maps)]
+    np.testing.assert_allclose(frame["pearson"], expected, atol=1e-5)
+
+
+def test_constant_and_non_finite_maps_are_rows_with_a_status():
+    inputs, target = batch(3)
+    capture = Capture(tiny_net(), inputs, target, LAYERS)
+    maps = variant_maps(capture, "LayerCAM", BASE).clone()
+    maps[1], maps[2, 0, 0] = 0, torch.nan
+    frame = measure(capture, "LayerCAM", BASE, maps)
+    assert list(frame["status"]) == ["ok", "constant", "not finite"]
+    table = scores(frame)
+    assert table.iloc[1]["arcc"] == 0 and table.iloc[2].isna().all()
+
+
+def test_measurements_do_not_depend_on_the_batch():
+    whole, _ = measured(n=3, road_seeds=[5, 6, 7])
+    inputs, target = batch(3)
+    for i in range(3):
+        capture = Capture(tiny_net(), inputs[i : i + 1], target[i : i + 1], LAYERS)
+        one = measure(capture, "LayerCAM", BASE, variant_maps(capture, "LayerCAM"), road_seeds=[5 + i])
+        numbers = one.select_dtypes(float).columns
+        np.testing.assert_allclose(one.loc[0, numbers].astype(float), whole.loc[i, numbers].astype(float), atol=1e-4)
+
+
+@given(st.integers(0, 2**31))
+def test_pearson_cosine_and_complexity_match_scipy_and_numpy(seed):
+    a, b = (torch.from_numpy(m) for m in np.random.default_rng(seed).random((2, 2, 5, 7)))
+    np.testing.assert_allclose(pearson(a, b), [scipy.stats.pearsonr(x.ravel(), y.ravel())[0] for x, y in zip(a, b)], atol=1e-9)
+    distance = [scipy.spatial.distance.cosine(x.ravel(), y.ravel()) for x, y in zip(a, b)]
+    np.testing.assert_allclose(cosine_similarity(a, b), 1 - np.array(distance), atol=1e-9)
+    np.testing.assert_allclose(complexity(a), a.numpy().mean((1, 2)), atol=1e-12)
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="unknown convention 'recomended'. Did you mean 'recommended'"):
+        scores(measured()[0], "recomended")
+    with pytest.raises(InputError, match="without the columns pearson"):
+        scores(measured()[0].drop(columns="pearson"))

@@ -1,0 +1,56 @@
+"""Intervals and tests against scipy and known cases."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from refinecam_lib.checks import InputError
+from refinecam_lib.statistics import bootstrap_interval, correlation, holm, paired_test, summary
+
+
+def test_bootstrap_interval_agrees_with_scipy():
+    values = np.random.default_rng(0).gamma(2, size=80)
+    theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", random_state=1).confidence_interval
+    np.testing.assert_allclose(bootstrap_interval(values), (theirs.low, theirs.high), atol=0.04)
+    assert bootstrap_interval(np.append(values, np.nan)) == bootstrap_interval(values)
+    with pytest.raises(InputError, match="no finite value"):
+        bootstrap_interval([np.nan])
+
+
+def test_summary_counts_and_averages():
+    rows = pd.DataFrame({"method": ["a", "a", "b", "b"], "arcc": [0.2, 0.4, 1.0, np.nan]})
+    table = summary(rows, "arcc", ["method"])
+    assert table.loc["a", "mean"] == pytest.approx(0.3) and table.loc["a", "std"] == pytest.approx(0.1)
+    assert list(table["n"]) == [2, 1]
+
+
+def test_paired_test_finds_a_planted_gain_and_no_other():
+    generator = np.random.default_rng(0)
+    rows = []
+    for method, gain in (("better", 0.1), ("same", 0.0)):
+        for image in range(40):
+            base = generator.random()
+            rows.append([method, f"i{image}", "none", base])
+            rows.append([method, f"i{image}", "product", base + gain + 0.05 * generator.standard_normal()])
+    table = paired_test(
+        pd.DataFrame(rows, columns=["method", "image", "aggregate", "arcc"]), "arcc", ["method"], ("none", "product")
+    ).set_index("method")
+    assert table.loc["better", "p_holm"] < 0.001 and table.loc["better", "effect"] > 0.8
+    assert table.loc["better", "low"] < 0.1 < table.loc["better", "high"]
+    assert table.loc["same", "p_holm"] > 0.05
+    assert list(table["n"]) == [40, 40]
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.04, 0.01, 0.03]), [0.06, 0.03, 0.06])
+    np.testing.assert_allclose(holm([0.9, 0.8]), [1, 1])
+
+
+def test_correlations_match_scipy():
+    x, y = np.random.default_rng(0).random((2, 30))
+    assert correlation(x, y, "spearman") == pytest.approx(scipy.stats.spearmanr(x, y)[0])
+    assert correlation(x, x**3, "kendall") == pytest.approx(1)
+    assert np.isnan(correlation(x, np.ones(30)))
+    with pytest.raises(InputError, match="unknown correlation"):
+        correlation(x, y, "peerson")
