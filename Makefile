@@ -1,5 +1,6 @@
 # Every target sets itself up: a virtual environment in .venv, pinned by constraints.txt, the package editable in it.
 # PYTHON=... chooses the Python that .venv is made from; ARGS=... is passed on to the command behind the target.
+# Commands run as `python -m`, since a package found in the base Python has no script in .venv.
 
 SHELL := /bin/sh
 BIN := .venv/bin
@@ -36,13 +37,13 @@ test-all: $(READY)  ## every test, the slow ones too
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 lint: $(READY)  ## style of the code, and no outputs in the notebooks
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify notebooks/*.ipynb
+	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m nbstripout --verify notebooks/*.ipynb
 
 bench: $(READY)  ## time the library against public code, on the same images and maps
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 lab: $(READY)  ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)
+	@$(BIN)/python -m jupyterlab --notebook-dir notebooks $(ARGS)
 
 clean:  ## delete .venv, caches and the last runs' figures; data and the reference stay
 	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checks import InputError, images, rng
-from .layers import named_layers, to_nchw
+from .layers import is_channels_last, named_layers, to_nchw
 
 Maps = list[Tensor]
 
@@ -44,7 +44,9 @@ def recording(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Ten
     def record(name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             if not isinstance(output, Tensor):
-                raise InputError(f"layer {name!r} returns a {type(output).__name__}; allowed: layers that return a tensor")
+                raise InputError(
+                    f"layer {name!r} returns a {type(output).__name__}; allowed: layers that return a tensor"
+                )
             if name in outputs:
                 raise InputError(f"layer {name!r} runs more than once in a forward pass; allowed: layers that run once")
             outputs[name] = output if outputs and output.requires_grad else output.detach().requires_grad_()
@@ -69,16 +71,24 @@ class Capture:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Tensor, target: Tensor, layers: Sequence[str], seeds: Sequence[int] | None = None
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        target: Tensor,
+        layers: Sequence[str],
+        seeds: Sequence[int] | None = None,
     ):
         self.model, self.layers = model, tuple(layers)
         self.inputs = images(inputs).detach()
         self.target = torch.as_tensor(target, device=inputs.device).long()
         if self.target.shape != (len(inputs),):
-            raise InputError(f"target of shape {tuple(self.target.shape)} for {len(inputs)} images; allowed: one class each")
+            raise InputError(
+                f"target of shape {tuple(self.target.shape)} for {len(inputs)} images; allowed: one class each"
+            )
         self.seeds = list(range(len(inputs))) if seeds is None else [int(seed) for seed in seeds]
+        self.first = 0  # the number of layers[0] among the layers that variants count, see `masked`
         self._maps: dict[Callable, Maps] = {}
-        named_layers(model, self.layers)
+        named_layers(model, layers)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,9 +98,9 @@ class Capture:
     @cached_property
     def _forward(self) -> tuple[list[Tensor], Tensor]:
         # The fused attention kernels have no second derivative, which ShapleyCAM needs.
-        with torch.enable_grad(), evaluating(self.model), sdpa_kernel(SDPBackend.MATH):
-            with recording(self.model, self.layers) as outputs:
-                logits = self.model(self.inputs)
+        attention = sdpa_kernel(SDPBackend.MATH)
+        with torch.enable_grad(), evaluating(self.model), attention, recording(self.model, self.layers) as outputs:
+            logits = self.model(self.inputs)
         if list(outputs) != list(self.layers):
             raise InputError(
                 f"layers {list(self.layers)} run in the order {list(outputs)}; allowed: layers that run, shallow to deep"
@@ -100,6 +110,12 @@ class Capture:
                 f"target classes {int(self.target.min())}..{int(self.target.max())} for outputs of shape "
                 f"{tuple(logits.shape)}; allowed: logits (B, K) and classes 0..K-1"
             )
+        for name, output in outputs.items():
+            if len(output) != len(self.inputs):  # windows of an image, say
+                raise InputError(
+                    f"layer {name!r} returns shape {tuple(output.shape)} for {len(self.inputs)} images; "
+                    "allowed: layers with one output an image"
+                )
         return list(outputs.values()), logits
 
     @property
@@ -121,7 +137,8 @@ class Capture:
     def gradients(self) -> Maps:
         """Gradient of the target's logit at each layer's output, (B,C,h,w), all layers from one backward pass."""
         outputs, logits = self._forward
-        score = logits.gather(1, self.target[:, None]).sum()
+        with torch.enable_grad():
+            score = logits.gather(1, self.target[:, None]).sum()
         return self.as_maps(torch.autograd.grad(score, outputs, retain_graph=True))
 
     @property
@@ -132,7 +149,8 @@ class Capture:
     def as_maps(self, tensors: Sequence[Tensor]) -> Maps:
         """Tensors in the layout of the layers' outputs -> (B,C,h,w)."""
         prefix = getattr(self.model, "num_prefix_tokens", None)
-        return [to_nchw(tensor, self.size, prefix) for tensor in tensors]
+        channels_last = is_channels_last(self.model)
+        return [to_nchw(tensor, self.size, prefix, channels_last) for tensor in tensors]
 
     def maps(self, method: Callable[["Capture"], Maps]) -> Maps:
         """The method's maps, computed once: base, refined and every aggregate share them."""
@@ -140,10 +158,19 @@ class Capture:
             self._maps[method] = method(self)
         return self._maps[method]
 
-    def masked(self, maps: Tensor, layers: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> "Capture":
-        """The same batch with each image multiplied by its map (B,H,W): X ⊙ M, 0 being the mean colour."""
+    def masked(
+        self, maps: Tensor, layers: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+    ) -> "Capture":
+        """The same batch with each image multiplied by its map (B,H,W): X ⊙ M, 0 being the mean colour.
+
+        layers: some of this capture's, the last ones, where the others' maps are not needed.
+        """
         inputs = (self.inputs * maps[:, None]).contiguous(memory_format=torch.channels_last)
-        return Capture(self.model, inputs, self.target, self.layers if layers is None else layers, seeds or self.seeds)
+        masked = Capture(
+            self.model, inputs, self.target, self.layers if layers is None else layers, seeds or self.seeds
+        )
+        masked.first = self.first + self.layers.index(masked.layers[0])
+        return masked
 
 
 def _weighted(weights: Tensor, activations: Tensor) -> Tensor:
@@ -188,16 +215,15 @@ def shapley_cam(capture: Capture) -> Maps:
     """
     outputs, logits = capture.graph
     index = capture.target[:, None]
-    score = (logits.gather(1, index) + logits.log_softmax(1).gather(1, index)).sum()
-    gradients = torch.autograd.grad(score, outputs, create_graph=True)
     weights = []
-    for output, gradient in zip(outputs, gradients):
-        # One layer at a time: a product shared by all layers would mix in their cross derivatives.
-        product = torch.autograd.grad((gradient * output.detach()).sum(), output, retain_graph=True)[0]
-        weights.append(gradient.detach() - product / 2)
-    return [
-        _weighted(w.mean((2, 3), keepdim=True), a) for w, a in zip(capture.as_maps(weights), capture.activations)
-    ]
+    with torch.enable_grad():
+        score = (logits.gather(1, index) + logits.log_softmax(1).gather(1, index)).sum()
+        gradients = torch.autograd.grad(score, outputs, create_graph=True)
+        for output, gradient in zip(outputs, gradients):
+            # One layer at a time: a product shared by all layers would mix in their cross derivatives.
+            product = torch.autograd.grad((gradient * output.detach()).sum(), output, retain_graph=True)[0]
+            weights.append(gradient.detach() - product / 2)
+    return [_weighted(w.mean((2, 3), keepdim=True), a) for w, a in zip(capture.as_maps(weights), capture.activations)]
 
 
 def score_cam(capture: Capture, chunk: int = 32) -> Maps:
@@ -209,10 +235,12 @@ def score_cam(capture: Capture, chunk: int = 32) -> Maps:
     maps = []
     with torch.no_grad(), evaluating(capture.model):
         for activations in capture.activations:
-            scores = torch.stack([
-                _channel_scores(capture.model, x, c, a, chunk)
-                for x, c, a in zip(capture.inputs, capture.target, activations)
-            ])
+            scores = torch.stack(
+                [
+                    _channel_scores(capture.model, x, c, a, chunk)
+                    for x, c, a in zip(capture.inputs, capture.target, activations)
+                ]
+            )
             maps.append(_weighted(scores.softmax(1)[:, :, None, None], activations))
     return maps
 

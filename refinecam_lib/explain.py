@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import cam
+from . import cam, captum_methods
 from .cam import Capture, Maps
 from .checks import InputError, one_of
 from .refine import AGGREGATES, refine, to_map
@@ -31,6 +31,12 @@ METHODS: dict[str, Method] = {
     "LayerCAM": Method(cam.layer_cam),
     "ScoreCAM": Method(cam.score_cam),
     "ShapleyCAM": Method(cam.shapley_cam),
+    "GuidedGradCAM": Method(captum_methods.guided_grad_cam),
+    "LIME": Method(captum_methods.lime, refines=False),
+    "DeepLift": Method(captum_methods.deep_lift, refines=False),
+    "InputXGradient": Method(captum_methods.input_x_gradient, refines=False),
+    "IntegratedGradients": Method(captum_methods.integrated_gradients, refines=False),
+    "KernelShap": Method(captum_methods.kernel_shap, refines=False),
     "RandomCAM": Method(cam.random_cam, refines=False),
     "HalfCAM": Method(cam.half_cam, refines=False),
     "All1sCAM": Method(cam.all_ones_cam, refines=False),
@@ -68,15 +74,20 @@ BASE, REFINED = Variant(), Variant(aggregate="product")
 def variant_maps(capture: Capture, method: str | Callable[[Capture], Maps], variant: Variant = BASE) -> Tensor:
     """The method's maps (B,H,W) in [0,1] for one variant; a map without contrast is 0 everywhere.
 
-    The capture may hold all layers or just those that the variant needs, which then begin at its own.
+    The capture holds all layers, or comes from `masked` with those that the variant needs. Raises InputError otherwise.
     """
     entry = method_of(method)
     raw = capture.maps(entry.function)
     if not entry.refines:
         if variant != BASE:
-            raise InputError(f"method {method!r} has no map for each layer, so {variant} has no meaning; allowed: {BASE}")
+            raise InputError(
+                f"method {method!r} has no map for each layer, so {variant} has no meaning; allowed: {BASE}"
+            )
         return to_map(raw[0], capture.size)
-    needed = raw[variant.layer :] if len(raw) > variant.layer else raw
+    start = variant.layer - capture.first
+    if not 0 <= start < len(raw):
+        raise InputError(f"{variant} of a capture with layers {list(capture.layers)}; allowed: one of its layers")
+    needed = raw[start:]
     if variant.aggregate == "none":
         return to_map(needed[0], capture.size)
     return refine([to_map(each, capture.size) for each in needed], variant.aggregate)

@@ -1,24 +1,25 @@
 """ROAD's linear imputation: every removed pixel becomes the weighted mean of its neighbours (Rong et al. 2022).
 
-For each removed pixel p, sum over its neighbours n inside the image of w_n (x_p - x_n) = 0, with w = 2 for the four edge
-neighbours and 1 for the four corner ones (1/6 and 1/12, scaled by 12). With S = [1 2 1] in both directions and zeros
+For each removed pixel p, sum over its neighbours n inside the image of w_n (x_p - x_n) = 0, with w = 2 for the four
+edge neighbours and 1 for the four corner ones (1/6 and 1/12, scaled by 12). With S = [1 2 1] in both directions, zeros
 outside the image, that is s_i s_j x - S x = 0, where s = 4 inside, 3 on a border: no matrix is ever stored.
 
 Both solvers are conjugate gradients preconditioned by one multigrid V-cycle (Jacobi smoothing), started from a pyramid
-fill. What makes the cycle work on scattered masks is the coarse operator: the weights between two cells are added up, and
-so is each cell's weight towards known pixels, kept as a sink on the diagonal. `_solve` is compiled for the CPU, one
+fill. What makes the cycle work on scattered masks is the coarse operator: the weights between two cells are added up,
+and so is each cell's weight towards known pixels, kept as a sink on the diagonal. `_solve` is compiled for the CPU, one
 mask and channel at a time; `_solve_batched` is the same in torch, for other devices.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numba import njit
 
-from refinecam_lib.checks import InputError
+from .checks import InputError
 
 # Largest last correction over the range of the known values, at which a system counts as solved.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -31,6 +32,7 @@ def impute(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None 
     images (N,C,H,W) float32 or float64, normalised; keep (N,M,H,W) bool, True = kept; noise (N,C,H,W), added to removed
     pixels only, the same for every mask of an image. Returns (N,M,C,H,W), same device and type: kept pixels unchanged,
     removed ones within about 1e-4 of the range of the kept values of the exact solution (1e-9 in float64).
+    The first call on a machine compiles, some 15 s; later processes find the result on disk.
     A mask that keeps nothing gives 0, the mean colour of normalised images, plus noise.
     Raises InputError on other shapes or types, and on images that are not finite.
     Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", 2022.
@@ -107,15 +109,20 @@ def _grids(height, width):
 
 
 @_compiled
-def _at(flat, levels, k):
+def _flat(buffer, levels, k):
+    """Level k's part of a flat buffer."""
+    return buffer[levels[k, 2] : levels[k + 1, 2]]
+
+
+@_compiled
+def _at(buffer, levels, k):
     """Level k's padded grid in a flat buffer."""
-    return flat[levels[k, 2] : levels[k + 1, 2]].reshape(levels[k, 0] + 3, levels[k, 1] + 3)
+    return buffer[levels[k, 2] : levels[k + 1, 2]].reshape(levels[k, 0] + 3, levels[k, 1] + 3)
 
 
 @_compiled
 def _build(keep, levels, ops):
     """Fill all levels' operators from one mask; weights are those among removed pixels, the sink that to known ones."""
-    third = ops.dtype.type(1 / 3)
     height, width = keep.shape
     u, inv, known, sink = (_at(ops[REMOVED], levels, 0), _at(ops[INVERSE], levels, 0),
                            _at(ops[KNOWN], levels, 0), _at(ops[SINK], levels, 0))
@@ -137,8 +144,9 @@ def _build(keep, levels, ops):
             se[i, j] = u[i, j] * u[i + 1, j + 1]
             sw[i, j] = u[i, j] * u[i + 1, j - 1]
     for k in range(1, len(levels) - 1):
-        fine_right, fine_below = right, below
-        fine_se, fine_sw = se, sw
+        fine_right, fine_below, fine_se, fine_sw = right, below, se, sw
+        # Cells are twice as far apart, which halves the weights between them; /3 as the corners' share is kept whole.
+        scale = ops.dtype.type(1 / 3 if min(levels[k, 0], levels[k, 1]) > 1 else 1 / 2)
         right, below, se, sw = (_at(ops[RIGHT], levels, k), _at(ops[BELOW], levels, k),
                                 _at(ops[BELOW_RIGHT], levels, k), _at(ops[BELOW_LEFT], levels, k))
         for row in (REMOVED, KNOWN, SINK):
@@ -149,11 +157,10 @@ def _build(keep, levels, ops):
             for j in range(1, levels[k, 1] + 1):
                 y, x = 2 * i - 1, 2 * j - 1
                 u[i, j] = u[i, j] > 0
-                # A cell is twice as wide: 2 edges and 2 corners cross each side, 3 times too stiff for their length.
-                right[i, j] = third * (
+                right[i, j] = scale * (
                     fine_right[y, x + 1] + fine_right[y + 1, x + 1] + fine_se[y, x + 1] + fine_sw[y, x + 2]
                 )
-                below[i, j] = third * (
+                below[i, j] = scale * (
                     fine_below[y + 1, x] + fine_below[y + 1, x + 1] + fine_se[y + 1, x] + fine_sw[y + 1, x + 1]
                 )
                 se[i, j] = fine_se[y + 1, x + 1]
@@ -168,45 +175,40 @@ def _build(keep, levels, ops):
 
 
 @_compiled
-def _fine_residual(x, b, factor, out, height, width):
-    """out = factor * (b - (s_i s_j x - S x)) on the image's own grid."""
+def _fine_residual(x, b, factor, out):
+    """out = factor * (b - (s_i s_j x - S x)) on the image's own grid; b = None means 0."""
+    height, width = x.shape[0] - 3, x.shape[1] - 3
     sums, own = np.empty(width + 2, x.dtype), np.empty(width, x.dtype)
     for i in range(1, height + 1):
         if i < 3 or i == height:
             for j in range(width):
                 own[j] = (2 + (i > 1) + (i < height)) * (2 + (j > 0) + (j < width - 1))
-        up, here, down = x[i - 1, : width + 2], x[i, : width + 2], x[i + 1, : width + 2]
+        up, here, down = x[i - 1], x[i], x[i + 1]
         for j in range(width + 2):
             sums[j] = up[j] + here[j] + here[j] + down[j]
-        left, mid, right = sums[:width], sums[1 : width + 1], sums[2:]
-        centre, rhs, f, o = here[1:], b[i, 1:], factor[i, 1:], out[i, 1:]
-        for j in range(width):
-            o[j] = f[j] * (rhs[j] - own[j] * centre[j] + left[j] + mid[j] + mid[j] + right[j])
+        left, mid, right, centre, f, o = sums, sums[1:], sums[2:], here[1:], factor[i, 1:], out[i, 1:]
+        if b is None:
+            for j in range(width):
+                o[j] = f[j] * (left[j] + mid[j] + mid[j] + right[j] - own[j] * centre[j])
+        else:
+            rhs = b[i, 1:]
+            for j in range(width):
+                o[j] = f[j] * (rhs[j] + left[j] + mid[j] + mid[j] + right[j] - own[j] * centre[j])
 
 
 @_compiled
-def _coarse_residual(x, b, factor, out, diagonal, right, below, se, sw, height, width):
-    """out = factor * (b - A x) with the level's stored weights; one loop for each weight, so that they vectorise."""
-    total = np.empty(width, x.dtype)
-    for i in range(1, height + 1):
-        rhs, g, x0 = b[i, 1:], diagonal[i, 1:], x[i]
-        for j in range(width):
-            total[j] = rhs[j] - g[j] * x0[j + 1]
-        w = right[i]
-        for j in range(width):
-            total[j] += w[j + 1] * x0[j + 2] + w[j] * x0[j]
-        w, v, xa, xb = below[i], below[i - 1], x[i + 1], x[i - 1]
-        for j in range(width):
-            total[j] += w[j + 1] * xa[j + 1] + v[j + 1] * xb[j + 1]
-        w, v = se[i], se[i - 1]
-        for j in range(width):
-            total[j] += w[j + 1] * xa[j + 2] + v[j] * xb[j]
-        w, v = sw[i], sw[i - 1]
-        for j in range(width):
-            total[j] += w[j + 1] * xa[j] + v[j + 2] * xb[j + 2]
-        f, o = factor[i, 1:], out[i, 1:]
-        for j in range(width):
-            o[j] = f[j] * total[j]
+def _coarse_residual(x, b, factor, out, diagonal, right, below, se, sw, stride):
+    """out = factor * (b - A x) with stored weights, over the flat padded grid, in two loops: one wouldn't vectorise."""
+    first, n = stride + 1, len(x) - 2 * stride - 2
+    up, here, down = x[first - stride - 1 :], x[first - 1 :], x[first + stride - 1 :]
+    below_up, se_up, sw_up = below[first - stride :], se[first - stride - 1 :], sw[first - stride + 1 :]
+    below, se, sw, o = below[first:], se[first:], sw[first:], out[first:]
+    for j in range(n):
+        o[j] = (below[j] * down[j + 1] + se[j] * down[j + 2] + sw[j] * down[j]
+                + below_up[j] * up[j + 1] + se_up[j] * up[j] + sw_up[j] * up[j + 2])
+    rhs, g, f, w = b[first:], diagonal[first:], factor[first:], right[first - 1 :]
+    for j in range(n):
+        o[j] = f[j] * (rhs[j] - g[j] * here[j + 1] + w[j + 1] * here[j + 2] + w[j] * here[j] + o[j])
 
 
 @_compiled
@@ -238,21 +240,22 @@ def _add_interpolated(coarse, fine, factor, height, width):
 @_compiled
 def _residual(k, x, b, factor, out, levels, ops):
     """out = factor * (b - A x) on level k."""
-    height, width, _ = levels[k]
-    x, b, out, factor = _at(x, levels, k), _at(b, levels, k), _at(out, levels, k), _at(ops[factor], levels, k)
     if k == 0:
-        _fine_residual(x, b, factor, out, height, width)
+        _fine_residual(_at(x, levels, 0), _at(b, levels, 0), _at(ops[factor], levels, 0), _at(out, levels, 0))
     else:
-        diagonal, right, below = _at(ops[DIAGONAL], levels, k), _at(ops[RIGHT], levels, k), _at(ops[BELOW], levels, k)
-        se, sw = _at(ops[BELOW_RIGHT], levels, k), _at(ops[BELOW_LEFT], levels, k)
-        _coarse_residual(x, b, factor, out, diagonal, right, below, se, sw, height, width)
+        _coarse_residual(
+            _flat(x, levels, k), _flat(b, levels, k), _flat(ops[factor], levels, k), _flat(out, levels, k),
+            _flat(ops[DIAGONAL], levels, k), _flat(ops[RIGHT], levels, k), _flat(ops[BELOW], levels, k),
+            _flat(ops[BELOW_RIGHT], levels, k), _flat(ops[BELOW_LEFT], levels, k), levels[k, 1] + 3,
+        )
 
 
 @_compiled
 def _smooth(k, x, b, spare, levels, ops):
     """One Jacobi sweep on level k."""
     _residual(k, x, b, INVERSE, spare, levels, ops)
-    for i in range(levels[k, 2], levels[k + 1, 2]):
+    x, spare = _flat(x, levels, k), _flat(spare, levels, k)
+    for i in range(len(x)):
         x[i] += spare[i]
 
 
@@ -268,8 +271,9 @@ def _cycle(x, b, spare, levels, ops):
     """x ~ A^-1 b on the finest level, by one V-cycle."""
     last = len(levels) - 2
     for k in range(last + 1):
-        for i in range(levels[k, 2], levels[k + 1, 2]):
-            x[i] = ops[INVERSE, i] * b[i]
+        inverse, rhs, start = _flat(ops[INVERSE], levels, k), _flat(b, levels, k), _flat(x, levels, k)
+        for i in range(len(start)):
+            start[i] = inverse[i] * rhs[i]
         if k < last:
             if k > 0:
                 _smooth(k, x, b, spare, levels, ops)
@@ -292,43 +296,47 @@ def _first_guess(x, values, levels, ops):
         if k < last:
             _interpolate(k, x, levels, ops)
         if k > 0:
-            for i in range(levels[k, 2], levels[k + 1, 2]):
-                x[i] = values[i] * ops[KNOWN, i] if ops[KNOWN, i] > 0 else x[i]
+            fill, v, known = _flat(x, levels, k), _flat(values, levels, k), _flat(ops[KNOWN], levels, k)
+            for i in range(len(fill)):
+                fill[i] = v[i] * known[i] if known[i] > 0 else fill[i]
 
 
 @_compiled
-def _dot(a, b):
-    total = a.dtype.type(0)
-    for i in range(min(len(a), len(b))):
-        total += a[i] * b[i]
-    return total
+def _products(a, b, c):
+    """a.b, a.c and the largest |a|, in one pass."""
+    ab, ac, largest = a.dtype.type(0), a.dtype.type(0), a.dtype.type(0)
+    for i in range(len(a)):
+        ab += a[i] * b[i]
+        ac += a[i] * c[i]
+        largest = max(largest, abs(a[i]))
+    return ab, ac, largest
 
 
 @_compiled
 def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, spare, levels, ops):
-    """Solve A x = b from the residual r of a first x, both on the finest level, until a V-cycle changes x by <= limit."""
-    n = len(x)
-    zero, step, rz, qz = np.zeros_like(x), x.dtype.type(0), x.dtype.type(1), x.dtype.type(0)
+    """Solve A x = b from the residual r of a first x, both on the finest level, until a cycle changes x by <= limit."""
+    z0, r0 = _flat(z, levels, 0), _flat(r, levels, 0)
+    step, rz_before = x.dtype.type(0), x.dtype.type(1)
     p[:] = 0
     for _ in range(max_iterations):
         _cycle(z, r, spare, levels, ops)
-        change = x.dtype.type(0)
-        for i in range(n):
-            change = max(change, abs(z[i]))
+        rz, qz, change = _products(z0, r0, q)
         if change <= limit:
-            for i in range(n):
-                x[i] += z[i]
+            for i in range(len(x)):
+                x[i] += z0[i]
             return
-        # The cycle isn't symmetric, hence the flexible form: beta = z.(r - r_old) / (z_old.r_old), r - r_old = step q.
-        beta = step * _dot(z, q) / rz
-        rz = _dot(z, r)
-        for i in range(n):
-            p[i] = z[i] + beta * p[i]
-        _residual(0, p, zero, REMOVED, q, levels, ops)  # q = -A p
-        step = -_dot(p, r) / _dot(p, q)
-        for i in range(n):
+        # The cycle isn't symmetric, hence the flexible form: beta = z.(r - r_before) / rz_before.
+        beta = step * qz / rz_before
+        for i in range(len(x)):
+            p[i] = z0[i] + beta * p[i]
+        _fine_residual(_at(p, levels, 0), None, _at(ops[REMOVED], levels, 0), _at(q, levels, 0))  # q = -A p
+        rp, pq, _ = _products(p, r0, q)
+        if not (rz > 0 and pq < 0):  # solved to the last place before the limit
+            return
+        step, rz_before = -rp / pq, rz
+        for i in range(len(x)):
             x[i] += step * p[i]
-            r[i] += step * q[i]
+            r0[i] += step * q[i]
 
 
 @_compiled
@@ -338,32 +346,33 @@ def _solve(images, keep, filled, tolerance, max_iterations, first, step):
     levels = _grids(height, width)
     ops = np.zeros((9, levels[-1, 2]), images.dtype)
     z, r, spare = np.zeros_like(ops[0]), np.zeros_like(ops[0]), np.zeros_like(ops[0])
-    n = levels[1, 2]
-    x, p, q, zero = np.zeros_like(z[:n]), np.zeros_like(z[:n]), np.zeros_like(z[:n]), np.zeros_like(z[:n])
+    x, p, q = np.zeros_like(z[: levels[1, 2]]), np.zeros_like(z[: levels[1, 2]]), np.zeros_like(z[: levels[1, 2]])
+    values, guess, known = _at(spare, levels, 0), _at(x, levels, 0), _at(ops[KNOWN], levels, 0)
+    beyond = images.dtype.type(1e30)
     for system in range(first, filled.shape[0] * masks, step):
-        mask = keep[system // masks, system % masks]
-        _build(mask, levels, ops)
+        _build(keep[system // masks, system % masks], levels, ops)
         for channel in range(channels):
             image, out = images[system // masks, channel], filled[system // masks, system % masks, channel]
-            values, guess = _at(spare, levels, 0), _at(x, levels, 0)
-            low, high, largest = image.max(), image.min(), images.dtype.type(0)
+            low, high = beyond, -beyond
             for i in range(height):
+                given, kept, v = image[i], known[i + 1, 1:], values[i + 1, 1:]
                 for j in range(width):
-                    values[i + 1, j + 1] = image[i, j] if mask[i, j] else 0
-                    if mask[i, j]:
-                        low, high = min(low, image[i, j]), max(high, image[i, j])
-                        largest = max(largest, abs(image[i, j]))
+                    v[j] = given[j] * kept[j]
+                    low = min(low, given[j] if kept[j] > 0 else beyond)
+                    high = max(high, given[j] if kept[j] > 0 else -beyond)
             _first_guess(z, spare, levels, ops)
-            for i in range(n):
+            for i in range(len(x)):
                 x[i] = z[i]
                 q[i] = z[i] + spare[i]
-            _residual(0, q, zero, REMOVED, r, levels, ops)
-            # Rounding leaves corrections of some units in the last place, also where all known values are equal.
-            limit = max(tolerance * (high - low), 1e-2 * tolerance * largest)
-            _conjugate_gradients(x, r, limit, max_iterations, p, q, z, spare, levels, ops)
+            _fine_residual(_at(q, levels, 0), None, _at(ops[REMOVED], levels, 0), _at(r, levels, 0))
+            # The floor: rounding leaves corrections of some units in the last place.
+            limit = max(tolerance * (high - low), 1e-2 * tolerance * max(abs(low), abs(high)))
+            if high > low:  # else the guess, a constant, is the solution
+                _conjugate_gradients(x, r, limit, max_iterations, p, q, z, spare, levels, ops)
             for i in range(height):
+                given, kept, found, o = image[i], known[i + 1, 1:], guess[i + 1, 1:], out[i]
                 for j in range(width):
-                    out[i, j] = image[i, j] if mask[i, j] else guess[i + 1, j + 1]
+                    o[j] = given[j] if kept[j] > 0 else found[j]
 
 
 # ------------------------------------------------------------------------------------------------ torch, any device
@@ -426,14 +435,86 @@ def _levels(keep: torch.Tensor) -> list[_Level]:
     se, sw = removed * _shifted(removed, 1, 1), removed * _shifted(removed, 1, -1)
     known = keep
     while max(removed.shape[-2:]) > 1:
-        # Weights that cross a cell's right side, lower side and lower corners; zeros beyond an odd edge.
         odd = (0, removed.shape[-1] % 2, 0, removed.shape[-2] % 2)
-        right, below, se, sw, sw_next = (F.pad(t, odd) for t in (right, below, se, sw, _shifted(sw, 0, 1)))
+        scale = 1 / 3 if min(removed.shape[-2:]) > 2 else 1 / 2
+        right, below, se, sw, next_sw = (F.pad(t, odd) for t in (right, below, se, sw, _shifted(sw, 0, 1)))
+        # The weights that cross a cell's right side, lower side, and its two lower corners.
         right, below, se, sw = (
-            (right + se + sw_next)[..., 0::2, 1::2] / 3 + right[..., 1::2, 1::2] / 3,
-            (below + se + sw)[..., 1::2, 1::2] / 3 + 0 * below[..., 1::2, 0::2],
+            (right[..., ::2, 1::2] + right[..., 1::2, 1::2] + (se + next_sw)[..., ::2, 1::2]) * scale,
+            (below[..., 1::2, ::2] + below[..., 1::2, 1::2] + se[..., 1::2, ::2] + sw[..., 1::2, 1::2]) * scale,
             se[..., 1::2, 1::2],
-            sw[..., 1::2, 0::2],
+            sw[..., 1::2, ::2],
         )
-        raise NotImplementedError
+        removed, known, sink = (_cell_sums(removed) > 0).to(keep), _cell_sums(known), _cell_sums(sink)
+        weights = tuple(
+            (sign * dy, sign * dx, weight if sign > 0 else _shifted(weight, -dy, -dx))
+            for dy, dx, weight in ((0, 1, right), (1, 0, below), (1, 1, se), (1, -1, sw))
+            for sign in (1, -1)
+        )
+        diagonal = sink + sum(weight for _, _, weight in weights)
+        inverse = torch.where(diagonal > 0, removed / diagonal.where(diagonal > 0, 1), 0)
+        levels.append(_Level(removed, inverse, diagonal, known, weights))
     return levels
+
+
+def _batched_cycle(levels: list[_Level], b: torch.Tensor) -> torch.Tensor:
+    """x ~ A^-1 b by one V-cycle; see `_cycle`."""
+    level, coarser = levels[0], levels[1:]
+    x = level.inverse * b
+    if not coarser:
+        return x
+    if level.weights:
+        x = level.smooth(x, b)
+    x = x + level.removed * _upsampled(_batched_cycle(coarser, _cell_sums(level.removed * level.residual(x, b))), x)
+    for _ in range(2 if level.weights else 1):
+        x = level.smooth(x, b)
+    return x
+
+
+def _batched_guess(levels: list[_Level], values: torch.Tensor) -> torch.Tensor:
+    """Known means where there are known pixels, else interpolated from the next coarser grid; see `_first_guess`."""
+    level, coarser = levels[0], levels[1:]
+    means = values / level.known.clamp_min(1)
+    if not coarser:
+        return means
+    return torch.where(level.known > 0, means, _upsampled(_batched_guess(coarser, _cell_sums(values)), values))
+
+
+def _solve_batched(images: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """All (image, mask) pairs at once, on the images' device; each stops by itself, whatever else is in the batch."""
+    n, masks, height, width = keep.shape
+    levels = _levels(keep.reshape(n * masks, 1, height, width).to(images))
+    fine = levels[0]
+    values = images.repeat_interleave(masks, 0) * fine.known
+    largest = values.abs().amax((-2, -1), keepdim=True)
+    kept = keep.reshape(n * masks, 1, height, width)
+    high = values.where(kept, -largest).amax((-2, -1), keepdim=True)
+    low = values.where(kept, largest).amin((-2, -1), keepdim=True)
+    tolerance = TOLERANCE[images.dtype]
+    limit = torch.maximum(tolerance * (high - low), 1e-2 * tolerance * largest)
+
+    def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * b).sum((-2, -1), keepdim=True)
+
+    x = fine.removed * _batched_guess(levels, values)
+    r = fine.removed * fine.residual(x + values)
+    p, q = torch.zeros_like(x), torch.zeros_like(x)
+    step, rz = torch.zeros_like(limit), torch.ones_like(limit)
+    running = high > low  # else the guess, a constant, is the solution
+    for _ in range(MAX_ITERATIONS[images.dtype]):
+        z = _batched_cycle(levels, r)
+        stop = running & (z.abs().amax((-2, -1), keepdim=True) <= limit)
+        x = x + stop * z
+        running = running & ~stop
+        if not bool(running.any()):
+            break
+        beta = step * dot(z, q) / rz
+        rz = dot(z, r)
+        p = z + beta * p
+        q = fine.removed * fine.residual(p)
+        curvature = -dot(p, q)
+        running = running & (rz > 0) & (curvature > 0)
+        rz = rz.where(running, 1)
+        step = torch.where(running, dot(p, r) / curvature.where(running, 1), 0)
+        x, r = x + step * p, r + step * q
+    return (values + x).view(n, masks, -1, height, width)

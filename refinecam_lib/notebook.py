@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ def commit() -> str:
     """
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True)
+        return subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=False)
 
     try:
         head = git("rev-parse", "--short=7", "HEAD")
@@ -58,8 +58,8 @@ def caption(profile: str, n: int, what: str = "images") -> str:
     return f"profile {profile}, n = {n:,} {what}, commit {commit()}"
 
 
-def save(product: "Figure | pd.DataFrame", name: str, profile: str = "quick", caption: str = "") -> list[Path]:
-    """Save a figure as png and pdf, or a table as csv, md and tex, and return the paths; equal input, equal bytes.
+def save(product: "Figure | pd.DataFrame", name: str, profile: str = "quick", caption: str = "") -> None:
+    """Save a figure as png and pdf, or a table as csv, md and tex; equal input, equal bytes.
 
     A table's cells may be text: `**.55 ± .30**` is bold in md and tex, and plain in csv. Numbers keep their full
     precision in csv and have two decimals in md and tex. A table's index, where it has one that says something, is
@@ -73,30 +73,23 @@ def save(product: "Figure | pd.DataFrame", name: str, profile: str = "quick", ca
         pdf = {"CreationDate": None, "Creator": None, "Producer": None, "Subject": caption or None}
         product.savefig(target.with_suffix(".png"), dpi=150, bbox_inches="tight", metadata=png)
         product.savefig(target.with_suffix(".pdf"), bbox_inches="tight", metadata=pdf)
-        return [target.with_suffix(".png"), target.with_suffix(".pdf")]
-    if isinstance(product, pd.DataFrame):
+    elif isinstance(product, pd.DataFrame):
         table = _flat(product)
         plain = table.map(lambda cell: cell.replace("**", "") if isinstance(cell, str) else cell)
-        texts = {
-            ".csv": plain.to_csv(index=False, lineterminator="\n"),
-            ".md": _markdown(table, caption),
-            ".tex": _latex(table, caption),
-        }
-        for suffix, text in texts.items():
-            target.with_suffix(suffix).write_text(text, encoding="utf-8")
-        return [target.with_suffix(suffix) for suffix in texts]
-    raise InputError(
-        f"product {name!r} is a {type(product).__name__}; allowed: a matplotlib Figure, a pandas DataFrame"
-    )
+        plain.to_csv(target.with_suffix(".csv"), index=False, lineterminator="\n")
+        target.with_suffix(".md").write_text(_markdown(table, caption), encoding="utf-8")
+        target.with_suffix(".tex").write_text(_latex(table, caption), encoding="utf-8")
+    else:
+        raise InputError(
+            f"product {name!r} is a {type(product).__name__}; allowed: a matplotlib Figure, a pandas DataFrame"
+        )
 
 
-def save_rows(frame: pd.DataFrame, name: str, profile: str = "quick") -> Path:
+def save_rows(frame: pd.DataFrame, name: str, profile: str = "quick") -> None:
     """Save the rows behind a figure or table as `<name>.parquet`; the name begins with `rows`."""
     if not name.startswith("rows"):
         raise InputError(f"rows named {name!r}; allowed: a name that begins with 'rows', such as 'rows_{name}'")
-    target = products_folder(profile) / f"{_checked(name)}.parquet"
-    frame.to_parquet(target, index=False, compression="zstd")
-    return target
+    frame.to_parquet(products_folder(profile) / f"{_checked(name)}.parquet", index=False, compression="zstd")
 
 
 def read_rows(path: Path) -> pd.DataFrame:
@@ -146,7 +139,7 @@ def _latex(table: pd.DataFrame, caption: str) -> str:
         text = "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in (bold[1] if bold else text))
         return rf"\textbf{{{text}}}" if bold else text
 
-    def line(values: object) -> str:
+    def line(values: Iterable[object]) -> str:
         return " & ".join(cell(value) for value in values) + r" \\"
 
     body = [line(row) for row in table.itertuples(index=False)]
@@ -172,9 +165,9 @@ _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 def compare_tables(made: Path, reference: Path) -> tuple[bool, str]:
     """Compare two csv tables cell by cell and return (close enough, what to print).
 
-    Every number in a cell may differ by .005, or by .005 of itself where it is above 1, or by one unit of its last
-    printed decimal (.37 and .38 may both be .375); the rest of the cell is equal. Columns named commit, seconds or
-    date are left out.
+    Every number may differ by .005, or by .005 of itself where it is above 1; a rounded one, in a cell with other
+    text (.37 ± .29), also by a unit of its last decimal, for .374 and .376 are .37 and .38. The text is equal.
+    Columns named commit, seconds or date are left out.
     """
     tables = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in (made, reference)]
     ours, theirs = (table.drop(columns=[c for c in table if _UNCOMPARED.search(c)]) for table in tables)
@@ -188,10 +181,10 @@ def compare_tables(made: Path, reference: Path) -> tuple[bool, str]:
         if _NUMBER.sub("#", here) != _NUMBER.sub("#", there):
             return False, f"other text at {place}"
         for a, b in zip(_NUMBER.findall(here), _NUMBER.findall(there)):
-            decimals = min(len(text.lower().split("e")[0].partition(".")[2]) for text in (a, b))
-            last_place = 10.0**-decimals if decimals else 0.0
             difference = abs(float(a) - float(b))
-            close &= difference <= max(CELLS_WITHIN * max(1.0, abs(float(b))), last_place) + 1e-9
+            decimals = len(b.partition(".")[2])
+            rounding = 10.0**-decimals if decimals and b != there else 0.0
+            close &= difference <= max(CELLS_WITHIN * max(1.0, abs(float(b))), rounding) + 1e-9
             if difference > largest:
                 largest, where = difference, place
     return close, f"largest difference {largest:.2g} at {where}" if largest else "identical"
@@ -241,8 +234,9 @@ def _differences(here: pd.Series, there: pd.Series) -> np.ndarray:
         return numbers(here.to_numpy(dtype=float, na_value=np.nan), there.to_numpy(dtype=float, na_value=np.nan))
     result = np.full(len(here), np.inf)
     for row, (a, b) in enumerate(zip(here, there)):
-        if isinstance(a, (list, np.ndarray)) and isinstance(b, (list, np.ndarray)) and np.shape(a) == np.shape(b):
+        arrays = [isinstance(value, (list, np.ndarray)) for value in (a, b)]
+        if all(arrays) and np.shape(a) == np.shape(b):
             result[row] = numbers(np.asarray(a, dtype=float), np.asarray(b, dtype=float)).max(initial=0.0)
-        elif not isinstance(a, (list, np.ndarray)) and (a == b or (pd.isna(a) and pd.isna(b))):
+        elif not any(arrays) and ((pd.isna(a) and pd.isna(b)) or a == b):
             result[row] = 0.0
     return result

@@ -1,5 +1,6 @@
 """The figures: functions from a long frame, or from pictures, to a Figure in one style, colour-blind safe."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -15,6 +16,7 @@ TITLES = {
     "road": "ROAD ↑",
     "adcc": "ADCC ↑",
     "arcc": "ARCC ↑",
+    "cosine": "cosine similarity to the truth ↑",
 }
 """Score -> its title, with the direction in which it is better."""
 
@@ -36,7 +38,8 @@ def _figure(columns: int, rows: int, width: float, height: float, **kwargs) -> t
 
 
 def _caption(figure: Figure, caption: str) -> Figure:
-    figure.supxlabel(caption, fontsize=8, color="0.35")
+    lines = textwrap.wrap(caption, int(figure.get_figwidth() * 16))
+    figure.supxlabel("\n".join(lines), fontsize=8, color="0.35")
     return figure
 
 
@@ -63,22 +66,26 @@ def score_bars(table: pd.DataFrame, caption: str) -> Figure:
 
 
 def image_grid(
-    pictures: Sequence[Sequence[tuple[np.ndarray, np.ndarray | None]]],
+    pictures: Sequence[Sequence[tuple[np.ndarray | None, ...]]],
     columns: Sequence[str],
     rows: Sequence[str],
     caption: str,
     notes: Sequence[Sequence[str]] | None = None,
-    opacity: float = 0.55,
 ) -> Figure:
-    """A grid of pictures (H,W,3) in [0,1], each with a map (H,W) laid over it or None; `notes` are written below each."""
+    """A grid of cells (picture (H,W,3) in [0,1] or None, map (H,W) or None[, ground truth (H,W)]).
+
+    A map alone is drawn from black to light; the ground truth's outline is laid over it. `notes` stand below each cell.
+    """
     figure, axes = _figure(len(columns), len(rows), 1.6, 1.65 + 0.2 * (notes is not None))
     for i, row in enumerate(pictures):
-        for j, (picture, heat) in enumerate(row):
+        for j, (picture, heat, *truth) in enumerate(row):
             axis = axes[i, j]
             if picture is not None:
-                axis.imshow(picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2), vmin=0, vmax=1)
+                axis.imshow(picture, vmin=0, vmax=1)
             if heat is not None:
-                axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=opacity if picture is not None else None)
+                axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=None if picture is None else 0.55)
+            if truth:
+                axis.contour(truth[0], levels=[0.5], colors="#56b4e9", linewidths=0.7)
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             if notes is not None:
@@ -124,7 +131,29 @@ def magnitude_curves(table: pd.DataFrame, caption: str) -> Figure:
         axis.fill_between(part["power"], part["low"], part["high"], color=colour, alpha=0.2)
     axis.set_xscale("log", base=2)
     powers = sorted(set(table["power"]))
-    axis.set(xlabel="power p of the map, M^p", ylabel="score", ylim=(0, 1.02), xticks=powers)
+    bottom = min(0, table["low"].min() - 0.02)
+    axis.set(xlabel="power p of the map, M^p", ylabel="score", ylim=(bottom, 1.02), xticks=powers)
     axis.set_xticklabels([f"1/{round(1 / p)}" if p < 1 else f"{p:g}" for p in powers])
-    axis.legend(frameon=False, loc="best")
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return _caption(figure, f"line: mean, band: 95 % interval over images. {caption}")
+
+
+def layer_curves(table: pd.DataFrame, caption: str) -> Figure:
+    """Each score against the layer a map starts from: one panel a score, Base dashed, RefineCAM solid, colour a method.
+
+    table: columns score, method, aggregate, layer, mean, low, high; 0 is the shallowest layer.
+    """
+    scores, methods = list(dict.fromkeys(table["score"])), list(dict.fromkeys(table["method"]))
+    palette = dict(zip(methods, sns.color_palette("colorblind", len(methods))))
+    figure, axes = _figure(len(scores), 1, 4.6, 3.4)
+    for axis, score in zip(axes[0], scores):
+        for (method, aggregate), part in table[table["score"] == score].groupby(["method", "aggregate"], sort=False):
+            style = {"none": "--o", "product": "-s"}[aggregate]
+            part = part.sort_values("layer")
+            axis.plot(part["layer"], part["mean"], style, color=palette[method], ms=5, label=f"{method}, {NAMES[aggregate]}")
+            axis.fill_between(part["layer"], part["low"], part["high"], color=palette[method], alpha=0.1)
+        layers = sorted(set(table["layer"]))
+        axis.set(xlabel="layer it starts from, 0 = shallowest", ylabel=TITLES[score], xticks=layers, ylim=(0, 1))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
+    return _caption(figure, f"mean and 95 % bootstrap interval over images. {caption}")

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import nbformat
 import yaml
@@ -28,7 +30,17 @@ import yaml
 from refinecam_lib import notebook, paths
 from refinecam_lib.checks import InputError, one_of
 
-PACKAGES = "refinecam-lib torch torchvision timm captum numpy scipy pandas numba scikit-image seaborn papermill".split()
+PACKAGES = ("torch", "torchvision", "timm", "captum", "numpy", "scipy", "pandas", "numba", "scikit-image", "papermill")
+"""The packages whose versions the manifest notes."""
+HOMES = (
+    "IPYTHONDIR",
+    "JUPYTER_CONFIG_DIR",
+    "JUPYTER_DATA_DIR",
+    "JUPYTER_RUNTIME_DIR",
+    "MPLCONFIGDIR",
+    "NUMBA_CACHE_DIR",
+)
+"""Where tools write beside the results; the runner moves all into the checkout's ignored `.cache`."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +81,15 @@ def read_notebook(path: Path) -> Notebook:
         )
     defaults, types = {}, {}
     for line in ast.parse(tagged[0].source).body:
-        target = (
-            line.target
-            if isinstance(line, ast.AnnAssign)
-            else line.targets[0]
-            if isinstance(line, ast.Assign)
-            else None
-        )
-        if not isinstance(target, ast.Name):
-            continue
-        defaults[target.id] = ast.literal_eval(line.value)
-        annotation = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else ""
-        types[target.id] = annotation or type(defaults[target.id]).__name__
+        if isinstance(line, (ast.Assign, ast.AnnAssign)) and line.value is not None:
+            name = ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0])
+            try:
+                defaults[name] = ast.literal_eval(line.value)
+            except ValueError:
+                raise InputError(f"notebook {path.name}, parameter {name}; allowed: a literal as its default") from None
+            types[name] = (
+                ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else type(defaults[name]).__name__
+            )
     titles = (line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
     title = next((line[2:].strip() for line in titles if line.startswith("# ")), path.stem)
     return Notebook(path, title, defaults, types)
@@ -100,8 +109,7 @@ def find_notebooks(only: Sequence[str] = ()) -> list[Notebook]:
 
 def profiles() -> list[str]:
     """Return the profiles' names: quick, the notebooks' own defaults, and one for each yaml file beside them."""
-    named = [path.stem for path in sorted(paths.NOTEBOOKS.glob("*.yaml"))]
-    return ["quick", *sorted(named, key=lambda name: (name != "standard", name != "paper", name))]
+    return ["quick", *sorted({path.stem for path in paths.NOTEBOOKS.glob("*.yaml")} - {"quick"})]
 
 
 def parameters(
@@ -113,20 +121,20 @@ def parameters(
     nearest valid name, and for a value that isn't of its default's type.
     """
     one_of("profile", profile, profiles())
-    everything = notebooks if len(notebooks) == len(find_notebooks()) else find_notebooks()
-    known = {name for book in everything for name in book.defaults}
+    every = {book.name: set(book.defaults) - {"profile"} for book in find_notebooks()}
+    every["all"] = set().union(*every.values())
     overrides = _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml") if profile != "quick" else {}
     for section, values in overrides.items():
-        one_of(f"section of {profile}.yaml", section, ["all", *(book.name for book in everything)])
-        allowed = known if section == "all" else next(b.defaults for b in everything if b.name == section)
+        one_of(f"section of {profile}.yaml", section, every)
         for name in values:
-            one_of(f"parameter in {profile}.yaml, {section},", name, sorted(allowed))
-    given = {}
+            one_of(f"parameter in {profile}.yaml, {section},", name, sorted(every[section]))
+    given: dict[str, object] = {}
+    allowed = sorted(set().union(*(every[book.name] for book in notebooks)))
     for setting in settings:
-        name, equals, value = setting.partition("=")
+        name, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"setting {setting!r}; allowed: name=value")
-        given[one_of("parameter", name, sorted({n for book in notebooks for n in book.defaults}))] = value
+        given[one_of("parameter", name, allowed)] = text
     result = {}
     for book in notebooks:
         values = dict(book.defaults)
@@ -148,7 +156,7 @@ def typed(name: str, value: object, kind: str, text: bool = False) -> object:
     if "None" in kind and (value is None or (text and value == "None")):
         return None
     if text and base != "str":
-        value = _parsed(value, base)
+        value = _parsed(str(value), base)
     if base == "float" and type(value) is int:
         value = float(value)
     accepted = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}.get(base, object)
@@ -184,8 +192,9 @@ def _read_yaml(path: Path) -> dict[str, dict[str, object]]:
 def _environment(products: Path) -> Iterator[None]:
     """What the kernel inherits: where products go, this library first, and every tool's files in the checkout's cache."""
     cache = paths.ROOT / ".cache"
-    folders = "IPYTHONDIR MPLCONFIGDIR JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR NUMBA_CACHE_DIR".split()
-    values = {name: str(cache / name.lower()) for name in folders}
+    values = {name: str(cache / name.lower()) for name in HOMES}
+    for home in values.values():
+        Path(home).mkdir(parents=True, exist_ok=True)
     library = str(Path(__file__).resolve().parent.parent)
     values["PYTHONPATH"] = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     values["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, not one that the user's home has by the same name
@@ -221,30 +230,33 @@ def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path) -> 
             with _environment(products):
                 papermill.execute_notebook(
                     *(book.path, copy, changed), kernel_name="python3", language="python", cwd=book.path.parent,
-                    progress_bar=sys.stderr.isatty(),
+                    progress_bar=sys.stderr.isatty(), extra_arguments=["--IPKernelApp.log_level=40"],
                 )  # fmt: skip
         except papermill.PapermillExecutionError as stop:
             reason = next(iter(stop.evalue.splitlines()), "")
             refused = stop.ename == InputError.__name__
-            code, error = (2, reason) if refused else (1, f"cell {stop.cell_index + 1}: {stop.ename}: {reason}")
+            place = f"cell {stop.cell_index + 1} of {_shown(failed)}"
+            code, error = (2, reason) if refused else (1, f"{place}: {stop.ename}: {reason}")
         except DeadKernelError:
             code, error = 1, "the kernel died; did it run out of memory?"
         seconds = round(time.perf_counter() - start, 1)
         if copy.exists():
-            nbformat.write(_without_traces(nbformat.read(copy, as_version=4)), failed if code else executed)
+            (failed if code else executed).write_text(_without_traces(copy, products, folder), encoding="utf-8")
         for path in sorted(products.iterdir()) if code == 0 else ():
             path.replace(folder / path.name)
             made.append(path.name)
     return Outcome(code, error, seconds, tuple(made))
 
 
-def _without_traces(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop the times and this machine's paths that papermill and Jupyter note in an executed notebook."""
-    book.metadata.pop("papermill", None)
-    for cell in book.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
-    return book
+def _without_traces(copy: Path, products: Path, folder: Path) -> str:
+    """An executed notebook without times, and with this machine's paths made relative: it may be committed."""
+    book = nbformat.read(copy, as_version=4)
+    for part in (book, *book.cells):
+        part.metadata.pop("papermill", None)
+        part.metadata.pop("execution", None)
+    text = nbformat.writes(book).replace(str(products), _shown(folder)).replace(f"{paths.ROOT}{os.sep}", "")
+    text = re.sub(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/", "ipykernel/", text)
+    return text.replace(str(Path.home()), "~") + "\n"
 
 
 def run(notebooks: Sequence[Notebook], profile: str, values: Mapping[str, Mapping[str, object]]) -> int:
@@ -271,7 +283,7 @@ def run(notebooks: Sequence[Notebook], profile: str, values: Mapping[str, Mappin
     verdicts = list(_compared(profile, done))
     for _, line in verdicts:
         print(line)
-    print(f"\n{len(done)} notebooks passed, {len(outcomes) - len(done)} failed")
+    print(f"notebooks: {len(done)} passed, {len(outcomes) - len(done)} failed")
     codes = {outcome.code for outcome in outcomes.values()}
     return 1 if 1 in codes else 2 if 2 in codes else 0 if all(close for close, _ in verdicts) else 3
 
@@ -374,7 +386,7 @@ def _labelled(file: str, verdict: tuple[bool, str], note: str = "") -> tuple[boo
 def _rows_verdict(made: Path, kept: Path, subset: bool) -> tuple[bool, str]:
     from refinecam_lib.sweep import KEYS
 
-    return notebook.compare_rows(*(notebook.read_rows(path) for path in (made, kept)), KEYS, subset)
+    return notebook.compare_rows(notebook.read_rows(made), notebook.read_rows(kept), KEYS, subset)
 
 
 def accept(profile: str, only: Sequence[str] = ()) -> None:
@@ -403,7 +415,7 @@ def accept(profile: str, only: Sequence[str] = ()) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
 
 

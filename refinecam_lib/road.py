@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from refinecam_lib import checks
-from refinecam_lib.checks import InputError
-from refinecam_lib.imputation import impute
+from . import checks
+from .checks import InputError
+from .imputation import impute
 
 __all__ = ["FRACTIONS", "impute", "keep_masks", "removal_order", "road_noise", "road_probabilities"]
 
@@ -17,7 +17,7 @@ def removal_order(maps: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     """Rank of each pixel by relevance, 0 = most relevant; ties in an order drawn from each map's seed.
 
     maps (B,H,W) finite; seeds: B integers. Returns ranks (B,H,W) int64, each of 0..H*W-1 once, on the maps' device.
-    A constant map gives a random order. Raises InputError on another shape, NaN, infinities, or another number of seeds.
+    A constant map gives a random order. Raises InputError on a wrong shape, NaN, infinities or a wrong number of seeds.
     Departs from the published code, which cuts at percentiles and so removes wrong shares of maps with ties.
     """
     if maps.ndim != 3 or 0 in maps.shape:
@@ -31,7 +31,7 @@ def removal_order(maps: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     shuffled = torch.stack([torch.from_numpy(checks.rng(int(seed), "ties").permutation(size)) for seed in seeds])
     shuffled = shuffled.to(flat.device)
     # A stable sort leaves equal values in the order in which it found them: the shuffled one.
-    order = shuffled.gather(1, flat.gather(1, shuffled).argsort(1, descending=True, stable=True))
+    order = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     ranks = torch.empty_like(order)
     ranks.scatter_(1, order, torch.arange(size, device=flat.device).expand_as(order))
     return ranks.view(maps.shape)
@@ -70,31 +70,30 @@ def road_probabilities(
     fractions: Sequence[float] = FRACTIONS,
     chunk: int = 32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax probability of the target after MoRF and after LeRF removal; ROAD = mean(lerf - morf), in [-1, 1] (eq. 5).
+    """Softmax probability of the target after MoRF and after LeRF removal; ROAD = mean(lerf - morf) (eq. 5).
 
     inputs (B,C,H,W) normalised; target (B,) int; maps (B,H,W), higher = more relevant; seeds: B integers, for ties and
     noise; fractions: K shares removed; chunk: images in one forward, so that memory stays flat.
-    Returns (morf (B,K), lerf (B,K)). The model should be in eval mode. Raises InputError as `removal_order`, `keep_masks`
-    and `impute` do, and where the batch sizes differ.
+    Returns (morf (B,K), lerf (B,K)). The model should be in eval mode. Raises InputError as `removal_order`,
+    `keep_masks` and `impute` do, and where the batch sizes differ.
     Source: Rong et al. 2022. Departs from the published code, which halves the difference and cuts at percentiles.
     """
-    if not len(inputs) == len(target) == len(maps) or inputs.shape[2:] != maps.shape[1:]:
+    sizes = {len(inputs), len(target), len(maps), len(seeds)}
+    if inputs.ndim != 4 or len(sizes) > 1 or 0 in sizes or inputs.shape[2:] != maps.shape[1:]:
         raise InputError(
-            f"inputs {tuple(inputs.shape)}, target {tuple(target.shape)}, maps {tuple(maps.shape)}; "
-            "allowed: (B, C, H, W), (B,), (B, H, W)"
+            f"inputs {tuple(inputs.shape)}, target {tuple(target.shape)}, maps {tuple(maps.shape)}, {len(seeds)} "
+            "seeds; allowed: (B, C, H, W), (B,), (B, H, W), B seeds, B >= 1"
         )
-    masks = keep_masks(removal_order(maps, seeds), fractions).to(inputs.device)
-    noise = road_noise(seeds, tuple(inputs.shape[1:])).to(inputs)
-    per_image = masks.shape[1]
-    step = max(1, chunk // per_image)
     rows = []
     with torch.inference_mode():
-        for first in range(0, len(inputs), step):
+        for first in range(0, len(inputs), step := max(1, chunk // (2 * len(fractions)))):
             part = slice(first, first + step)
-            filled = impute(inputs[part], masks[part], noise[part]).flatten(0, 1)
-            wanted = target[part].to(inputs.device).repeat_interleave(per_image)
-            for some, classes in zip(filled.split(chunk), wanted.split(chunk), strict=True):
-                probabilities = model(some.contiguous(memory_format=torch.channels_last)).softmax(1)
-                rows.append(probabilities.gather(1, classes[:, None])[:, 0])
+            keep = keep_masks(removal_order(maps[part], seeds[part]), fractions)
+            noise = road_noise(seeds[part], tuple(inputs.shape[1:]))
+            filled = impute(inputs[part], keep, noise).flatten(0, 1)
+            classes = target[part].to(inputs.device).repeat_interleave(2 * len(fractions))
+            for images, wanted in zip(filled.split(chunk), classes.split(chunk), strict=True):
+                probabilities = model(images.contiguous(memory_format=torch.channels_last)).softmax(1)
+                rows.append(probabilities.gather(1, wanted[:, None])[:, 0])
     morf, lerf = torch.cat(rows).view(len(inputs), 2, -1).unbind(1)
     return morf, lerf

@@ -6,9 +6,10 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 
 import joblib
@@ -22,8 +23,10 @@ from . import paths
 from .cam import Capture
 from .checks import InputError, one_of, seed_of
 from .explain import BASE, Variant, method_of, variant_maps
-from .metrics import FRACTIONS, measure
+from .metrics import measure
 from .models import load_model, normalise, read_checkpoint, spec_of
+from .refine import AGGREGATES
+from .road import FRACTIONS
 from .synthetic import SyntheticShapes
 
 RESULTS_VERSION = 1
@@ -34,6 +37,13 @@ KEYS = ["dataset", "image", "model", "method", "layer", "aggregate"]
 
 DATASETS = {"synthetic": lambda n: SyntheticShapes("test", n)}
 """Name -> the data set's first n samples."""
+
+
+def fingerprint(dataset: str) -> str:
+    """A hash of a data set's first samples, so that rows of another data set, or of one drawn otherwise, never mix in."""
+    samples = DATASETS[dataset](4)
+    parts = [(s.id, s.target, sha256(s.image.numpy().tobytes()).hexdigest()) for s in (samples[i] for i in range(4))]
+    return f"{seed_of(dataset, parts):016x}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def plan(
     for variant in variants:
         variant.layers(spec.layers)
     checkpoint = read_checkpoint(paths.CHECKPOINTS / f"{model}.safetensors")[1]["sha256"]
-    data = DATASETS[dataset](images).fingerprint
+    data = fingerprint(dataset)
     return [
         Shard(
             dataset,
@@ -103,6 +113,24 @@ def plan(
         for method in methods
         for start in range(0, images, size)
     ]
+
+
+def paper_plan(models: Sequence[str], images: Mapping[str, int], seed: int = 0) -> list[Shard]:
+    """The shards behind Fig. 1, Table 1 and Table 2, which so share their rows.
+
+    images: method -> number of images, the cheap methods being worth more of them. Base and RefineCAM from every
+    layer, and every aggregate from the shallowest; ScoreCAM, whose cost is in its channels, has the shallowest layer's
+    variants and the deepest Base map alone.
+    """
+    shards = []
+    for model in models:
+        deepest = len(spec_of(model).layers) - 1
+        first = [Variant(0, aggregate) for aggregate in ("none", *AGGREGATES)] + [Variant(deepest)]
+        others = [Variant(layer, aggregate) for layer in range(1, deepest) for aggregate in ("none", "product")]
+        for method, n in images.items():
+            variants = first if method == "ScoreCAM" else first + others
+            shards += plan(model, [method], n, variants, size=2 if method == "ScoreCAM" else 8, seed=seed)
+    return shards
 
 
 @lru_cache(maxsize=2)

@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from PIL import Image, ImageEnhance
 from .checks import InputError, folder, one_of, rng, seed_of
 from .crowd import crowd_scene
 from .datasets import Sample
-from .road import impute
+from .imputation import impute
 
 CLASSES = ("filled circle", "filled square", "filled triangle", "empty circle", "empty square", "empty triangle")
 SIZES = {"small": (20, 25), "medium": (40, 50), "large": (80, 100)}
@@ -143,7 +144,7 @@ def augment(background: np.ndarray, generator: np.random.Generator) -> np.ndarra
     return np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
 
 
-def draw_shape(generator: np.random.Generator, shares: tuple[float, float, float] = (1, 1, 1)) -> tuple[int, str, Shape]:
+def draw_shape(generator: np.random.Generator, shares: Sequence[float] = (1, 1, 1)) -> tuple[int, str, Shape]:
     """A random class index, size name and shape: classes uniform, sizes by `shares` (small, medium, large)."""
     target = int(generator.integers(len(CLASSES)))
     ends = np.cumsum(shares) / np.sum(shares)

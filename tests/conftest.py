@@ -1,0 +1,12 @@
+"""What all tests share: a backend without a window, and property tests that are the same on every machine."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+
+import refinecam_lib  # noqa: F401 - before any test imports torchvision, whose import it repairs on CPU builds
+
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("project")

@@ -1,0 +1,249 @@
+"""The runner: real notebooks through papermill, refusals before anything runs, products kept, the reference compared."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from refinecam_lib import notebook, paths, reproduce
+from refinecam_lib.checks import InputError
+
+PARAMETERS = 'profile: str = "quick"\nn_images: int = 4  # how many\nmethods: list = ["a", "b"]\nscale: float = 1.0\nfail: bool = False'
+TABLE = """import pandas as pd
+from refinecam_lib.notebook import caption, save, save_rows
+rows = pd.DataFrame({"image": [str(i) for i in range(n_images)], "method": "a", "value": [i * scale for i in range(n_images)]})
+save_rows(rows, "rows_one", profile)
+save(rows.groupby("method", as_index=False)["value"].mean(), "table_one", profile, caption(profile, n_images))"""
+FAIL = "if fail:\n    raise ZeroDivisionError('one\\ntwo')"
+
+
+def write(folder, name, *cells, parameters=PARAMETERS):
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    book = nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_markdown_cell("# A claim\n\nProse."), first, *map(nbformat.v4.new_code_cell, cells)]
+    nbformat.write(book, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """An empty house in a temporary folder, for this process and for the kernels that it starts."""
+    for name in ("NOTEBOOKS", "FIGURES"):
+        (tmp_path / name.lower()).mkdir()
+        monkeypatch.setattr(paths, name, tmp_path / name.lower())
+        monkeypatch.setenv(f"REFINECAM_{name}", str(tmp_path / name.lower()))
+    monkeypatch.setattr(paths, "REFERENCE", paths.FIGURES / "reference")
+    return tmp_path
+
+
+def quick(name):
+    return paths.FIGURES / "quick" / name
+
+
+def test_products_manifest_index_and_the_reference(house, capsys):
+    show = "import warnings\nfrom refinecam_lib import paths\nwarnings.warn('careful')"
+    show += "\nprint(paths.ROOT / 'README.md')"
+    write(paths.NOTEBOOKS, "01_one", TABLE, FAIL, show)
+    (paths.NOTEBOOKS / "standard.yaml").write_text("all:\n  n_images: 9\n")
+    assert reproduce.main(["--profile", "standard"]) == 0
+    assert "no reference for profile standard" in capsys.readouterr().out
+    assert reproduce.main(["--profile", "standard", "--accept"]) == 0
+    assert (paths.REFERENCE / "standard" / "notebooks" / "01_one.ipynb").exists()
+
+    capsys.readouterr()
+    assert reproduce.main([]) == 0
+    out = capsys.readouterr().out
+    assert "table_one.{csv,md,tex}" in out and out.endswith("notebooks: 1 passed, 0 failed\n")
+    assert (
+        "rows_one.parquet: identical, 4 rows (standard's rows)" in out and "table_one.csv: not in the reference" in out
+    )
+    entry = json.loads(quick("manifest.json").read_text())["notebooks"]["01_one"]
+    assert entry["status"] == "done" and entry["parameters"]["n_images"] == 4 and entry["commit"] == notebook.commit()
+    assert sorted(entry["products"]) == ["rows_one.parquet", "table_one.csv", "table_one.md", "table_one.tex"]
+    executed = quick("notebooks/01_one.ipynb").read_text()
+    assert "papermill" not in executed and '"README.md\\n"' in executed and "ipykernel/" in executed
+    assert not any(str(path) in executed for path in (paths.ROOT, Path.home(), Path(tempfile.gettempdir(), "ipyk")))
+    assert sorted(path.name for path in quick("").iterdir()) == sorted(
+        [*entry["products"], "manifest.json", "notebooks"]
+    )
+
+    assert reproduce.main(["--accept"]) == 0
+    outcomes = {"01_one": reproduce.Outcome(0, "", 1.0, tuple(entry["products"]))}
+    lines = [(True, "rows_one.parquet: identical, 4 rows"), (True, "table_one.csv: identical")]
+    assert list(reproduce._compared("quick", outcomes)) == lines
+    capsys.readouterr()
+    assert reproduce.main(["--set", "n_images=2", "--only", "1"]) == 0
+    assert "table_one.csv: not compared: n_images = 2, not 4 as in the reference" in capsys.readouterr().out
+    quick("manifest.json").write_text((paths.REFERENCE / "quick" / "manifest.json").read_text())
+    assert list(reproduce._compared("quick", outcomes)) == [
+        (False, "rows_one.parquet: DIFFERS: 50.0% of 4 rows within 0.001; 2 rows are on one side only"),
+        (False, "table_one.csv: DIFFERS: largest difference 1 at a, value: '0.5' here, '1.5' in the reference"),
+    ]
+
+
+def test_another_result_with_the_same_parameters_is_exit_code_3(house, capsys):
+    write(paths.NOTEBOOKS, "01_one", TABLE)
+    reference = paths.REFERENCE / "quick"
+    reference.mkdir(parents=True)
+    (reference / "table_one.csv").write_text("method,value\na,1.6\n")
+    assert reproduce.main([]) == 3
+    assert "table_one.csv: DIFFERS: largest difference 0.1 at a, value" in capsys.readouterr().out
+
+
+def test_a_failure_leaves_others_and_earlier_results_alone(house, capsys):
+    write(paths.NOTEBOOKS, "01_one", TABLE, FAIL)
+    write(paths.NOTEBOOKS, "02_two", "x = 1", parameters='profile: str = "quick"')
+    assert reproduce.main(["--only", "1"]) == 0
+    before = quick("table_one.csv").read_bytes(), quick("notebooks/01_one.ipynb").read_bytes()
+    assert reproduce.main(["--set", "fail=true", "scale=9"]) == 1
+    assert (quick("table_one.csv").read_bytes(), quick("notebooks/01_one.ipynb").read_bytes()) == before
+    assert quick("notebooks/01_one.failed.ipynb").exists() and quick("notebooks/02_two.ipynb").exists()
+    out, err = capsys.readouterr()
+    failed = quick("notebooks/01_one.failed.ipynb")
+    assert "notebooks: 1 passed, 1 failed" in out
+    assert err == f"error: 01_one: cell 5 of {failed}: ZeroDivisionError: one\n"
+    entries = json.loads(quick("manifest.json").read_text())["notebooks"]
+    assert entries["01_one"]["status"] == "failed" and entries["01_one"]["parameters"]["scale"] == 1.0
+    assert entries["02_two"]["status"] == "done"
+    assert reproduce.main(["--accept"]) == 2 and "01_one" in capsys.readouterr().err
+
+
+def test_bad_input_inside_a_notebook_is_exit_code_2(house):
+    write(
+        paths.NOTEBOOKS, "01_one", "from refinecam_lib.checks import one_of\none_of('model', 'resnt18', ['resnet18'])"
+    )
+    command = [sys.executable, "-m", "refinecam_lib.reproduce"]
+    done = subprocess.run(command, cwd=paths.ROOT, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: 01_one: unknown model 'resnt18'. Did you mean 'resnet18'?")
+    assert "Traceback" not in done.stderr and "notebooks: 0 passed, 1 failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--set", "n_image=3"], "unknown parameter 'n_image'. Did you mean 'n_images'?"),
+        (["--set", "n_images=3.5"], "parameter n_images = 3.5; allowed: a value of type int"),
+        (["--set", "fail=maybe"], "parameter fail = 'maybe'; allowed: a value of type bool"),
+        (["--set", "profile=paper"], "unknown parameter 'profile'."),
+        (["--set", "n_images"], "setting 'n_images'; allowed: name=value"),
+        (["--profile", "standart"], "unknown profile 'standart'. Did you mean 'standard'?"),
+        (["--profile", "paper"], "unknown parameter in paper.yaml, 01_one, 'n_imags'. Did you mean 'n_images'?"),
+        (["--only", "01_on"], "unknown notebook '01_on'. Did you mean '01_one'?"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--accept"], "accepting the last run of profile quick: there is none"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(house, capsys, arguments, line):
+    write(paths.NOTEBOOKS, "01_one", "raise SystemExit")
+    (paths.NOTEBOOKS / "standard.yaml").write_text("all:\n  n_images: 100\n")
+    (paths.NOTEBOOKS / "paper.yaml").write_text("01_one:\n  n_imags: 1000\n")
+    assert reproduce.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {line}") and err.count("\n") == 1 and out == ""
+    assert not list(paths.FIGURES.iterdir())
+
+
+def test_parameters_by_profile_and_by_hand(house, capsys):
+    write(paths.NOTEBOOKS, "01_one", "x = 1")
+    write(paths.NOTEBOOKS, "02_two", "x = 1", parameters="weights: str | None = None\nscale: float = 2.0")
+    (paths.NOTEBOOKS / "standard.yaml").write_text("all:\n  scale: 3\n01_one:\n  n_images: 100\n")
+    books = reproduce.find_notebooks()
+    values = reproduce.parameters(books, "standard", ["methods=x,y", "weights=here"])
+    one = {"profile": "standard", "n_images": 100, "methods": ["x", "y"], "scale": 3.0, "fail": False}
+    assert values == {"01_one": one, "02_two": {"weights": "here", "scale": 3.0}}
+    assert reproduce.parameters(books, "quick", ["methods=['x']"])["01_one"]["methods"] == ["x"]
+    assert reproduce.main(["--list", "--profile", "standard"]) == 0
+    assert "01_one: A claim\n" in (out := capsys.readouterr().out) and "    n_images: int = 100\n" in out
+
+
+def test_a_notebook_needs_its_parameters_first(house, capsys):
+    book = nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_code_cell("x = 1")]
+    nbformat.write(book, paths.NOTEBOOKS / "01_one.ipynb")
+    assert reproduce.main(["--list"]) == 2
+    assert "01_one.ipynb has 0 cells tagged 'parameters'" in capsys.readouterr().err
+    write(paths.NOTEBOOKS, "01_one", parameters="n: int = len('abc')")
+    assert reproduce.main(["--list"]) == 2
+    assert "01_one.ipynb, parameter n; allowed: a literal" in capsys.readouterr().err
+
+
+def test_saved_files_depend_on_the_content_alone(house):
+    table = pd.DataFrame({"method": ["A_1", "B"], "score": [0.123456, np.nan], "text": ["**.55 ± .30**", "5 %"]})
+    figure, axis = plt.subplots()
+    axis.plot([1, 2])
+    contents = []
+    for _ in range(2):
+        notebook.save(table, "t", caption="n = 2")
+        notebook.save(figure, "f", caption="n = 2")
+        contents.append({path.name: path.read_bytes() for path in quick("").iterdir()})
+    plt.close(figure)
+    assert sorted(contents[0]) == ["f.pdf", "f.png", "t.csv", "t.md", "t.tex"] and contents[0] == contents[1]
+    assert quick("t.csv").read_text() == "method,score,text\nA_1,0.123456,.55 ± .30\nB,,5 %\n"
+    assert quick("t.md").read_text().splitlines()[2] == "| A_1 | 0.12 | **.55 ± .30** |"
+    assert r"A\_1 & 0.12 & \textbf{.55 $\pm$ .30} \\" in quick("t.tex").read_text()
+    with pytest.raises(InputError, match="is a dict"):
+        notebook.save({}, "t")
+    with pytest.raises(InputError, match="allowed: letters"):
+        notebook.save(table, "../t")
+
+
+def test_the_caption_names_profile_n_and_commit():
+    assert notebook.caption("quick", 1000) == f"profile quick, n = 1,000 images, commit {notebook.commit()}"
+
+
+def test_tables_are_compared_cell_by_cell(tmp_path):
+    def compare(cell, reference, columns="method,score,seconds"):
+        (tmp_path / "a.csv").write_text(f"{columns}\nLayerCAM,{cell},1\n")
+        (tmp_path / "b.csv").write_text(f"method,score,seconds\nLayerCAM,{reference},2\n")
+        return notebook.compare_tables(tmp_path / "a.csv", tmp_path / "b.csv")
+
+    assert compare("0.5", "0.5") == (True, "identical")
+    assert compare("0.504", "0.5")[0] and not compare("0.506", "0.5")[0]
+    assert compare(".37 ± .29", ".38 ± .29")[0] and not compare(".37 ± .29", ".39 ± .29")[0]
+    assert not compare("24", "25")[0] and compare("1000.5", "1001")[0]
+    assert not compare("holds", "fails")[0] and not compare("", "0.5")[0]
+    assert not compare("0.5", "0.5", "method,scores,seconds")[0]
+    close, text = compare("0.6", "0.5")
+    assert not close and text == "largest difference 0.1 at LayerCAM, score: '0.6' here, '0.5' in the reference"
+
+
+def test_rows_are_compared_by_key(house):
+    n = 200
+    rows = pd.DataFrame({"image": range(n), "value": np.linspace(0, 1, n), "status": "ok", "seconds": 1.0})
+    rows["curve"] = [np.array([0.1, 0.2])] * n
+    keys = ["image", "model"]
+
+    def changed(count, **values):
+        other = rows.copy()
+        for column, value in values.items():
+            other[column] = other[column].where(np.arange(n) >= count, value)
+        return notebook.compare_rows(other, rows, keys)
+
+    assert changed(n, seconds=5.0) == (True, "identical, 200 rows")
+    assert changed(n, value=rows["value"] + 0.0009)[0]
+    close, text = changed(2, value=np.nan)
+    assert close and text == "99.0% of 200 rows within 0.001; largest difference inf in 'value' at image 0"
+    assert not changed(3, value=0.7)[0] and not changed(3, status="failed")[0]
+    other = rows.assign(curve=[np.array([0.1, 0.21])] * n)
+    assert not notebook.compare_rows(other, rows, keys)[0]
+    shuffled = rows.sample(frac=1, random_state=0)
+    assert notebook.compare_rows(shuffled, rows, keys) == (True, "identical, 200 rows")
+    assert not notebook.compare_rows(rows.head(100), rows, keys)[0]
+    assert notebook.compare_rows(rows.head(100), rows, keys, subset=True)[0]
+    assert not notebook.compare_rows(rows, rows.head(100), keys, subset=True)[0]
+    assert not notebook.compare_rows(pd.concat([rows, rows]), rows, keys)[0]
+
+    notebook.save_rows(rows, "rows_x")
+    path = quick("rows_x.parquet")
+    pd.testing.assert_frame_equal(notebook.read_rows(path), rows)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="rows_x.parquet"):
+        notebook.read_rows(path)

@@ -1,0 +1,236 @@
+"""Training: resumable to the bit, honest in its card, and the shipped network does what its card says."""
+
+import json
+import math
+
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+
+from refinecam_lib import models, paths, train
+from refinecam_lib.checks import rng
+from refinecam_lib.datasets import Sample
+from refinecam_lib.synthetic import CLASSES, SyntheticShapes
+from refinecam_lib.train import Recipe
+
+TINY = Recipe(
+    weights="none",
+    images=24,
+    batch=4,
+    lr=1e-2,
+    stages=((32, 0.5), (48, 0.5)),
+    validation=6,
+    validate_every=8,
+)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    monkeypatch.delenv("WALDO_ROOT", raising=False)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_SECONDS", math.inf)  # only validation saves: the run dies one step after it
+    whole, record = train.fit(TINY, "cpu", 0, tmp_path / "whole", progress=False)
+    assert record["step"] == TINY.steps == 6 and len(record["history"]) == 3
+
+    learn, calls = train._Run.learn, []
+
+    def dies(run, *arguments):
+        calls.append(run.record["step"])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        learn(run, *arguments)
+
+    monkeypatch.setattr(train._Run, "learn", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(TINY, "cpu", 0, tmp_path / "killed", progress=False)
+    resumed, after = train.fit(TINY, "cpu", 2, tmp_path / "killed", progress=False)
+    assert calls == [0, 1, 2, 3, 2, 3, 4, 5], "the last state was of step 2"
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    assert after["history"] == record["history"] and after["best_step"] == record["best_step"]
+    assert after["seconds"] > 0
+    # A finished run is not repeated, and another recipe does not take over its state.
+    train.fit(TINY, "cpu", 0, tmp_path / "killed", progress=False)
+    assert len(calls) == 8
+    assert len(list((tmp_path / "killed").iterdir())) == 1
+
+
+def test_best_weights_are_of_the_best_validation():
+    model = nn.Linear(2, 2)
+    run = train._Run(model, None, None, {"weight": torch.zeros(2)}, {}, {"step": 0, "best": -1.0, "history": []})
+    for step, accuracy in enumerate((0.5, 0.9, 0.9, 0.7)):
+        run.averaged["weight"].fill_(step)
+        run.record |= {"step": step, "losses": [1.0], "seconds": 0.0}
+        run.judge({"accuracy": accuracy, "size": {}}, 4)
+    assert run.best["weight"].tolist() == [2.0, 2.0] and run.record["best_step"] == 2
+
+
+def test_freezing_keeps_the_first_layers_and_their_statistics():
+    spec = models.MODELS["efficientnet_lite0"]
+    model = spec.build(6, False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    frozen = train._freeze(model, "blocks.1")
+    model.train()
+    for module in frozen:
+        module.eval()
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.1)
+    model(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    optimiser.step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    early = ("conv_stem.", "bn1.", "blocks.0.", "blocks.1.")
+    assert not [key for key in changed if key.startswith(early)]
+    late = {key for key in before if not key.startswith(early)}
+    assert {key for key in late if "running" in key or "tracked" in key} <= changed
+    assert {"blocks.2.0.conv_pw.weight", "conv_head.weight", "classifier.weight", "classifier.bias"} <= changed
+
+
+def test_windows_hold_the_whole_shape_at_native_resolution():
+    samples = list(SyntheticShapes("train", 12, background="raw", shares=(1, 1, 0)))
+    marked = [Sample(torch.stack([s.mask.float()] * 3), s.target, s.id, s.mask, s.info) for s in samples]
+    windows = train._crop(marked, 128, rng("w"))
+    assert windows.shape == (12, 3, 128, 128)
+    assert windows[:, 0].sum((1, 2)).tolist() == [float(s.mask.sum()) for s in samples]
+    assert not torch.equal(windows, train._crop(marked, 128, rng("other")))
+    assert torch.equal(train._crop(samples, 224, rng("w")), torch.stack([s.image for s in samples]))
+
+
+def test_schedule():
+    recipe = Recipe(images=3200, batch=32, lr=1.0, warmup=0.1, stages=((64, 0.25), (224, 0.75)))
+    rates = [recipe.rate(step) for step in range(recipe.steps)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1 and rates[-1] < 0.001
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert [recipe.window(step) for step in (0, 24, 25, 99)] == [64, 64, 224, 224]
+
+
+def test_batches_do_not_depend_on_workers_or_start():
+    def ids(first: int, workers: int) -> list[list[str]]:
+        return [[sample.id for sample in batch] for batch in train._batches(TINY, first, workers, False)]
+
+    assert ids(0, 0)[3:] == ids(3, 2) and len(ids(0, 0)) == 6
+
+
+@pytest.mark.parametrize("right, n", [(596, 600), (0, 10), (10, 10), (5937, 6000)])
+def test_wilson_interval(right, n):
+    expected = scipy.stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert train.wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-5)
+
+
+class Oracle(nn.Module):
+    """Reads the class from the picture's first pixel, but takes class 5 for class 4."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        found = (inputs[:, 0, 0, 0] * 0.5 + 0.5).mul(10).round().long().clamp(max=4)
+        return nn.functional.one_hot(found, 6) * self.scale
+
+
+def test_evaluate_counts_by_size_class_and_background():
+    samples = [
+        Sample(
+            torch.full((3, 8, 8), target / 10),
+            target,
+            str(k),
+            None,
+            {"class": CLASSES[target], "size": size, "background": background},
+        )
+        for k, (target, size, background) in enumerate(
+            (t, s, b) for t in range(6) for s in ("small", "large") for b in ("raw", "imputed", "raw")
+        )
+    ]
+    spec = models.MODELS["efficientnet_lite0"]
+    found = train.evaluate(Oracle(), samples, spec, batch=5)
+    assert found["n"] == 36 and found["accuracy"] == pytest.approx(5 / 6)
+    assert found["interval"] == pytest.approx(train.wilson(30, 36), abs=1e-5)
+    assert found["class"]["empty triangle"]["accuracy"] == 0 and found["class"]["empty square"]["accuracy"] == 1
+    assert found["size"].keys() == {"small", "large"} and found["size"]["small"]["n"] == 18
+    assert found["background"]["raw"]["n"] == 24 and found["background"]["imputed"]["n"] == 12
+
+
+def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    for name, n in (("TEST_ITEMS", 8), ("FRESH_ITEMS", 10)):
+        monkeypatch.setattr(train, name, n)
+    tested, evaluate = [], train.evaluate
+
+    def remember(model, dataset, spec, **options):
+        if isinstance(dataset, SyntheticShapes):
+            tested.append((dataset.split, dataset.seed, dataset.n, next(model.parameters()).clone()))
+        return evaluate(model, dataset, spec, **options)
+
+    monkeypatch.setattr(train, "evaluate", remember)
+    card = train.train(TINY, device="cpu", workers=0, progress=False)
+    path = tmp_path / "training" / TINY.model / f"{TINY.model}.safetensors"
+    state, read = models.read_checkpoint(path)
+    assert read == card == json.loads(path.with_suffix(".json").read_text())
+    assert [entry[:3] for entry in tested] == [("test", 0, 8), ("test", 1, 10)], "the test is read once"
+    first = state["conv_stem.weight"]
+    assert first.dtype == torch.float16 and torch.equal(first.float(), tested[0][3]), (
+        "what is tested is what was written"
+    )
+    assert card["classes"] == list(CLASSES) and card["images_seen"] == 24 and card["hyper_parameters"]["lr"] == 1e-2
+    assert card["test"]["n"] == 8 and card["fresh"]["n"] == 10 and "transfer" not in card
+    model = models.load_model(TINY.model, path)
+    assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 6)
+    # It can be started from as well.
+    again = Recipe(weights=str(path), images=4, batch=4, stages=((32, 1.0),), validation=2)
+    assert torch.equal(next(train._start(again).parameters()), first.float())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "efficientnet"], "unknown model 'efficientnet'. Did you mean 'efficientnet_lite0'?"),
+        (["--images", "0"], "images = 0; allowed: 1 or more"),
+        (["--batch", "64", "--images", "32"], "batch = 64 with 32 images"),
+        (["--lr", "-1"], "lr = -1.0; allowed: a positive number"),
+        (["--stages", "128"], "stages '128'; allowed: window:share"),
+        (["--stages", "128:.5"], "shares that add up to 1"),
+        (["--device", "abacus"], "device 'abacus' can't be used here"),
+        (["--weights", "nowhere.safetensors"], "no checkpoint file 'nowhere.safetensors'"),
+        (["--out", "network.bin"], "out 'network.bin'; allowed: a name that ends in .safetensors"),
+        (["--scenes", "nowhere"], "'nowhere' is not a folder"),
+        (["--transfer", "nowhere"], "'nowhere' is not a folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+SHIPPED = sorted(paths.CHECKPOINTS.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_checkpoint_is_what_its_card_says(path):
+    spec = models.MODELS[path.stem]
+    model, card = models.load_model(path.stem), models.read_checkpoint(path)[1]
+    assert card["model"] == path.stem and card["classes"] == list(CLASSES)
+    assert {
+        "test",
+        "fresh",
+        "transfer",
+        "commit",
+        "seconds",
+        "hyper_parameters",
+        "versions",
+        "data_seed",
+    } <= card.keys()
+    assert card["test"]["n"] == 600 and card["fresh"]["n"] == 6000
+    for part in (card["test"], card["fresh"]):
+        assert set(part["size"]) == {"small", "medium", "large"} and set(part["background"]) == {"raw", "imputed"}
+        assert part["interval"][0] < part["accuracy"] < part["interval"][1]
+    found = train.evaluate(model, SyntheticShapes("test", 60), spec)
+    assert found["accuracy"] >= 0.95 and card["fresh"]["accuracy"] >= 0.95
+
+
+def test_the_efficientnet_ships():
+    assert "efficientnet_lite0" in [path.stem for path in SHIPPED]
