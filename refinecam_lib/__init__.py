@@ -1,5 +1,6 @@
 """Evaluate and refine class activation maps: the library behind the notebooks of arXiv 2605.14641."""
 
+import importlib
 import sys
 
 import torch
@@ -13,7 +14,7 @@ def _import_torchvision() -> None:
     Its import then stops at operators that only detection models use; declaring them, without a kernel, lets it pass.
     """
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
@@ -23,7 +24,7 @@ def _import_torchvision() -> None:
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _import_torchvision.library = library  # the declaration lives as long as this object
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
 
 
 _import_torchvision()

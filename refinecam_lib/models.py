@@ -150,7 +150,9 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
         if card["model"] != name:
             raise InputError(f"checkpoint {path.name} is of model {card['model']!r}; {name!r} was asked for")
         model = spec.build(len(card["classes"]), False)
-        model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+        model.load_state_dict(
+            {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        )
     return model.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
 
 

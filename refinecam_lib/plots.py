@@ -20,7 +20,12 @@ TITLES = {
 }
 """Score -> its title, with the direction in which it is better."""
 
-NAMES = {"none": "Base", "product": "RefineCAM", "geometric_mean": "geometric mean", "inverse_exp_mean": "inverse-exp mean"}
+NAMES = {
+    "none": "Base",
+    "product": "RefineCAM",
+    "geometric_mean": "geometric mean",
+    "inverse_exp_mean": "inverse-exp mean",
+}
 """Aggregate -> how figures and tables call it."""
 
 TRIVIAL = ("RandomCAM", "HalfCAM", "All1sCAM")
@@ -55,10 +60,21 @@ def score_bars(table: pd.DataFrame, caption: str) -> Figure:
         y = np.arange(len(part))[::-1]
         for kind, colour, marker in ((False, REAL, "o"), (True, FAKE, "D")):
             pick = part["method"].isin(TRIVIAL).to_numpy() == kind
-            axis.barh(y[pick], 2 * part["std"][pick], left=(part["mean"] - part["std"])[pick], height=0.55, color=colour, alpha=0.22)
+            axis.barh(
+                y[pick],
+                2 * part["std"][pick],
+                left=(part["mean"] - part["std"])[pick],
+                height=0.55,
+                color=colour,
+                alpha=0.22,
+            )
             axis.hlines(y[pick], part["low"][pick], part["high"][pick], color=colour, lw=2.5)
-            axis.plot(part["mean"][pick], y[pick], marker, color=colour, ms=6, label="trivial map" if kind else "method")
-        axis.set(title=TITLES[score], yticks=y, yticklabels=part["method"], ylim=(-0.6, len(part) - 0.4), xlim=(-0.05, 1.05))
+            axis.plot(
+                part["mean"][pick], y[pick], marker, color=colour, ms=6, label="trivial map" if kind else "method"
+            )
+        axis.set(
+            title=TITLES[score], yticks=y, yticklabels=part["method"], ylim=(-0.6, len(part) - 0.4), xlim=(-0.05, 1.05)
+        )
         axis.grid(axis="y", visible=False)
     handles, labels = axes[0, -1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
@@ -108,11 +124,21 @@ def pair_bars(table: pd.DataFrame, caption: str, score: str = "arcc") -> Figure:
     figure, axes = _figure(len(models), 1, 5.2, 0.42 * len(methods) + 1.3, sharey=True)
     for axis, model in zip(axes[0], models):
         for k, aggregate in enumerate(aggregates):
-            part = table[(table["model"] == model) & (table["aggregate"] == aggregate)].set_index("method").reindex(methods)
+            part = (
+                table[(table["model"] == model) & (table["aggregate"] == aggregate)]
+                .set_index("method")
+                .reindex(methods)
+            )
             y = np.arange(len(methods))[::-1] - 0.16 * (k - (len(aggregates) - 1) / 2)
             axis.hlines(y, part["low"], part["high"], color=palette[aggregate], lw=2)
             axis.plot(part["mean"], y, "osD^"[k], color=palette[aggregate], ms=6, label=NAMES[aggregate])
-        axis.set(title=model, xlabel=TITLES[score], yticks=np.arange(len(methods))[::-1], yticklabels=methods, xlim=(-0.02, 1))
+        axis.set(
+            title=model,
+            xlabel=TITLES[score],
+            yticks=np.arange(len(methods))[::-1],
+            yticklabels=methods,
+            xlim=(-0.02, 1),
+        )
         axis.grid(axis="y", visible=False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(aggregates), frameon=False)
@@ -126,7 +152,9 @@ def magnitude_curves(table: pd.DataFrame, caption: str) -> Figure:
     """
     figure, axes = _figure(1, 1, 5, 3.4)
     axis = axes[0, 0]
-    for colour, marker, (score, part) in zip(sns.color_palette("colorblind"), "osD^v", table.groupby("score", sort=False)):
+    for colour, marker, (score, part) in zip(
+        sns.color_palette("colorblind"), "osD^v", table.groupby("score", sort=False)
+    ):
         axis.plot(part["power"], part["mean"], marker + "-", color=colour, label=TITLES[score])
         axis.fill_between(part["power"], part["low"], part["high"], color=colour, alpha=0.2)
     axis.set_xscale("log", base=2)
@@ -150,7 +178,9 @@ def layer_curves(table: pd.DataFrame, caption: str) -> Figure:
         for (method, aggregate), part in table[table["score"] == score].groupby(["method", "aggregate"], sort=False):
             style = {"none": "--o", "product": "-s"}[aggregate]
             part = part.sort_values("layer")
-            axis.plot(part["layer"], part["mean"], style, color=palette[method], ms=5, label=f"{method}, {NAMES[aggregate]}")
+            axis.plot(
+                part["layer"], part["mean"], style, color=palette[method], ms=5, label=f"{method}, {NAMES[aggregate]}"
+            )
             axis.fill_between(part["layer"], part["low"], part["high"], color=palette[method], alpha=0.1)
         layers = sorted(set(table["layer"]))
         axis.set(xlabel="layer it starts from, 0 = shallowest", ylabel=TITLES[score], xticks=layers, ylim=(0, 1))

@@ -15,7 +15,9 @@ CORRELATIONS = {
 }
 
 
-def bootstrap_interval(values: np.ndarray, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: np.ndarray, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of values (n,), resampling images; NaN values are left out.
 
     Raises InputError where no value is left.

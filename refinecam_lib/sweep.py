@@ -138,7 +138,9 @@ def _model(name: str, checkpoint: str) -> torch.nn.Module:
     model = load_model(name)
     found = read_checkpoint(paths.CHECKPOINTS / f"{name}.safetensors")[1]["sha256"]
     if found != checkpoint:
-        raise InputError(f"checkpoint of {name} changed during the sweep: {found[:12]}..., planned {checkpoint[:12]}...")
+        raise InputError(
+            f"checkpoint of {name} changed during the sweep: {found[:12]}..., planned {checkpoint[:12]}..."
+        )
     return model
 
 
@@ -156,9 +158,7 @@ def _measure(shard: Shard) -> pd.DataFrame:
     frames = []
     for variant in shard.variants:
         maps = variant_maps(capture, shard.method, variant)
-        frame = measure(
-            capture, shard.method, variant, maps, masks, seeds["masked"], seeds["road"], shard.fractions
-        )
+        frame = measure(capture, shard.method, variant, maps, masks, seeds["masked"], seeds["road"], shard.fractions)
         frames.append(pd.concat([_names(shard, variant, samples), frame], axis=1))
     return pd.concat(frames, ignore_index=True)
 
@@ -180,7 +180,7 @@ def run_shard(shard: Shard) -> Path:
         rows = _measure(shard)
     except InputError:
         raise
-    except Exception as error:  # kept as rows, counted and shown; never silently dropped
+    except Exception as error:  # noqa: BLE001 - kept as rows, counted and shown; never silently dropped
         samples = [DATASETS[shard.dataset](shard.stop)[i] for i in range(shard.start, shard.stop)]
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         rows = pd.concat([_names(shard, v, samples).assign(status="failed", reason=reason) for v in shard.variants])
@@ -241,7 +241,9 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
                 shard.path.unlink()
     missing = [shard for shard in shards if not _is_done(shard.path)]
     quiet = bool(os.environ.get("CI") or os.environ.get("REFINECAM_QUIET"))
-    work = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(joblib.delayed(run_shard)(s) for s in missing)
+    work = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
+        joblib.delayed(run_shard)(s) for s in missing
+    )
     with tqdm(work, total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=quiet) as bar:
         for _ in bar:
             pass

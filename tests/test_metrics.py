@@ -98,7 +98,7 @@ def test_road_does_not_see_magnitude_and_arcc_does():
 
 
 def test_trivial_maps():
-    ones, maps = measured("All1sCAM", n=4)
+    ones, _ = measured("All1sCAM", n=4)
     table = scores(ones)
     assert table["average_drop"].max() < 0.02 and table["complexity"].min() > 0.999
     np.testing.assert_allclose(table["coherency"], 1)
@@ -146,7 +146,9 @@ def test_measurements_do_not_depend_on_the_batch():
 @given(st.integers(0, 2**31))
 def test_pearson_cosine_and_complexity_match_scipy_and_numpy(seed):
     a, b = (torch.from_numpy(m) for m in np.random.default_rng(seed).random((2, 2, 5, 7)))
-    np.testing.assert_allclose(pearson(a, b), [scipy.stats.pearsonr(x.ravel(), y.ravel())[0] for x, y in zip(a, b)], atol=1e-9)
+    np.testing.assert_allclose(
+        pearson(a, b), [scipy.stats.pearsonr(x.ravel(), y.ravel())[0] for x, y in zip(a, b)], atol=1e-9
+    )
     distance = [scipy.spatial.distance.cosine(x.ravel(), y.ravel()) for x, y in zip(a, b)]
     np.testing.assert_allclose(cosine_similarity(a, b), 1 - np.array(distance), atol=1e-9)
     np.testing.assert_allclose(complexity(a), a.numpy().mean((1, 2)), atol=1e-12)

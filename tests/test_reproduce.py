@@ -186,6 +186,7 @@ def test_saved_files_depend_on_the_content_alone(house):
         contents.append({path.name: path.read_bytes() for path in quick("").iterdir()})
     plt.close(figure)
     assert sorted(contents[0]) == ["f.pdf", "f.png", "t.csv", "t.md", "t.tex"] and contents[0] == contents[1]
+    assert b"CreationDate" not in contents[0]["f.pdf"] and b"Software" not in contents[0]["f.png"]
     assert quick("t.csv").read_text() == "method,score,text\nA_1,0.123456,.55 ± .30\nB,,5 %\n"
     assert quick("t.md").read_text().splitlines()[2] == "| A_1 | 0.12 | **.55 ± .30** |"
     assert r"A\_1 & 0.12 & \textbf{.55 $\pm$ .30} \\" in quick("t.tex").read_text()

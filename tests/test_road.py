@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from refinecam_lib import imputation
 from refinecam_lib.checks import InputError
+from refinecam_lib.multigrid_torch import solve_batched
 from refinecam_lib.road import FRACTIONS, impute, keep_masks, removal_order, road_noise, road_probabilities
 
 SIZES = [(48, 48), (37, 53)]
@@ -152,7 +152,7 @@ def test_imputation_agrees_with_the_public_solver(kind, size):
 @pytest.mark.parametrize("kind", MAP_TYPES)
 def test_float64_imputation_is_the_direct_solution(kind, solver):
     image, keep = some_images(1, 21, 34).double(), the_masks(a_map(kind, 21, 34)[None], (0.2, 0.5, 0.9, 0.99))
-    solve = impute if solver == "compiled" else imputation._solve_batched
+    solve = impute if solver == "compiled" else solve_batched
     for filled, one in zip(solve(image, keep)[0], keep[0], strict=True):
         np.testing.assert_allclose(filled, exact(image[0].numpy(), one.numpy()), rtol=0, atol=1e-6)
 
@@ -163,16 +163,16 @@ def test_batched_and_compiled_solvers_agree(size):
     images = some_images(2, *size)
     maps = torch.stack([a_map("blob", *size), a_map("random", *size)])
     keep = the_masks(maps)
-    batched = imputation._solve_batched(images.to(device), keep.to(device))
+    batched = solve_batched(images.to(device), keep.to(device))
     assert batched.device.type == device
     # On a line of pixels the last correction says less of the error.
     torch.testing.assert_close(impute(images, keep), batched.cpu(), rtol=0, atol=1e-3 if min(size) > 1 else 5e-3)
-    batched = imputation._solve_batched(images.to(device).double(), keep.to(device))
+    batched = solve_batched(images.to(device).double(), keep.to(device))
     torch.testing.assert_close(impute(images.double(), keep), batched.cpu(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("solver", [impute, imputation._solve_batched])
+@pytest.mark.parametrize("solver", [impute, solve_batched])
 def test_a_mask_that_keeps_nothing_gives_the_mean_colour_and_one_kept_pixel_its_own(solver, dtype):
     images = some_images(1, 40, 41).to(dtype)
     keep = torch.zeros(1, 3, 40, 41, dtype=torch.bool)
@@ -217,8 +217,8 @@ def test_imputation_does_not_depend_on_batch_masks_or_threads():
         torch.set_num_threads(threads)
     assert torch.equal(torch.cat([impute(images[i : i + 1], keep[i : i + 1]) for i in range(3)]), whole)
     assert torch.equal(impute(images, keep[:, 2:5]), whole[:, 2:5])
-    batched = imputation._solve_batched(images, keep)
-    alone = imputation._solve_batched(images[1:2], keep[1:2, 3:4])
+    batched = solve_batched(images, keep)
+    alone = solve_batched(images[1:2], keep[1:2, 3:4])
     torch.testing.assert_close(batched[1:2, 3:4], alone, rtol=0, atol=1e-5)
 
 

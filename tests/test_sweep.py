@@ -64,7 +64,9 @@ def test_one_row_an_explanation(toy):
     assert len(rows) == 6 * 2 + 6  # RandomCAM has no map for each layer: measured once
     assert not rows.duplicated(sweep.KEYS).any()
     assert set(rows["status"]) == {"ok"}
-    assert {"probability", "probability_masked", "mean_activation", "pearson", "morf_20", "lerf_80", "cosine"} <= set(rows)
+    assert {"probability", "probability_masked", "mean_activation", "pearson", "morf_20", "lerf_80", "cosine"} <= set(
+        rows
+    )
 
 
 def test_rows_do_not_depend_on_shards_or_order(toy):
@@ -108,7 +110,7 @@ def test_stopped_and_started_again_recomputes_only_the_open_shard(toy, monkeypat
 
 def test_a_truncated_file_is_said_and_computed_again(toy, capsys):
     rows = sweep.sweep(plan())
-    file = sorted((paths.RESULTS / "rows").iterdir())[0]
+    file = min((paths.RESULTS / "rows").iterdir())
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match="is not whole"):
         sweep.load_results(plan())
