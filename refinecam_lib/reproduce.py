@@ -230,7 +230,7 @@ def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path) -> 
             with _environment(products):
                 papermill.execute_notebook(
                     *(book.path, copy, changed), kernel_name="python3", language="python", cwd=book.path.parent,
-                    progress_bar=sys.stderr.isatty(), extra_arguments=["--IPKernelApp.log_level=40"],
+                    progress_bar=sys.stderr.isatty(), start_timeout=300, extra_arguments=["--IPKernelApp.log_level=40"],
                 )  # fmt: skip
         except papermill.PapermillExecutionError as stop:
             reason = next(iter(stop.evalue.splitlines()), "")

@@ -287,7 +287,7 @@ def fit(
         run.load(state, device)
     examined = spec.build(len(CLASSES), False).to(device, memory_format=torch.channels_last)
     # Drawn once and kept in memory: the same items judge every state.
-    exam = list(SyntheticShapes("validation", recipe.validation, recipe.seed, scenes=recipe.scenes))
+    exam = list(SyntheticShapes("validation", recipe.validation, scenes=recipe.scenes))
     every = max(1, recipe.validate_every // recipe.batch)
     before, begun = run.record["seconds"], time.monotonic()
     saved_at = begun
@@ -325,6 +325,7 @@ def write_checkpoint(model: nn.Module, path: Path, card: dict) -> dict:
     """Write a network as fp16 safetensors with its JSON card beside it; returns the card with its sha256."""
     state = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in model.state_dict().items()}
     _write(path, lambda part: safetensors.torch.save_file(state, part))
+    path.chmod(0o644)  # safetensors leaves it to its owner alone
     card = card | {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     _write(path.with_suffix(".json"), lambda part: part.write_text(json.dumps(card, indent=1) + "\n"))
     return card
@@ -371,16 +372,27 @@ def train(
                      "torchvision": torchvision.__version__.split("+")[0], "timm": timm.__version__,
                      "numpy": np.__version__},
     }  # fmt: skip
+    if recipe.weights not in ("imagenet", "none"):
+        kept = ("images_seen", "chosen_after_images", "seconds", "hyper_parameters", "validation", "history", "commit")
+        earlier = read_checkpoint(Path(recipe.weights))[1]
+        card["started_from"] = {name: earlier[name] for name in (*kept, "sha256", "started_from") if name in earlier}
     card = write_checkpoint(model, out, card)
     shipped, spec = load_model(recipe.model, out, _device(device)), spec_of(recipe.model)
-    tests = {"test": SyntheticShapes("test", TEST_ITEMS, recipe.seed, scenes=recipe.scenes)}
+    tests = {"test": SyntheticShapes("test", TEST_ITEMS, scenes=recipe.scenes)}
     # Another seed: other shapes, flips, colours and masks over the scenes of the test split.
-    tests["fresh"] = SyntheticShapes("test", FRESH_ITEMS, recipe.seed + 1, scenes=recipe.scenes)
+    tests["fresh"] = SyntheticShapes("test", FRESH_ITEMS, seed=1, scenes=recipe.scenes)
     if others:
         tests["transfer"] = others
     for name, items in tests.items():
         card[name] = evaluate(shipped, items, spec, workers=workers)
     return write_checkpoint(model, out, card)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"shares {text!r}; allowed: three numbers such as 2,1,1") from error
 
 
 def _stages(text: str) -> tuple[tuple[int, float], ...]:
@@ -401,6 +413,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(flag, type=kind, default=defaults[name], help=f"default {defaults[name]}")
     parser.add_argument("--freeze", action=argparse.BooleanOptionalAction, default=True, help="keep the first layers")
     parser.add_argument("--stages", default=None, help="window:share,... (default 128:.6,224:.4)")
+    parser.add_argument("--shares", default=None, help="of small, medium and large shapes (default 2,1,1)")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw items (default 1)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--out", type=Path, default=None, help="the .safetensors file to write")
@@ -410,6 +423,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = {name: getattr(options, name) for name in [*plain, "freeze"]}
         if options.stages:
             recipe["stages"] = _stages(options.stages)
+        if options.shares:
+            recipe["shares"] = _shares(options.shares)
         card = train(Recipe(**recipe), options.out, options.device, options.workers, options.transfer)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""The library's time against public code's, on the same images and maps: `make bench`."""

@@ -1,0 +1,260 @@
+"""What is timed: each part of the work, by this library on a batch of images and by public code on one image."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from pytorch_grad_cam.utils.image import scale_cam_image
+from torch import Tensor, nn
+
+from refinecam_lib.cam import Capture, Maps
+from refinecam_lib.explain import BASE, METHODS, REFINED, variant_maps
+from refinecam_lib.metrics import complexity, measure, pearson
+from refinecam_lib.road import FRACTIONS, impute, keep_masks, removal_order, road_noise, road_probabilities
+
+from . import public
+
+GRADIENT = ("GradCAM", "GradCAM++", "LayerCAM")
+SIX = [(method, variant) for method in GRADIENT for variant in (BASE, REFINED)]
+Differences = dict[str, float]
+
+
+def tie_free(maps: Tensor) -> Tensor:
+    """Maps (B,H,W) in [0,1] with a small slope along their own order added, so that no two pixels are equal.
+
+    Public code cuts at percentiles, and so removes other shares of a map with ties than asked for, up to all of it;
+    without ties both sides remove the same pixels.
+    """
+    ranks = removal_order(maps, range(len(maps)))
+    return 0.95 * maps + 0.05 * (1 - ranks / ranks[0].numel()).to(maps)
+
+
+class Subject:
+    """A network and its images, as both sides get them: ours frozen and channels-last, the public one as it is built.
+
+    model: classifier in evaluation mode; inputs (N,3,H,W) normalised; target (N,); layers: shallow to deep.
+    """
+
+    def __init__(self, name: str, model: nn.Module, inputs: Tensor, target: Tensor, layers: Sequence[str]):
+        self.name, self.layers, self.target = name, tuple(layers), target
+        self.device = inputs.device
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.public = copy.deepcopy(model).to(memory_format=torch.contiguous_format).requires_grad_(True)
+        self.inputs = inputs.contiguous(memory_format=torch.channels_last)
+        self.singles = [image[None].contiguous() for image in inputs]
+        self.classes = target.tolist()
+
+    def capture(self, batch: list[int]) -> Capture:
+        """A new Capture of some of the images."""
+        return Capture(self.model, self.inputs[batch], self.target[batch], self.layers)
+
+    @cached_property
+    def maps(self) -> Tensor:
+        """The six maps without ties, (6,N,H,W): what both sides measure."""
+        capture = self.capture(list(range(len(self.inputs))))
+        return torch.stack([tie_free(variant_maps(capture, method, variant)) for method, variant in SIX])
+
+    @cached_property
+    def channels(self) -> int:
+        """The number of channels of all layers, so of ScoreCAM's forwards."""
+        return sum(activations.shape[1] for activations in self.capture([0]).activations)
+
+    def double(self, images: int) -> "Subject":
+        """The first images, in float64."""
+        model = copy.deepcopy(self.model).double()
+        return Subject(self.name, model, self.inputs[:images].double(), self.target[:images], self.layers)
+
+
+def _scaled(raw: Maps, size: tuple[int, int]) -> np.ndarray:
+    """The first image's raw maps as the package scales them, (L,H,W): ReLU, min-max and resized, min-max."""
+    maps = [scale_cam_image(each[:1].relu().cpu().numpy(), size[::-1]) for each in raw]
+    return np.concatenate([scale_cam_image(np.maximum(each, 0)) for each in maps])
+
+
+def _largest(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> float:
+    return float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max())
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the work.
+
+    ours(subject, batch) and theirs(subject, i) prepare, untimed, and return what is timed: the same work for a batch
+    of images, i being the first, and for image i. compare(subject, i, result of ours, of theirs) gives differences.
+    needs(subject): passes forward and back, and forwards alone, that the definition needs for an image; None: no floor.
+    tolerances: the largest differences at which both sides agree.
+    """
+
+    title: str
+    ours: Callable[[Subject, list[int]], Callable]
+    theirs: Callable[[Subject, int], Callable]
+    compare: Callable[[Subject, int, object, object], Differences]
+    tolerances: Differences
+    needs: Callable[[Subject], tuple[int, int]] | None = None
+    single: bool = False
+
+
+def _cams(title: str, methods: Sequence[str], **options) -> Part:
+    """The maps of all layers by some methods; agreement where both are scaled alike."""
+
+    def ours(s: Subject, batch: list[int]) -> Callable:
+        def run() -> list[Maps]:
+            capture = s.capture(batch)
+            return [capture.maps(METHODS[method].function) for method in methods]
+
+        return run
+
+    def theirs(s: Subject, i: int) -> Callable:
+        return lambda: [public.layer_maps(s.public, s.singles[i], s.classes[i], s.layers, method) for method in methods]
+
+    def compare(s: Subject, i: int, a: list[Maps], b: list[np.ndarray]) -> Differences:
+        size = s.singles[i].shape[-2:]
+        return {"map": max(_largest(_scaled(raw, size), maps) for raw, maps in zip(a, b))}
+
+    return Part(title, ours, theirs, compare, {"map": 1e-5}, **options)
+
+
+def _keep(s: Subject, i: int) -> Tensor:
+    """The eight masks of image i and the i-th kind of map, (1,8,H,W)."""
+    return keep_masks(removal_order(s.maps[i % len(SIX), i : i + 1], [i]))
+
+
+def _impute_ours(s: Subject, batch: list[int]) -> Callable:
+    images, keep = s.inputs[batch], _keep(s, batch[0])
+    return lambda: impute(images, keep)[0]
+
+
+def _impute_theirs(s: Subject, i: int) -> Callable:
+    image, keep = s.singles[i][0].cpu(), _keep(s, i)[0].cpu()
+    return lambda: public.impute(image, keep)
+
+
+def _impute_compare(s: Subject, i: int, ours: Tensor, exact: Tensor) -> Differences:
+    """Pixels, and ROAD under the same noise: ours against that of the direct solver's images."""
+    wanted, kept = s.target[i : i + 1], _keep(s, i)[0].cpu()
+    morf, lerf = road_probabilities(s.model, s.inputs[i : i + 1], wanted, s.maps[i % len(SIX), i : i + 1], [i])
+    images = exact + road_noise([i], tuple(exact.shape[1:])) * ~kept[:, None]
+    with torch.inference_mode():
+        probabilities = s.model(images.to(s.inputs)).softmax(1)[:, s.classes[i]]
+    road = (probabilities[len(FRACTIONS) :] - probabilities[: len(FRACTIONS)]).mean()
+    return {"pixel": _largest(ours.cpu(), exact), "ROAD, same noise": abs(float((lerf - morf).mean() - road))}
+
+
+def _road_ours(s: Subject, batch: list[int]) -> Callable:
+    images, target, maps = s.inputs[batch], s.target[batch], s.maps[batch[0] % len(SIX), batch]
+    return lambda: road_probabilities(s.model, images, target, maps, batch)
+
+
+def _road_theirs(s: Subject, i: int) -> Callable:
+    maps = s.maps[i % len(SIX), i : i + 1].cpu().numpy()
+    return lambda: public.road_score(s.public, s.singles[i], s.classes[i], maps)
+
+
+def _road_compare(s: Subject, i: int, ours: tuple[Tensor, Tensor], theirs: float) -> Differences:
+    return {"ROAD": abs(float((ours[1][0] - ours[0][0]).mean()) - theirs)}
+
+
+def _coherency_ours(s: Subject, batch: list[int]) -> Callable:
+    capture, maps = s.capture(batch), s.maps[SIX.index(("LayerCAM", BASE)), batch]
+    before = capture.probability  # of the clean image: known from explaining it
+
+    def run() -> dict[str, Tensor]:
+        masked = capture.masked(maps, layers=s.layers[:1])
+        again = variant_maps(masked, "LayerCAM", BASE)
+        drop = (before - masked.probability).clamp_min(0)
+        return {"coherency": (pearson(again, maps) + 1) / 2, "complexity": complexity(maps), "drop": drop}
+
+    return run
+
+
+def _coherency_theirs(s: Subject, i: int) -> Callable:
+    maps = s.maps[SIX.index(("LayerCAM", BASE)), i : i + 1].cpu().numpy()
+    return lambda: public.coherency_and_drop(
+        s.public, s.singles[i], s.classes[i], maps, s.layers, "LayerCAM", refine=False
+    )
+
+
+def _coherency_compare(s: Subject, i: int, ours: dict[str, Tensor], theirs: dict[str, float]) -> Differences:
+    return {name: abs(float(ours[name][0]) - theirs[name]) for name in theirs}
+
+
+def _six_ours(s: Subject, batch: list[int]) -> Callable:
+    maps = s.maps[:, batch]
+
+    def run() -> list[dict[str, float]]:
+        capture, rows = s.capture(batch), []
+        for k, (method, variant) in enumerate(SIX):
+            variant_maps(capture, method, variant)
+            row = measure(capture, method, variant, maps[k]).iloc[0]
+            removed = [f"{order}_{round(100 * k)}" for order in ("lerf", "morf") for k in FRACTIONS]
+            lerf, morf = np.split(row[removed].to_numpy(float), 2)
+            drop = max(row["probability"] - row["probability_masked"], 0)
+            values = (row["pearson"] + 1) / 2, row["mean_activation"], drop, (lerf - morf).mean()
+            rows.append(dict(zip(("coherency", "complexity", "drop", "ROAD"), values)))
+        return rows
+
+    return run
+
+
+def _six_theirs(s: Subject, i: int) -> Callable:
+    image, target, given = s.singles[i], s.classes[i], s.maps[:, i : i + 1].cpu().numpy()
+
+    def run() -> list[dict[str, float]]:
+        rows = []
+        for k, (method, variant) in enumerate(SIX):
+            if variant == BASE:
+                maps = public.layer_maps(s.public, image, target, s.layers, method)
+            else:
+                public.refined(maps)
+            row = public.coherency_and_drop(s.public, image, target, given[k], s.layers, method, variant == REFINED)
+            rows.append(row | {"ROAD": public.road_score(s.public, image, target, given[k])})
+        return rows
+
+    return run
+
+
+def _six_compare(s: Subject, i: int, ours: list[dict], theirs: list[dict]) -> Differences:
+    return {name: max(abs(a[name] - b[name]) for a, b in zip(ours, theirs)) for name in theirs[0]}
+
+
+METRICS = {"coherency": 1e-3, "complexity": 1e-5, "drop": 1e-5}
+PARTS: dict[str, Part] = {
+    "gradient": _cams("3 gradient CAMs x all layers, an image", GRADIENT, needs=lambda s: (1, 0)),
+    "shapley": _cams("ShapleyCAM x all layers, an image", ["ShapleyCAM"]),
+    "imputation": Part(
+        "imputation for one ROAD (8 systems), a map",
+        _impute_ours,
+        _impute_theirs,
+        _impute_compare,
+        {"pixel": 1e-3, "ROAD, same noise": 2e-4},
+        single=True,
+    ),
+    "road": Part(
+        "ROAD with its forwards, a map",
+        _road_ours,
+        _road_theirs,
+        _road_compare,
+        {"ROAD": 1e-3},
+        needs=lambda s: (0, 2 * len(FRACTIONS)),
+    ),
+    "coherency": Part(
+        "Coherency + Average Drop, a map",
+        _coherency_ours,
+        _coherency_theirs,
+        _coherency_compare,
+        METRICS,
+        needs=lambda s: (1, 0),
+    ),
+    "six": Part(
+        "6 maps (3 gradient methods, base and refined), all metrics, an image",
+        _six_ours,
+        _six_theirs,
+        _six_compare,
+        METRICS | {"ROAD": 1e-3},
+        needs=lambda s: (1 + len(SIX), 2 * len(FRACTIONS) * len(SIX)),
+    ),
+    "scorecam": _cams("ScoreCAM x all layers, an image", ["ScoreCAM"], needs=lambda s: (0, s.channels + 1), single=True),
+}
