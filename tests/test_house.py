@@ -11,7 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from refinecam_lib import __version__, notebook, paths, reproduce
+from refinecam_lib import __version__, parameters, paths
+from refinecam_lib.provenance import commit
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 
@@ -101,7 +102,7 @@ def test_no_file_names_a_registry_or_this_machine():
 
 def test_notebooks_are_stripped_and_begin_with_their_parameters():
     names = [path.name for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
-    books = [reproduce.read_notebook(paths.NOTEBOOKS / name) for name in names]  # refuses a wrong parameters cell
+    books = [parameters.read_notebook(paths.NOTEBOOKS / name) for name in names]  # refuses a wrong parameters cell
     for book in books:
         content = json.loads(book.path.read_text(encoding="utf-8"))
         code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
@@ -109,8 +110,8 @@ def test_notebooks_are_stripped_and_begin_with_their_parameters():
         assert book.title != book.name, f"{book.name} has no title"
         assert set(book.defaults) and book.defaults.get("profile", "quick") == "quick", book.name
     if books:
-        for profile in reproduce.profiles():
-            reproduce.parameters(books, profile)
+        for profile in parameters.profiles():
+            parameters.parameters(books, profile)
 
 
 def test_the_reference_is_what_its_manifest_says():
@@ -144,4 +145,4 @@ def test_a_python_that_is_too_old_is_one_clear_line(tmp_path):
 
 
 def test_the_commit_says_where_it_comes_from():
-    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", notebook.commit())
+    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", commit())

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refinecam_lib import notebook, paths, reproduce
+from refinecam_lib import compare, notebook, parameters, paths, reproduce
 from refinecam_lib.checks import InputError
+from refinecam_lib.provenance import commit
 
 PARAMETERS = 'profile: str = "quick"\nn_images: int = 4  # how many\nmethods: list = ["a", "b"]\nscale: float = 1.0\nfail: bool = False'
 TABLE = """import pandas as pd
@@ -25,10 +26,10 @@ save(rows.groupby("method", as_index=False)["value"].mean(), "table_one", profil
 FAIL = "if fail:\n    raise ZeroDivisionError('one\\ntwo')"
 
 
-def write(folder, name, *cells, parameters=PARAMETERS):
-    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+def write(folder, name, *cells, first=PARAMETERS):
+    tagged = nbformat.v4.new_code_cell(first, metadata={"tags": ["parameters"]})
     book = nbformat.v4.new_notebook()
-    book.cells = [nbformat.v4.new_markdown_cell("# A claim\n\nProse."), first, *map(nbformat.v4.new_code_cell, cells)]
+    book.cells = [nbformat.v4.new_markdown_cell("# A claim\n\nProse."), tagged, *map(nbformat.v4.new_code_cell, cells)]
     nbformat.write(book, folder / f"{name}.ipynb")
 
 
@@ -65,7 +66,7 @@ def test_products_manifest_index_and_the_reference(house, capsys):
         "rows_one.parquet: identical, 4 rows (standard's rows)" in out and "table_one.csv: not in the reference" in out
     )
     entry = json.loads(quick("manifest.json").read_text())["notebooks"]["01_one"]
-    assert entry["status"] == "done" and entry["parameters"]["n_images"] == 4 and entry["commit"] == notebook.commit()
+    assert entry["status"] == "done" and entry["parameters"]["n_images"] == 4 and entry["commit"] == commit()
     assert sorted(entry["products"]) == ["rows_one.parquet", "table_one.csv", "table_one.md", "table_one.tex"]
     executed = quick("notebooks/01_one.ipynb").read_text()
     assert "papermill" not in executed and '"README.md\\n"' in executed and "ipykernel/" in executed
@@ -99,7 +100,7 @@ def test_another_result_with_the_same_parameters_is_exit_code_3(house, capsys):
 
 def test_a_failure_leaves_others_and_earlier_results_alone(house, capsys):
     write(paths.NOTEBOOKS, "01_one", TABLE, FAIL)
-    write(paths.NOTEBOOKS, "02_two", "x = 1", parameters='profile: str = "quick"')
+    write(paths.NOTEBOOKS, "02_two", "x = 1", first='profile: str = "quick"')
     assert reproduce.main(["--only", "1"]) == 0
     before = quick("table_one.csv").read_bytes(), quick("notebooks/01_one.ipynb").read_bytes()
     assert reproduce.main(["--set", "fail=true", "scale=9"]) == 1
@@ -153,13 +154,13 @@ def test_bad_input_is_refused_before_anything_runs(house, capsys, arguments, lin
 
 def test_parameters_by_profile_and_by_hand(house, capsys):
     write(paths.NOTEBOOKS, "01_one", "x = 1")
-    write(paths.NOTEBOOKS, "02_two", "x = 1", parameters="weights: str | None = None\nscale: float = 2.0")
+    write(paths.NOTEBOOKS, "02_two", "x = 1", first="weights: str | None = None\nscale: float = 2.0")
     (paths.NOTEBOOKS / "standard.yaml").write_text("all:\n  scale: 3\n01_one:\n  n_images: 100\n")
-    books = reproduce.find_notebooks()
-    values = reproduce.parameters(books, "standard", ["methods=x,y", "weights=here"])
+    books = parameters.find_notebooks()
+    values = parameters.parameters(books, "standard", ["methods=x,y", "weights=here"])
     one = {"profile": "standard", "n_images": 100, "methods": ["x", "y"], "scale": 3.0, "fail": False}
     assert values == {"01_one": one, "02_two": {"weights": "here", "scale": 3.0}}
-    assert reproduce.parameters(books, "quick", ["methods=['x']"])["01_one"]["methods"] == ["x"]
+    assert parameters.parameters(books, "quick", ["methods=['x']"])["01_one"]["methods"] == ["x"]
     assert reproduce.main(["--list", "--profile", "standard"]) == 0
     assert "01_one: A claim\n" in (out := capsys.readouterr().out) and "    n_images: int = 100\n" in out
 
@@ -170,7 +171,7 @@ def test_a_notebook_needs_its_parameters_first(house, capsys):
     nbformat.write(book, paths.NOTEBOOKS / "01_one.ipynb")
     assert reproduce.main(["--list"]) == 2
     assert "01_one.ipynb has 0 cells tagged 'parameters'" in capsys.readouterr().err
-    write(paths.NOTEBOOKS, "01_one", parameters="n: int = len('abc')")
+    write(paths.NOTEBOOKS, "01_one", first="n: int = len('abc')")
     assert reproduce.main(["--list"]) == 2
     assert "01_one.ipynb, parameter n; allowed: a literal" in capsys.readouterr().err
 
@@ -197,22 +198,22 @@ def test_saved_files_depend_on_the_content_alone(house):
 
 
 def test_the_caption_names_profile_n_and_commit():
-    assert notebook.caption("quick", 1000) == f"profile quick, n = 1,000 images, commit {notebook.commit()}"
+    assert notebook.caption("quick", 1000) == f"profile quick, n = 1,000 images, commit {commit()}"
 
 
 def test_tables_are_compared_cell_by_cell(tmp_path):
-    def compare(cell, reference, columns="method,score,seconds"):
+    def verdict(cell, reference, columns="method,score,seconds"):
         (tmp_path / "a.csv").write_text(f"{columns}\nLayerCAM,{cell},1\n")
         (tmp_path / "b.csv").write_text(f"method,score,seconds\nLayerCAM,{reference},2\n")
-        return notebook.compare_tables(tmp_path / "a.csv", tmp_path / "b.csv")
+        return compare.compare_tables(tmp_path / "a.csv", tmp_path / "b.csv")
 
-    assert compare("0.5", "0.5") == (True, "identical")
-    assert compare("0.504", "0.5")[0] and not compare("0.506", "0.5")[0]
-    assert compare(".37 ± .29", ".38 ± .29")[0] and not compare(".37 ± .29", ".39 ± .29")[0]
-    assert not compare("24", "25")[0] and compare("1000.5", "1001")[0]
-    assert not compare("holds", "fails")[0] and not compare("", "0.5")[0]
-    assert not compare("0.5", "0.5", "method,scores,seconds")[0]
-    close, text = compare("0.6", "0.5")
+    assert verdict("0.5", "0.5") == (True, "identical")
+    assert verdict("0.504", "0.5")[0] and not verdict("0.506", "0.5")[0]
+    assert verdict(".37 ± .29", ".38 ± .29")[0] and not verdict(".37 ± .29", ".39 ± .29")[0]
+    assert not verdict("24", "25")[0] and verdict("1000.5", "1001")[0]
+    assert not verdict("holds", "fails")[0] and not verdict("", "0.5")[0]
+    assert not verdict("0.5", "0.5", "method,scores,seconds")[0]
+    close, text = verdict("0.6", "0.5")
     assert not close and text == "largest difference 0.1 at LayerCAM, score: '0.6' here, '0.5' in the reference"
 
 
@@ -226,7 +227,7 @@ def test_rows_are_compared_by_key(house):
         other = rows.copy()
         for column, value in values.items():
             other[column] = other[column].where(np.arange(n) >= count, value)
-        return notebook.compare_rows(other, rows, keys)
+        return compare.compare_rows(other, rows, keys)
 
     assert changed(n, seconds=5.0) == (True, "identical, 200 rows")
     assert changed(n, value=rows["value"] + 0.0009)[0]
@@ -234,17 +235,17 @@ def test_rows_are_compared_by_key(house):
     assert close and text == "99.0% of 200 rows within 0.001; largest difference inf in 'value' at image 0"
     assert not changed(3, value=0.7)[0] and not changed(3, status="failed")[0]
     other = rows.assign(curve=[np.array([0.1, 0.21])] * n)
-    assert not notebook.compare_rows(other, rows, keys)[0]
+    assert not compare.compare_rows(other, rows, keys)[0]
     shuffled = rows.sample(frac=1, random_state=0)
-    assert notebook.compare_rows(shuffled, rows, keys) == (True, "identical, 200 rows")
-    assert not notebook.compare_rows(rows.head(100), rows, keys)[0]
-    assert notebook.compare_rows(rows.head(100), rows, keys, subset=True)[0]
-    assert not notebook.compare_rows(rows, rows.head(100), keys, subset=True)[0]
-    assert not notebook.compare_rows(pd.concat([rows, rows]), rows, keys)[0]
+    assert compare.compare_rows(shuffled, rows, keys) == (True, "identical, 200 rows")
+    assert not compare.compare_rows(rows.head(100), rows, keys)[0]
+    assert compare.compare_rows(rows.head(100), rows, keys, subset=True)[0]
+    assert not compare.compare_rows(rows, rows.head(100), keys, subset=True)[0]
+    assert not compare.compare_rows(pd.concat([rows, rows]), rows, keys)[0]
 
     notebook.save_rows(rows, "rows_x")
     path = quick("rows_x.parquet")
-    pd.testing.assert_frame_equal(notebook.read_rows(path), rows)
+    pd.testing.assert_frame_equal(compare.read_rows(path), rows)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="rows_x.parquet"):
-        notebook.read_rows(path)
+        compare.read_rows(path)

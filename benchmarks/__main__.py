@@ -1,0 +1,222 @@
+"""Time the library against public code: python -m benchmarks [--images 8] [--threads 1 2] [--networks ...].
+
+Writes benchmark.json and benchmark.md. Ratios, not seconds, are the claim: both sides run in turn in one process.
+"""
+
+import argparse
+import dataclasses
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import refinecam_lib  # noqa: F401 - before anything imports torchvision
+from refinecam_lib import paths
+from refinecam_lib.cam import Capture
+from refinecam_lib.checks import InputError, one_of
+from refinecam_lib.explain import REFINED, variant_maps
+from refinecam_lib.models import load_model, normalise, spec_of
+from refinecam_lib.synthetic import SyntheticShapes
+
+from .parts import PARTS, Subject
+from .timing import Floor, Row, compare
+
+FOLDER = Path(__file__).resolve().parent / "results"
+PACKAGES = ("torch", "torchvision", "timm", "grad-cam", "numba", "scipy", "numpy")
+
+
+def calibrated(model: torch.nn.Module, inputs: torch.Tensor, spread: float = 3.0) -> torch.nn.Module:
+    """A network with random weights made alive: batch norms from the images, logits of standard deviation `spread`."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches, here of one
+    with torch.no_grad():
+        model.train()(inputs)
+        logits = model.eval()(inputs)
+        head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+        head.weight *= (spread / logits.std(0))[:, None]
+        head.bias -= model(inputs).mean(0)
+    return model
+
+
+def subject(name: str, images: int, device: str = "cpu") -> Subject:
+    """A network of MODELS with the first test images: the shipped checkpoint, or else random weights, calibrated.
+
+    EfficientNet-Lite0 without its checkpoint takes its ImageNet weights. Raises InputError for an unknown name.
+    """
+    spec = spec_of(name)
+    samples = SyntheticShapes("test", images)
+    samples = [samples[i] for i in range(images)]
+    inputs = normalise(torch.stack([sample.image for sample in samples]), spec)
+    target = torch.tensor([sample.target for sample in samples])
+    if name == "resnet18":
+        torch.manual_seed(0)
+        weights, model = "random, calibrated", calibrated(spec.build(6, False), inputs)
+        with torch.no_grad():
+            target = model(inputs).argmax(1)
+    elif (paths.CHECKPOINTS / f"{name}.safetensors").is_file():
+        weights, model = "shipped checkpoint", load_model(name)
+    else:
+        weights, model = "ImageNet", load_model(name, "imagenet")
+        with torch.no_grad():
+            target = model(inputs).argmax(1)
+    return Subject(f"{name} ({weights})", model.to(device), inputs.to(device), target.to(device), spec.layers)
+
+
+def resident() -> float:
+    """The process's resident memory in MB."""
+    import psutil
+
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def memory(model: torch.nn.Module, inputs: torch.Tensor, layers: Sequence[str], explanations: int, mark: int) -> dict:
+    """Resident memory after `mark` and after all explanations (GradCAM++, refined), one image each, in one process."""
+    after = {}
+    for i in range(explanations):
+        capture = Capture(model, inputs[i % len(inputs)][None], torch.tensor([0]), layers)
+        variant_maps(capture, "GradCAM++", REFINED)
+        if i + 1 in (mark, explanations):
+            del capture
+            gc.collect()
+            after[i + 1] = resident()
+    return {"explanations": explanations, "mark": mark, "mb_at_mark": after[mark], "mb_at_end": after[explanations]}
+
+
+def environment() -> dict:
+    """What ran it: versions, processor, GPU or none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.machine()
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _interval(values: tuple[float, float, float] | None) -> str:
+    return "-" if values is None else f"{values[0]:.3g} ({values[1]:.3g}-{values[2]:.3g})"
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.3g}"
+
+
+def table(result: dict) -> str:
+    """The result as markdown: a table for each network, device and number of threads."""
+    lines, rows = [], result["rows"]
+    for key in dict.fromkeys((row["network"], row["device"], row["threads"]) for row in rows):
+        network, device, threads = key
+        lines += ["", f"**{network}, {f'{threads} thread(s)' if device == 'cpu' else device}**", ""]
+        lines += ["| part | public, s | ours, s | public / ours | floor, s | ours / floor | n | largest differences |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        for row in (row for row in rows if (row["network"], row["device"], row["threads"]) == key):
+            differences = ", ".join(
+                f"{name} {value:.1e}" + (f" (<= {row['tolerances'][name]:.0e})" if name in row["tolerances"] else "")
+                for name, value in row["differences"].items()
+            )
+            cells = [
+                row["title"],
+                _time(row["public_s"]),
+                _time(row["ours_s"]),
+                _interval(row["ratio"]),
+                _time(row["floor_s"]),
+                _interval(row["over_floor"]),
+                str(row["images"]),
+                differences + ("" if row["agrees"] else " **DISAGREE**"),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    used = result["environment"]
+    where = f"{used['processor']}, {used['cores']} cores; torch {used['torch']}, grad-cam {used['grad-cam']}"
+    gpu = used["cuda"] or "none here, so no CUDA table"
+    return "\n".join(lines + ["", f"{where}; Python {used['python']}. GPU: {gpu}.", ""]).lstrip()
+
+
+def run(subjects: Sequence[Subject], parts: Sequence[str], images: int, batch: int, score_images: int, checked: int):
+    """Rows of every part for subjects on the device and threads in use; prints each as it comes."""
+    rows: list[Row] = []
+    for each in subjects:
+        floor = Floor(each)
+        for part in parts:
+            n = score_images if part == "scorecam" else images
+            row = compare(each, floor, part, PARTS[part], n, batch, min(checked, 1 if part == "scorecam" else checked))
+            print(f"{row.network}, {row.device}, {row.threads}: {row.title}: {_interval(row.ratio)}x, of the floor "
+                  f"{_interval(row.over_floor)}, {'agrees' if row.agrees else 'DISAGREES'} {row.differences}", flush=True)
+            rows.append(row)
+    return rows
+
+
+def report(rows: Sequence[Row], settings: dict) -> dict:
+    """The JSON of a run."""
+    return {
+        "environment": environment(),
+        "settings": settings,
+        "rows": [dataclasses.asdict(row) | {"agrees": row.agrees} for row in rows],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns 1 where the two sides disagree or memory grows."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=8, help="pairs timed for each part (default 8)")
+    parser.add_argument("--score-images", type=int, default=2, help="the same for ScoreCAM (default 2)")
+    parser.add_argument("--batch", type=int, default=4, help="images our side takes at once (default 4)")
+    parser.add_argument("--networks", nargs="+", default=["efficientnet_lite0", "resnet18"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--checked", type=int, default=2, help="images whose maps are compared in float64 (default 2)")
+    parser.add_argument("--memory", type=int, nargs="?", const=1000, help="only this many explanations, and memory")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the results")
+    chosen = parser.parse_args(arguments)
+    try:
+        for part in chosen.parts:
+            one_of("part", part, PARTS)
+        if not 1 <= chosen.score_images <= chosen.images or min(chosen.batch, *chosen.threads) < 1:
+            raise InputError("images, batch and threads must be at least 1, ScoreCAM's images at most --images")
+        if chosen.memory is not None:
+            return _memory(chosen)
+        rows: list[Row] = []
+        for threads in chosen.threads:
+            torch.set_num_threads(threads)
+            subjects = [subject(name, chosen.images) for name in chosen.networks]
+            rows += run(subjects, chosen.parts, chosen.images, chosen.batch, chosen.score_images, chosen.checked)
+        if torch.cuda.is_available():
+            subjects = [subject(name, chosen.images, "cuda") for name in chosen.networks]
+            rows += run(subjects, chosen.parts, chosen.images, chosen.batch, chosen.score_images, chosen.checked)
+    except InputError as error:
+        parser.error(str(error))
+    settings = {key: value for key, value in vars(chosen).items() if key not in ("out", "memory")}
+    result = report(rows, settings)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    (chosen.out / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
+    (chosen.out / "benchmark.md").write_text(table(result))
+    print(f"\n{table(result)}")
+    return 0 if all(row.agrees for row in rows) else 1
+
+
+def _memory(chosen: argparse.Namespace) -> int:
+    """The memory check, on the first network and number of threads; growth of over 5 % is a failure."""
+    torch.set_num_threads(chosen.threads[0])
+    each = subject(chosen.networks[0], chosen.images)
+    found = memory(each.model, each.inputs, each.layers, max(51, chosen.memory), 50)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    (chosen.out / "memory.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{each.name}: {found['mb_at_mark']:.0f} MB after {found['mark']} explanations, "
+          f"{found['mb_at_end']:.0f} MB after {found['explanations']}")
+    return 0 if found["mb_at_end"] <= 1.05 * found["mb_at_mark"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

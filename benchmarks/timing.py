@@ -1,0 +1,157 @@
+"""Timing of both sides in turn, image by image, with the floor beside them, and the ratios' intervals."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import public
+from .parts import Part, Subject
+
+CHUNKS = (8, 16, 32)
+
+
+def clock(device: torch.device, work: Callable) -> tuple[object, float]:
+    """What `work()` returns, and its seconds of wall clock, the device's queue included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+def ratio(above: list[float], below: list[float], draws: int = 2000) -> tuple[float, float, float]:
+    """sum(above) / sum(below) and its 95 % interval, by a bootstrap over the pairs."""
+    a, b = np.array(above), np.array(below)
+    drawn = np.random.default_rng(0).integers(len(a), size=(draws, len(a)))
+    low, high = np.quantile(a[drawn].sum(1) / b[drawn].sum(1), [0.025, 0.975])
+    return float(a.sum() / b.sum()), float(low), float(high)
+
+
+class Floor:
+    """The network alone, channels-last and without weight gradients, in the chunks that are fastest here."""
+
+    def __init__(self, subject: Subject, chunks: tuple[int, ...] = CHUNKS):
+        self.subject = subject
+        images = subject.inputs
+        while len(images) < max(chunks):
+            images = torch.cat([images, subject.inputs])
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        for chunk in chunks:  # warm
+            self._forward(chunk), self._both(chunk)
+        self.forward = min(chunks, key=lambda chunk: min(self._forward(chunk) for _ in range(3)))
+        self.both = min(chunks, key=lambda chunk: min(self._both(chunk) for _ in range(3)))
+
+    def _forward(self, chunk: int) -> float:
+        """Seconds an image of a forward."""
+        images = self.images[:chunk]
+        with torch.inference_mode():
+            return clock(self.subject.device, lambda: self.subject.model(images))[1] / chunk
+
+    def _both(self, chunk: int) -> float:
+        """Seconds an image of a forward, and back from the target's logit to the shallowest layer."""
+        leaf: list[torch.Tensor] = []
+
+        def cut(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+            leaf.append(output.detach().requires_grad_())
+            return leaf[0].clone()
+
+        def run() -> None:
+            torch.autograd.grad(self.subject.model(self.images[:chunk])[:, 0].sum(), leaf)
+
+        handle = self.subject.model.get_submodule(self.subject.layers[0]).register_forward_hook(cut)
+        try:
+            return clock(self.subject.device, run)[1] / chunk
+        finally:
+            handle.remove()
+
+    def seconds(self, part: Part) -> float:
+        """The time now of the passes that the part's definition needs for an image; NaN where it has no floor."""
+        if part.needs is None:
+            return float("nan")
+        both, forward = part.needs(self.subject)
+        return both * (self._both(self.both) if both else 0) + forward * (self._forward(self.forward) if forward else 0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A part on a network: mean seconds an image, ratios with 95 % intervals, and whether both sides agree."""
+
+    network: str
+    device: str
+    threads: int
+    part: str
+    title: str
+    images: int
+    batch: int
+    public_s: float
+    ours_s: float
+    floor_s: float | None
+    ratio: tuple[float, float, float]
+    over_floor: tuple[float, float, float] | None
+    differences: dict[str, float]
+    tolerances: dict[str, float]
+    float64_checked: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every difference is within its tolerance."""
+        return all(self.differences[name] <= limit for name, limit in self.tolerances.items())
+
+
+def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int, batch: int, checked: int) -> Row:
+    """Time a part on `images` images: for each, our batch that starts with it and the public code, taking turns to start.
+
+    checked: images on which differences of maps are taken in float64, untimed, beside those of the timed results; maps
+    are scaled by their own range, and where that cancels (Grad-CAM++ of signed activations) float32 is no test.
+    """
+    n = len(subject.inputs)
+    size = 1 if rules.single else min(batch, n)
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": [], "floor": []}
+    differences: dict[str, list[float]] = {}
+    with public.noiseless():
+        rules.ours(subject, [0])()  # warm: threads, caches and compiled code
+        for i in range(images):
+            sides = {
+                "ours": rules.ours(subject, [(i + k) % n for k in range(size)]),
+                "theirs": rules.theirs(subject, i),
+            }
+            results = {}
+            for side in sorted(sides, reverse=bool(i % 2)):
+                results[side], time_taken = clock(subject.device, sides[side])
+                seconds[side].append(time_taken / (size if side == "ours" else 1))
+            seconds["floor"].append(floor.seconds(rules))
+            for name, value in rules.compare(subject, i, results["ours"], results["theirs"]).items():
+                differences.setdefault(name, []).append(value)
+        largest = {name: max(values) for name, values in differences.items()}
+        if checked and "map" in largest:
+            double = subject.double(checked)
+            exact = [
+                rules.compare(double, i, rules.ours(double, [i])(), rules.theirs(double, i)())["map"]
+                for i in range(len(double.inputs))
+            ]
+            largest |= {"map": max(exact), "map, float32": largest["map"]}
+        else:
+            checked = 0
+    floored = None if rules.needs is None else ratio(seconds["ours"], seconds["floor"])
+    return Row(
+        subject.name,
+        subject.device.type,
+        torch.get_num_threads(),
+        part,
+        rules.title,
+        images,
+        size,
+        float(np.mean(seconds["theirs"])),
+        float(np.mean(seconds["ours"])),
+        None if rules.needs is None else float(np.mean(seconds["floor"])),
+        ratio(seconds["theirs"], seconds["ours"]),
+        floored,
+        largest,
+        rules.tolerances,
+        checked,
+    )
