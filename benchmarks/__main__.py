@@ -152,8 +152,11 @@ def run(subjects: Sequence[Subject], parts: Sequence[str], images: int, batch: i
         for part in parts:
             n = score_images if part == "scorecam" else images
             row = compare(each, floor, part, PARTS[part], n, batch, min(checked, 1 if part == "scorecam" else checked))
-            print(f"{row.network}, {row.device}, {row.threads}: {row.title}: {_interval(row.ratio)}x, of the floor "
-                  f"{_interval(row.over_floor)}, {'agrees' if row.agrees else 'DISAGREES'} {row.differences}", flush=True)
+            print(
+                f"{row.network}, {row.device}, {row.threads}: {row.title}: {_interval(row.ratio)}x, of the floor "
+                f"{_interval(row.over_floor)}, {'agrees' if row.agrees else 'DISAGREES'} {row.differences}",
+                flush=True,
+            )
             rows.append(row)
     return rows
 
@@ -213,8 +216,10 @@ def _memory(chosen: argparse.Namespace) -> int:
     found = memory(each.model, each.inputs, each.layers, max(51, chosen.memory), 50)
     chosen.out.mkdir(parents=True, exist_ok=True)
     (chosen.out / "memory.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{each.name}: {found['mb_at_mark']:.0f} MB after {found['mark']} explanations, "
-          f"{found['mb_at_end']:.0f} MB after {found['explanations']}")
+    print(
+        f"{each.name}: {found['mb_at_mark']:.0f} MB after {found['mark']} explanations, "
+        f"{found['mb_at_end']:.0f} MB after {found['explanations']}"
+    )
     return 0 if found["mb_at_end"] <= 1.05 * found["mb_at_mark"] else 1
 
 

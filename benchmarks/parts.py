@@ -133,14 +133,15 @@ def _impute_theirs(s: Subject, i: int) -> Callable:
 
 
 def _impute_compare(s: Subject, i: int, ours: Tensor, exact: Tensor) -> Differences:
-    """Pixels, and ROAD under the same noise: ours against that of the direct solver's images."""
-    wanted, kept = s.target[i : i + 1], _keep(s, i)[0].cpu()
-    morf, lerf = road_probabilities(s.model, s.inputs[i : i + 1], wanted, s.maps[i % len(SIX), i : i + 1], [i])
-    images = exact + road_noise([i], tuple(exact.shape[1:])) * ~kept[:, None]
-    with torch.inference_mode():
-        probabilities = s.model(images.to(s.inputs)).softmax(1)[:, s.classes[i]]
-    road = (probabilities[len(FRACTIONS) :] - probabilities[: len(FRACTIONS)]).mean()
-    return {"pixel": _largest(ours.cpu(), exact), "ROAD, same noise": abs(float((lerf - morf).mean() - road))}
+    """Pixels, and ROAD under the same noise: of our images against that of the direct solver's."""
+    noise = road_noise([i], tuple(exact.shape[1:])) * ~_keep(s, i)[0, :, None].cpu()
+    scores = []
+    for filled in (ours.cpu(), exact):
+        with torch.inference_mode():
+            probabilities = s.model((filled + noise).to(s.inputs)).softmax(1)[:, s.classes[i]]
+        morf, lerf = probabilities.chunk(2)
+        scores.append(float((lerf - morf).mean()))
+    return {"pixel": _largest(ours.cpu(), exact), "ROAD, same noise": abs(scores[0] - scores[1])}
 
 
 def _road_ours(s: Subject, batch: list[int]) -> Callable:
@@ -256,5 +257,7 @@ PARTS: dict[str, Part] = {
         METRICS | {"ROAD": 1e-3},
         needs=lambda s: (1 + len(SIX), 2 * len(FRACTIONS) * len(SIX)),
     ),
-    "scorecam": _cams("ScoreCAM x all layers, an image", ["ScoreCAM"], needs=lambda s: (0, s.channels + 1), single=True),
+    "scorecam": _cams(
+        "ScoreCAM x all layers, an image", ["ScoreCAM"], needs=lambda s: (0, s.channels + 1), single=True
+    ),
 }

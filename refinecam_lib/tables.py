@@ -52,4 +52,4 @@ def beside_paper(table: pd.DataFrame, name: str, methods: Sequence[str]) -> pd.D
                     difference = row["mean"].iloc[0] - number
                     record[f"{NAMES[aggregate]}, {source} (ours - it)"] = f"{number:.2f} ({difference:+.2f})"
             records.append(record)
-    return pd.DataFrame(records).fillna("")
+    return pd.DataFrame(records, dtype=object).fillna("")

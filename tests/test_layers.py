@@ -116,6 +116,12 @@ def test_layers_of_a_network_and_their_maps_equal_grad_cam(name):
     for weight in model.parameters():  # some networks begin with a head, or branches, set to zero
         if not weight.any():
             nn.init.normal_(weight, std=0.02)
+    norms_of_batch = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms_of_batch:  # without statistics of its own inputs a deep network's signal dies out
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        model(torch.randn(4, 3, side, side))
+    model.eval()
     layers = layers_of(model, side)
     assert layers == expected
     assert not any(module._forward_hooks for module in model.modules())

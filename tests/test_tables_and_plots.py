@@ -1,0 +1,71 @@
+"""Tables hold what was measured, the best in bold and the paper's number; figures show every row of their frame."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from refinecam_lib import plots
+from refinecam_lib.checks import InputError
+from refinecam_lib.tables import beside_paper, paper_table
+
+
+def summary(models=("resnet18",), methods=("LayerCAM", "ScoreCAM"), aggregates=("none", "product")):
+    rows = [(m, k, a) for m in models for k in methods for a in aggregates]
+    table = pd.DataFrame(rows, columns=["model", "method", "aggregate"])
+    table["mean"] = np.linspace(0.2, 0.8, len(table))
+    return table.assign(std=0.1, n=12, low=table["mean"] - 0.05, high=table["mean"] + 0.05)
+
+
+def test_the_papers_numbers_are_whole():
+    one, two = paper_table("table1"), paper_table("table2")
+    assert len(one) == 5 * 4 * 2 + 5 * 4 and len(two) == 15
+    gains = one.pivot(index=["method", "model"], columns="aggregate", values="mean").dropna()
+    assert (gains["product"] > gains["none"]).sum() == 13 and len(gains) == 20
+    with pytest.raises(InputError, match="unknown table of the paper 'table3'"):
+        paper_table("table3")
+
+
+def test_table_1_stands_beside_the_paper():
+    table = beside_paper(summary(), "table1", ["LayerCAM", "ScoreCAM", "LIME"]).set_index("method")
+    assert table.loc["LayerCAM", "Base"] == "0.20 ± 0.10"
+    assert table.loc["ScoreCAM", "RefineCAM"] == "**0.80 ± 0.10**"  # the best of the network, and it alone
+    assert table.astype(str).apply(lambda c: c.str.contains(r"\*\*")).to_numpy().sum() == 1
+    assert table.loc["LayerCAM", "Base, paper (ours - it)"] == "0.52 (-0.32)"
+    assert table.loc["LayerCAM", "n"] == 12
+    assert table.loc["LIME", "RefineCAM"] == "N.A."
+
+
+def test_a_network_that_the_paper_lacks_stands_beside_its_mean():
+    table = beside_paper(summary(["efficientnet_lite0"]), "table1", ["LayerCAM"])
+    mean = np.mean([0.28, 0.52, 0.30, 0.58])
+    assert table["Base, paper, mean of 4 networks (ours - it)"][0] == f"{mean:.2f} ({0.2 - mean:+.2f})"
+
+
+def test_score_bars_set_trivial_maps_apart():
+    methods = ["LayerCAM", "RandomCAM"]
+    frame = pd.concat([summary(methods=methods, aggregates=["none"]).assign(score=s) for s in ("road", "arcc")])
+    figure = plots.score_bars(frame.reset_index(drop=True), "caption")
+    assert [axis.get_title() for axis in figure.axes] == ["ROAD ↑", "ARCC ↑"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == methods
+    colours = [line.get_color() for line in figure.axes[0].lines]
+    assert colours == [plots.REAL, plots.FAKE]
+
+
+def test_pair_bars_and_curves_draw_the_means():
+    frame = summary(models=("resnet18", "vgg11"))
+    figure = plots.pair_bars(frame, "caption")
+    drawn = np.concatenate([line.get_xdata() for axis in figure.axes for line in axis.lines])
+    assert sorted(drawn) == pytest.approx(sorted(frame["mean"]))
+    powers = pd.DataFrame({"power": [0.125, 1.0], "score": "road", "mean": [-0.2, -0.2], "low": -0.3, "high": -0.1})
+    axis = plots.magnitude_curves(powers, "caption").axes[0]
+    assert axis.get_ylim()[0] < -0.3 and [t.get_text() for t in axis.get_xticklabels()] == ["1/8", "1"]
+
+
+def test_image_grid_keeps_its_order_and_wraps_a_long_caption():
+    picture, heat = np.zeros((4, 4, 3)), np.eye(4)
+    figure = plots.image_grid(
+        [[(picture, None), (None, heat, heat > 0)]], ["a", "b"], ["row"], "word " * 60, [["x", "y"]]
+    )
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), heat)
+    assert "\n" in figure.get_supxlabel()
