@@ -80,6 +80,11 @@ class Capture:
     ):
         self.model, self.layers = model, tuple(layers)
         self.inputs = images(inputs).detach()
+        wanted = getattr(getattr(model, "patch_embed", None), "img_size", None)  # of timm's transformers
+        if wanted and getattr(model.patch_embed, "strict_img_size", False) and self.size != tuple(wanted):
+            raise InputError(
+                f"images of {self.size[0]}x{self.size[1]} px; allowed by this model: {wanted[0]}x{wanted[1]}"
+            )
         self.target = torch.as_tensor(target, device=inputs.device).long()
         if self.target.shape != (len(inputs),):
             raise InputError(

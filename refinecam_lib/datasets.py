@@ -1,8 +1,11 @@
-"""A labelled image with its ground truth."""
+"""A labelled image with its ground truth, and batches of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+
+from .checks import InputError
 
 
 @dataclass(frozen=True)
@@ -18,3 +21,25 @@ class Sample:
     id: str
     mask: torch.Tensor | None = None
     info: dict[str, str] = field(default_factory=dict)
+
+
+def batch_of(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Images (B,3,H,W) in [0,1], targets (B,) and masks (B,H,W), or None where a sample has none.
+
+    Raises InputError where the samples differ in size or have another number of channels than three.
+    """
+    shapes = {tuple(sample.image.shape) for sample in samples}
+    if len(shapes) != 1 or next(iter(shapes))[0] != 3:
+        raise InputError(f"images of shapes {sorted(shapes)} in one batch; allowed: one shape (3, H, W)")
+    for sample in samples:
+        if sample.mask is not None and sample.mask.shape != sample.image.shape[1:]:
+            raise InputError(
+                f"sample {sample.id!r} has a mask {tuple(sample.mask.shape)} for an image {tuple(sample.image.shape)}; "
+                "allowed: a mask of the image's height and width"
+            )
+    masks = [sample.mask for sample in samples]
+    return (
+        torch.stack([sample.image for sample in samples]),
+        torch.tensor([sample.target for sample in samples]),
+        None if any(mask is None for mask in masks) else torch.stack(masks),
+    )

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from . import paths
 from .cam import Capture
 from .checks import InputError, one_of, seed_of
+from .datasets import batch_of
 from .explain import BASE, Variant, method_of, variant_maps
 from .metrics import measure
 from .models import load_model, normalise, read_checkpoint, spec_of
@@ -150,11 +151,11 @@ def _measure(shard: Shard) -> pd.DataFrame:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _model(shard.model, shard.checkpoint).to(device)
     samples = [DATASETS[shard.dataset](shard.stop)[i] for i in range(shard.start, shard.stop)]
-    inputs = normalise(torch.stack([sample.image for sample in samples]).to(device), spec)
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    masks = None if samples[0].mask is None else torch.stack([s.mask for s in samples]).to(device)
+    images, target, masks = batch_of(samples)
+    inputs = normalise(images.to(device), spec).contiguous(memory_format=torch.channels_last)
+    masks = None if masks is None else masks.to(device)
     seeds = {step: [seed_of(shard.seed, s.id, step) for s in samples] for step in ("clean", "masked", "road")}
-    capture = Capture(model, inputs, torch.tensor([s.target for s in samples]), spec.layers, seeds["clean"])
+    capture = Capture(model, inputs, target, spec.layers, seeds["clean"])
     frames = []
     for variant in shard.variants:
         maps = variant_maps(capture, shard.method, variant)
