@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import scipy.stats
 import torch
 from torch import nn
 
-from refinecam_lib import models, paths, train
+from refinecam_lib import fit, models, paths, train
 from refinecam_lib.checks import rng
 from refinecam_lib.datasets import Sample
 from refinecam_lib.synthetic import CLASSES, SyntheticShapes
@@ -31,11 +32,11 @@ def _alone(monkeypatch):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SAVE_SECONDS", math.inf)  # only validation saves: the run dies one step after it
-    whole, record = train.fit(TINY, "cpu", 0, tmp_path / "whole", progress=False)
+    monkeypatch.setattr(fit, "SAVE_SECONDS", math.inf)  # only validation saves: the run dies one step after it
+    whole, record = fit.fit(TINY, "cpu", 0, tmp_path / "whole", progress=False)
     assert record["step"] == TINY.steps == 6 and len(record["history"]) == 3
 
-    learn, calls = train._Run.learn, []
+    learn, calls = fit._Run.learn, []
 
     def dies(run, *arguments):
         calls.append(run.record["step"])
@@ -43,24 +44,24 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         learn(run, *arguments)
 
-    monkeypatch.setattr(train._Run, "learn", dies)
+    monkeypatch.setattr(fit._Run, "learn", dies)
     with pytest.raises(KeyboardInterrupt):
-        train.fit(TINY, "cpu", 0, tmp_path / "killed", progress=False)
-    resumed, after = train.fit(TINY, "cpu", 2, tmp_path / "killed", progress=False)
+        fit.fit(TINY, "cpu", 0, tmp_path / "killed", progress=False)
+    resumed, after = fit.fit(TINY, "cpu", 2, tmp_path / "killed", progress=False)
     assert calls == [0, 1, 2, 3, 2, 3, 4, 5], "the last state was of step 2"
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
     assert after["history"] == record["history"] and after["best_step"] == record["best_step"]
     assert after["seconds"] > 0
     # A finished run is not repeated, and another recipe does not take over its state.
-    train.fit(TINY, "cpu", 0, tmp_path / "killed", progress=False)
+    fit.fit(TINY, "cpu", 0, tmp_path / "killed", progress=False)
     assert len(calls) == 8
     assert len(list((tmp_path / "killed").iterdir())) == 1
 
 
 def test_best_weights_are_of_the_best_validation():
     model = nn.Linear(2, 2)
-    run = train._Run(model, None, None, {"weight": torch.zeros(2)}, {}, {"step": 0, "best": -1.0, "history": []})
+    run = fit._Run(model, None, None, {"weight": torch.zeros(2)}, {}, {"step": 0, "best": -1.0, "history": []})
     for step, accuracy in enumerate((0.5, 0.9, 0.9, 0.7)):
         run.averaged["weight"].fill_(step)
         run.record |= {"step": step, "losses": [1.0], "seconds": 0.0}
@@ -72,7 +73,7 @@ def test_freezing_keeps_the_first_layers_and_their_statistics():
     spec = models.MODELS["efficientnet_lite0"]
     model = spec.build(6, False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    frozen = train._freeze(model, "blocks.1")
+    frozen = fit._freeze(model, "blocks.1")
     model.train()
     for module in frozen:
         module.eval()
@@ -90,11 +91,11 @@ def test_freezing_keeps_the_first_layers_and_their_statistics():
 def test_windows_hold_the_whole_shape_at_native_resolution():
     samples = list(SyntheticShapes("train", 12, background="raw", shares=(1, 1, 0)))
     marked = [Sample(torch.stack([s.mask.float()] * 3), s.target, s.id, s.mask, s.info) for s in samples]
-    windows = train._crop(marked, 128, rng("w"))
+    windows = fit._crop(marked, 128, rng("w"))
     assert windows.shape == (12, 3, 128, 128)
     assert windows[:, 0].sum((1, 2)).tolist() == [float(s.mask.sum()) for s in samples]
-    assert not torch.equal(windows, train._crop(marked, 128, rng("other")))
-    assert torch.equal(train._crop(samples, 224, rng("w")), torch.stack([s.image for s in samples]))
+    assert not torch.equal(windows, fit._crop(marked, 128, rng("other")))
+    assert torch.equal(fit._crop(samples, 224, rng("w")), torch.stack([s.image for s in samples]))
 
 
 def test_schedule():
@@ -107,7 +108,7 @@ def test_schedule():
 
 def test_batches_do_not_depend_on_workers_or_start():
     def ids(first: int, workers: int) -> list[list[str]]:
-        return [[sample.id for sample in batch] for batch in train._batches(TINY, first, workers, False)]
+        return [[sample.id for sample in batch] for batch in fit._batches(TINY, first, workers, False)]
 
     assert ids(0, 0)[3:] == ids(3, 2) and len(ids(0, 0)) == 6
 
@@ -115,7 +116,7 @@ def test_batches_do_not_depend_on_workers_or_start():
 @pytest.mark.parametrize("right, n", [(596, 600), (0, 10), (10, 10), (5937, 6000)])
 def test_wilson_interval(right, n):
     expected = scipy.stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
-    assert train.wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-5)
+    assert fit.wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-5)
 
 
 class Oracle(nn.Module):
@@ -146,7 +147,7 @@ def test_evaluate_counts_by_size_class_and_background():
     spec = models.MODELS["efficientnet_lite0"]
     found = train.evaluate(Oracle(), samples, spec, batch=5)
     assert found["n"] == 36 and found["accuracy"] == pytest.approx(5 / 6)
-    assert found["interval"] == pytest.approx(train.wilson(30, 36), abs=1e-5)
+    assert found["interval"] == pytest.approx(fit.wilson(30, 36), abs=1e-5)
     assert found["class"]["empty triangle"]["accuracy"] == 0 and found["class"]["empty square"]["accuracy"] == 1
     assert found["size"].keys() == {"small", "large"} and found["size"]["small"]["n"] == 18
     assert found["background"]["raw"]["n"] == 24 and found["background"]["imputed"]["n"] == 12
@@ -177,9 +178,33 @@ def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypa
     assert card["test"]["n"] == 8 and card["fresh"]["n"] == 10 and "transfer" not in card
     model = models.load_model(TINY.model, path)
     assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 6)
-    # It can be started from as well.
-    again = Recipe(weights=str(path), images=4, batch=4, stages=((32, 1.0),), validation=2)
-    assert torch.equal(next(train._start(again).parameters()), first.float())
+    # It can be trained on from; the card then tells of both runs, and fresh items are fresh again.
+    again = Recipe(weights=str(path), images=4, batch=4, stages=((32, 1.0),), validation=2, seed=1)
+    assert torch.equal(next(fit._start(again).parameters()), first.float())
+    second = train.train(again, tmp_path / "second.safetensors", "cpu", 0, progress=False)
+    assert second["started_from"]["sha256"] == card["sha256"] != second["sha256"]
+    assert second["started_from"]["test"] == card["test"]
+    assert str(tmp_path) not in json.dumps(second), "the card names no folder of this machine"
+    assert [entry[:2] for entry in tested[2:]] == [("test", 0), ("test", 2)]
+
+
+def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    calls = []
+
+    def remember(recipe, out, *_, tested=True, **__):
+        calls.append((recipe, out, tested))
+        return {"out": out}
+
+    monkeypatch.setattr(train, "train", remember)
+    assert train.main(["--shipped", "--out", "x.safetensors"]) == 0
+    parts = [tmp_path / "training" / TINY.model / f"{TINY.model}-{k}.safetensors" for k in range(1, len(calls))]
+    assert [out for _, out, _ in calls] == [*parts, Path("x.safetensors")]
+    assert [recipe.weights for recipe, _, _ in calls] == ["imagenet", *map(str, parts)]
+    assert [tested for _, _, tested in calls] == [False] * len(parts) + [True]
+    assert len({recipe.seed for recipe, _, _ in calls}) == len(calls) == len(train.SHIPPED[TINY.model]), (
+        "each recipe draws new items"
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,6 +216,7 @@ def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypa
         (["--lr", "-1"], "lr = -1.0; allowed: a positive number"),
         (["--stages", "128"], "stages '128'; allowed: window:share"),
         (["--stages", "128:.5"], "shares that add up to 1"),
+        (["--shipped", "--model", "resnet18"], "unknown network with recipes 'resnet18'"),
         (["--device", "abacus"], "device 'abacus' can't be used here"),
         (["--weights", "nowhere.safetensors"], "no checkpoint file 'nowhere.safetensors'"),
         (["--out", "network.bin"], "out 'network.bin'; allowed: a name that ends in .safetensors"),
@@ -219,7 +245,8 @@ def test_shipped_checkpoint_is_what_its_card_says(path):
         "fresh",
         "transfer",
         "commit",
-        "seconds",
+        "seconds_in_all",
+        "test_readings",
         "hyper_parameters",
         "versions",
         "data_seed",
