@@ -231,13 +231,22 @@ def shapley_cam(capture: Capture) -> Maps:
     return [_weighted(w.mean((2, 3), keepdim=True), a) for w, a in zip(capture.as_maps(weights), capture.activations)]
 
 
-def score_cam(capture: Capture, chunk: int = 32) -> Maps:
+def forward_chunk(device: torch.device) -> int:
+    """Images in one forward of many: on a CPU so few that the memory of one layer's output is used again for the next.
+
+    Larger outputs are mapped anew by each layer, and clearing their pages can take as long as the network itself.
+    """
+    return 8 if device.type == "cpu" else 32
+
+
+def score_cam(capture: Capture, chunk: int | None = None) -> Maps:
     """ScoreCAM (Wang et al. 2020): channels weighted by the softmax of the target's logit on X ⊙ upsampled channel.
 
-    Exact, over every channel, in chunks of `chunk` forwards; memory does not grow with the number of channels. The
-    channel is upsampled with aligned corners and min-max scaled; no baseline is taken off, which softmax ignores.
+    Exact, over every channel, in chunks of `chunk` forwards (None: `forward_chunk`); memory does not grow with the
+    number of channels. The channel is upsampled with aligned corners and min-max scaled; no baseline is taken off,
+    which softmax ignores.
     """
-    maps = []
+    maps, chunk = [], chunk or forward_chunk(capture.inputs.device)
     with torch.no_grad(), evaluating(capture.model):
         for activations in capture.activations:
             scores = torch.stack(

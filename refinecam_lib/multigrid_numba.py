@@ -280,13 +280,21 @@ def _first_guess(x, values, levels, ops):
 
 @_compiled
 def _products(a, b, c):
-    """a.b, a.c and the largest |a|, in one pass."""
-    ab, ac, largest = a.dtype.type(0), a.dtype.type(0), a.dtype.type(0)
+    """a.b and a.c, in one pass."""
+    ab, ac = a.dtype.type(0), a.dtype.type(0)
     for i in range(len(a)):
         ab += a[i] * b[i]
         ac += a[i] * c[i]
-        largest = max(largest, abs(a[i]))
-    return ab, ac, largest
+    return ab, ac
+
+
+@_compiled
+def _within(a, limit):
+    """Whether no |a| is larger than the limit; far from the solution that's known after a few elements."""
+    for i in range(len(a)):
+        if abs(a[i]) > limit:
+            return False
+    return True
 
 
 @_compiled
@@ -297,17 +305,17 @@ def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, spare, levels, op
     p[:] = 0
     for _ in range(max_iterations):
         _cycle(z, r, spare, levels, ops)
-        rz, qz, change = _products(z0, r0, q)
-        if change <= limit:
+        if _within(z0, limit):
             for i in range(len(x)):
                 x[i] += z0[i]
             return
+        rz, qz = _products(z0, r0, q)
         # The cycle isn't symmetric, hence the flexible form: beta = z.(r - r_before) / rz_before.
         beta = step * qz / rz_before
         for i in range(len(x)):
             p[i] = z0[i] + beta * p[i]
         _fine_residual(_at(p, levels, 0), None, _at(ops[REMOVED], levels, 0), _at(q, levels, 0))  # q = -A p
-        rp, pq, _ = _products(p, r0, q)
+        rp, pq = _products(p, r0, q)
         if not (rz > 0 and pq < 0):  # solved to the last place before the limit
             return
         step, rz_before = -rp / pq, rz

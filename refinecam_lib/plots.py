@@ -72,8 +72,9 @@ def score_bars(table: pd.DataFrame, caption: str) -> Figure:
             axis.plot(
                 part["mean"][pick], y[pick], marker, color=colour, ms=6, label="trivial map" if kind else "method"
             )
+        left = min(0, part["low"].min(), part["mean"].min()) - 0.05
         axis.set(
-            title=TITLES[score], yticks=y, yticklabels=part["method"], ylim=(-0.6, len(part) - 0.4), xlim=(-0.05, 1.05)
+            title=TITLES[score], yticks=y, yticklabels=part["method"], ylim=(-0.6, len(part) - 0.4), xlim=(left, 1.05)
         )
         axis.grid(axis="y", visible=False)
     handles, labels = axes[0, -1].get_legend_handles_labels()

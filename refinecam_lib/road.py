@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from . import checks
+from .cam import forward_chunk
 from .checks import InputError
 from .imputation import impute
 
@@ -68,12 +69,12 @@ def road_probabilities(
     maps: torch.Tensor,
     seeds: Sequence[int],
     fractions: Sequence[float] = FRACTIONS,
-    chunk: int = 32,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax probability of the target after MoRF and after LeRF removal; ROAD = mean(lerf - morf) (eq. 5).
 
     inputs (B,C,H,W) normalised; target (B,) int; maps (B,H,W), higher = more relevant; seeds: B integers, for ties and
-    noise; fractions: K shares removed; chunk: images in one forward, so that memory stays flat.
+    noise; fractions: K shares removed; chunk: images in one forward, so that memory stays flat (None: `forward_chunk`).
     Returns (morf (B,K), lerf (B,K)). The model should be in eval mode. Raises InputError as `removal_order`,
     `keep_masks` and `impute` do, and where the batch sizes differ.
     Source: Rong et al. 2022. Departs from the published code, which halves the difference and cuts at percentiles.
@@ -84,7 +85,7 @@ def road_probabilities(
             f"inputs {tuple(inputs.shape)}, target {tuple(target.shape)}, maps {tuple(maps.shape)}, {len(seeds)} "
             "seeds; allowed: (B, C, H, W), (B,), (B, H, W), B seeds, B >= 1"
         )
-    rows = []
+    rows, chunk = [], chunk or forward_chunk(inputs.device)
     with torch.inference_mode():
         for first in range(0, len(inputs), step := max(1, chunk // (2 * len(fractions)))):
             part = slice(first, first + step)
