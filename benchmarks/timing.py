@@ -10,7 +10,7 @@ import torch
 from . import public
 from .parts import Part, Subject
 
-CHUNKS = (8, 16, 32)
+CHUNKS = (4, 8, 16, 32)
 
 
 def clock(device: torch.device, work: Callable) -> tuple[object, float]:

@@ -94,6 +94,7 @@ def image_grid(
     A map alone is drawn from black to light; the ground truth's outline is laid over it. `notes` stand below each cell.
     """
     figure, axes = _figure(len(columns), len(rows), 1.6, 1.65 + 0.2 * (notes is not None))
+    figure.set_dpi(70)  # in a notebook, whose file busy pictures would swell; saved files have their own
     for i, row in enumerate(pictures):
         for j, (picture, heat, *truth) in enumerate(row):
             axis = axes[i, j]
@@ -113,14 +114,13 @@ def image_grid(
     return _caption(figure, caption)
 
 
-def pair_bars(table: pd.DataFrame, caption: str, score: str = "arcc") -> Figure:
-    """Table 1 or 2 as a figure: for each method, the mean and its interval under each aggregate, one panel a model.
+def pair_bars(table: pd.DataFrame, methods: Sequence[str], caption: str, score: str = "arcc") -> Figure:
+    """Table 1 or 2 as a figure: for each of `methods`, the mean and its interval under each aggregate, a panel a model.
 
     table: columns model, method, aggregate, mean, low, high.
     """
     models = list(dict.fromkeys(table["model"]))
     aggregates = [name for name in NAMES if name in set(table["aggregate"])]
-    methods = list(dict.fromkeys(table["method"]))
     palette = dict(zip(NAMES, sns.color_palette("colorblind", len(NAMES))))
     figure, axes = _figure(len(models), 1, 5.2, 0.42 * len(methods) + 1.3, sharey=True)
     for axis, model in zip(axes[0], models):

@@ -53,7 +53,8 @@ def test_score_bars_set_trivial_maps_apart():
 
 def test_pair_bars_and_curves_draw_the_means():
     frame = summary(models=("resnet18", "vgg11"))
-    figure = plots.pair_bars(frame, "caption")
+    figure = plots.pair_bars(frame, ["ScoreCAM", "LayerCAM"], "caption")
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["ScoreCAM", "LayerCAM"]
     drawn = np.concatenate([line.get_xdata() for axis in figure.axes for line in axis.lines])
     assert sorted(drawn) == pytest.approx(sorted(frame["mean"]))
     powers = pd.DataFrame({"power": [0.125, 1.0], "score": "road", "mean": [-0.2, -0.2], "low": -0.3, "high": -0.1})
