@@ -6,6 +6,7 @@
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -134,8 +135,9 @@ def paper_plan(models: Sequence[str], images: Mapping[str, int], seed: int = 0) 
     return shards
 
 
-@lru_cache(maxsize=2)
-def _model(name: str, checkpoint: str) -> torch.nn.Module:
+@lru_cache(maxsize=8)
+def _model(name: str, checkpoint: str, thread: int) -> torch.nn.Module:
+    """The network, one for each thread: hooks that record a forward pass must not see another's."""
     model = load_model(name)
     found = read_checkpoint(paths.CHECKPOINTS / f"{name}.safetensors")[1]["sha256"]
     if found != checkpoint:
@@ -149,7 +151,7 @@ def _measure(shard: Shard) -> pd.DataFrame:
     """One row an explanation: who, what, and the raw measurements."""
     spec = spec_of(shard.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _model(shard.model, shard.checkpoint).to(device)
+    model = _model(shard.model, shard.checkpoint, threading.get_ident()).to(device)
     samples = [DATASETS[shard.dataset](shard.stop)[i] for i in range(shard.start, shard.stop)]
     images, target, masks = batch_of(samples)
     inputs = normalise(images.to(device), spec).contiguous(memory_format=torch.channels_last)
