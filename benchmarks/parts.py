@@ -218,7 +218,7 @@ def _six_theirs(s: Subject, i: int) -> Callable:
 
 
 def _six_compare(s: Subject, i: int, ours: list[dict], theirs: list[dict]) -> Differences:
-    return {name: max(abs(a[name] - b[name]) for a, b in zip(ours, theirs)) for name in theirs[0]}
+    return {name: float(max(abs(a[name] - b[name]) for a, b in zip(ours, theirs))) for name in theirs[0]}
 
 
 METRICS = {"coherency": 1e-3, "complexity": 1e-5, "drop": 1e-5}
