@@ -57,6 +57,11 @@ class Subject:
         capture = self.capture(list(range(len(self.inputs))))
         return torch.stack([tie_free(variant_maps(capture, method, variant)) for method, variant in SIX])
 
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """ROAD's shares, to the pixel those of the public code's percentiles: on some networks a pixel shows."""
+        return public.shares(self.inputs[0, 0].numel())
+
     @cached_property
     def channels(self) -> int:
         """The number of channels of all layers, so of ScoreCAM's forwards."""
@@ -146,7 +151,7 @@ def _impute_compare(s: Subject, i: int, ours: Tensor, exact: Tensor) -> Differen
 
 def _road_ours(s: Subject, batch: list[int]) -> Callable:
     images, target, maps = s.inputs[batch], s.target[batch], s.maps[batch[0] % len(SIX), batch]
-    return lambda: road_probabilities(s.model, images, target, maps, batch)
+    return lambda: road_probabilities(s.model, images, target, maps, batch, s.fractions)
 
 
 def _road_theirs(s: Subject, i: int) -> Callable:
@@ -189,7 +194,7 @@ def _six_ours(s: Subject, batch: list[int]) -> Callable:
         capture, rows = s.capture(batch), []
         for k, (method, variant) in enumerate(SIX):
             variant_maps(capture, method, variant)
-            row = measure(capture, method, variant, maps[k]).iloc[0]
+            row = measure(capture, method, variant, maps[k], fractions=s.fractions).iloc[0]
             removed = [f"{order}_{round(100 * k)}" for order in ("lerf", "morf") for k in FRACTIONS]
             lerf, morf = np.split(row[removed].to_numpy(float), 2)
             drop = max(row["probability"] - row["probability_masked"], 0)

@@ -5,6 +5,7 @@ One CAM object for each method, layer and image; batch size 1; weights that requ
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from unittest import mock
@@ -57,6 +58,14 @@ def road_score(model: nn.Module, image: Tensor, target: int, maps: np.ndarray) -
     """ROAD by eq. 5 of one image (1,3,H,W) and map (1,H,W): twice the package's."""
     combined = road.ROADCombined(percentiles=[20, 40, 60, 80])
     return 2 * float(combined(image, maps, [ClassifierOutputSoftmaxTarget(target)], model)[0])
+
+
+def shares(pixels: int) -> tuple[float, ...]:
+    """The shares of pixels that the percentiles 80, 60, 40 and 20 remove of a map without ties, a pixel above 20 % ...
+
+    Pixels below the percentile stay: those at places 0 .. (n-1)p/100 of the sorted map, that place itself left out.
+    """
+    return tuple((pixels - math.ceil((pixels - 1) * percentile / 100)) / pixels for percentile in (80, 60, 40, 20))
 
 
 def coherency_and_drop(
