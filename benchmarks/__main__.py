@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -144,21 +144,15 @@ def table(result: dict) -> str:
     return "\n".join(lines + ["", f"{where}; Python {used['python']}. GPU: {gpu}.", ""]).lstrip()
 
 
-def run(subjects: Sequence[Subject], parts: Sequence[str], images: int, batch: int, score_images: int, checked: int):
-    """Rows of every part for subjects on the device and threads in use; prints each as it comes."""
-    rows: list[Row] = []
+def run(
+    subjects: Sequence[Subject], parts: Sequence[str], images: int, batch: int, score_images: int, checked: int
+) -> Iterator[Row]:
+    """Rows of every part for subjects, on the device and threads in use, each as it is done."""
     for each in subjects:
         floor = Floor(each)
         for part in parts:
             n = score_images if part == "scorecam" else images
-            row = compare(each, floor, part, PARTS[part], n, batch, 0 if part == "scorecam" else checked)
-            print(
-                f"{row.network}, {row.device}, {row.threads}: {row.title}: {_interval(row.ratio)}x, of the floor "
-                f"{_interval(row.over_floor)}, {'agrees' if row.agrees else 'DISAGREES'} {row.differences}",
-                flush=True,
-            )
-            rows.append(row)
-    return rows
+            yield compare(each, floor, part, PARTS[part], n, batch, 0 if part == "scorecam" else checked)
 
 
 def report(rows: Sequence[Row], settings: dict) -> dict:
@@ -190,23 +184,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError("images, batch and threads must be at least 1, ScoreCAM's images at most --images")
         if chosen.memory is not None:
             return _memory(chosen)
+        settings = {key: value for key, value in vars(chosen).items() if key not in ("out", "memory")}
         rows: list[Row] = []
-        for threads in chosen.threads:
+        for device, threads in [("cpu", n) for n in chosen.threads] + [("cuda", 1)] * torch.cuda.is_available():
             torch.set_num_threads(threads)
-            subjects = [subject(name, chosen.images) for name in chosen.networks]
-            rows += run(subjects, chosen.parts, chosen.images, chosen.batch, chosen.score_images, chosen.checked)
-        if torch.cuda.is_available():
-            subjects = [subject(name, chosen.images, "cuda") for name in chosen.networks]
-            rows += run(subjects, chosen.parts, chosen.images, chosen.batch, chosen.score_images, chosen.checked)
+            subjects = [subject(name, chosen.images, device) for name in chosen.networks]
+            for row in run(subjects, chosen.parts, chosen.images, chosen.batch, chosen.score_images, chosen.checked):
+                rows.append(row)
+                print(
+                    f"{row.network}, {device}, {threads}: {row.title}: {_interval(row.ratio)}x, "
+                    f"{'agrees' if row.agrees else 'DISAGREES'}",
+                    flush=True,
+                )
+                _write(report(rows, settings), chosen.out)  # what is done stays, should the run be stopped
     except InputError as error:
         parser.error(str(error))
-    settings = {key: value for key, value in vars(chosen).items() if key not in ("out", "memory")}
-    result = report(rows, settings)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
-    (chosen.out / "benchmark.md").write_text(table(result))
-    print(f"\n{table(result)}")
+    print("\n" + table(report(rows, settings)))
     return 0 if all(row.agrees for row in rows) else 1
+
+
+def _write(result: dict, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "benchmark.md").write_text(table(result))
 
 
 def _memory(chosen: argparse.Namespace) -> int:

@@ -243,7 +243,7 @@ PARTS: dict[str, Part] = {
         _road_ours,
         _road_theirs,
         _road_compare,
-        {"ROAD": 1e-3},
+        {"ROAD": 2e-4},
         needs=lambda s: (0, 2 * len(FRACTIONS)),
     ),
     "coherency": Part(
@@ -259,7 +259,7 @@ PARTS: dict[str, Part] = {
         _six_ours,
         _six_theirs,
         _six_compare,
-        METRICS | {"ROAD": 1e-3},
+        METRICS | {"ROAD": 2e-4},
         needs=lambda s: (1 + len(SIX), 2 * len(FRACTIONS) * len(SIX)),
     ),
     "scorecam": _cams(

@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 from networks import LAYERS, batch, tiny_net
+from pytorch_grad_cam.metrics.perturbation_confidence import RemoveMostRelevantFirst
 
 import benchmarks.parts
+from benchmarks import public
 from benchmarks.__main__ import calibrated, main, memory, report, run, table
 from benchmarks.parts import PARTS, Subject, tie_free
 from benchmarks.timing import Floor, compare, ratio
@@ -21,7 +23,7 @@ def subject():
 
 
 def test_every_part_agrees_and_the_report_is_whole(subject):
-    rows = run([subject], list(PARTS), images=2, batch=2, score_images=1, checked=1)
+    rows = list(run([subject], list(PARTS), images=2, batch=2, score_images=1, checked=1))
     result = json.loads(json.dumps(report(rows, {"images": 2})))
     assert [row["part"] for row in result["rows"]] == list(PARTS)
     for row in result["rows"]:
@@ -99,3 +101,13 @@ def test_bad_options_are_refused(capsys):
     assert "unknown part 'gradiant'. Did you mean 'gradient'?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--images", "1", "--score-images", "2"])
+
+
+@pytest.mark.parametrize("pixels", [6 * 7, 48 * 48, 224 * 224])
+def test_shares_are_those_of_the_package(pixels):
+    seen = []
+    maps = torch.randperm(pixels, generator=torch.Generator().manual_seed(0)).float()[None]
+    for percentile in (80, 60, 40, 20):
+        remove = RemoveMostRelevantFirst(percentile, lambda image, keep: seen.append(int((keep == 0).sum())))
+        remove(maps, maps)
+    assert seen == [round(share * pixels) for share in public.shares(pixels)]
