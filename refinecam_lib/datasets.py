@@ -7,12 +7,15 @@ import torch
 
 from .checks import InputError
 
+PREDICTED = -1
+"""The target of an image without a label: the class that the network predicts is explained."""
+
 
 @dataclass(frozen=True)
 class Sample:
     """One image of a data set.
 
-    image: float32 (3,H,W) in [0,1], not normalised; target: class index; id: unique in its data set and split;
+    image: float32 (3,H,W) in [0,1], not normalised; target: class index or PREDICTED; id: unique in its data set and split;
     mask: bool (H,W), True on the object, or None where no ground truth is known; info: columns to keep in results.
     """
 

@@ -11,6 +11,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
 from . import paths
@@ -125,6 +126,19 @@ MODELS = _specs(
 def spec_of(name: str) -> ModelSpec:
     """The ModelSpec called `name`; raises InputError with the nearest valid name."""
     return MODELS[one_of("model", name, MODELS)]
+
+
+def transform_of(spec: ModelSpec) -> Callable[[Image.Image], torch.Tensor]:
+    """The network's preprocessing of a photograph: resized and cropped at the centre, float32 (3,size,size) in [0,1]."""
+    mode = torchvision.transforms.InterpolationMode(spec.interpolation)
+    resize = (spec.resize, spec.resize) if spec.squash else spec.resize
+    return torchvision.transforms.Compose(
+        [
+            torchvision.transforms.Resize(resize, interpolation=mode),
+            torchvision.transforms.CenterCrop(spec.size),
+            torchvision.transforms.ToTensor(),
+        ]
+    )
 
 
 def normalise(images: torch.Tensor, spec: ModelSpec) -> torch.Tensor:

@@ -1,0 +1,163 @@
+"""Photographs: ImageNet's validation images, Imagenette, anyone's folder of images, and the pictures in scikit-image.
+
+>>> samples = photographs("imagenet", 100, seed=0, transform=transform_of(spec_of("resnet18")))
+"""
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+import skimage.data
+import torch
+import torchvision
+from PIL import Image
+from timm.data import ImageNetInfo
+
+from . import paths
+from .checks import InputError, folder, one_of, rng
+from .datasets import PREDICTED, Sample
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+BUNDLED = ("chelsea", "coffee", "rocket", "camera")
+"""Pictures that scikit-image installs; credits are in data/README.md."""
+ROOTS = {"imagenet": "IMAGENET_ROOT", "folder": "IMAGES_ROOT"}
+"""Source -> the environment variable that names its folder."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A file, its ImageNet class or PREDICTED, and its name among the source's files."""
+
+    path: Path
+    target: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """A sequence of Samples read from files when they are asked for, each through `transform`: image -> (3,H,W)."""
+
+    files: tuple[Photograph, ...]
+    transform: Callable[[Image.Image], torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        file = self.files[index]
+        try:
+            with Image.open(file.path) as opened:
+                image = self.transform(opened.convert("RGB"))
+        except OSError as error:
+            raise InputError(f"photograph {file.name!r} is not a readable picture: {error}") from error
+        return Sample(image, file.target, file.name)
+
+
+def photographs(source: str, n: int, seed: int = 0, transform: Callable = None) -> Photographs:
+    """The first n photographs of a source in an order drawn by `seed`, so that a smaller n is part of a larger one.
+
+    source: "imagenet" (the folder IMAGENET_ROOT: ILSVRC's validation images with its devkit or LOC_val_solution.csv,
+    one folder a wnid, or files whose names begin with a wnid), "imagenette" (downloaded once, by torchvision),
+    "folder" (the folder IMAGES_ROOT, any images) or "bundled"; the class explained is the network's prediction in both.
+    Raises InputError for an unknown source, a folder that isn't one or has too few images, and an unknown label.
+    """
+    files = _files(one_of("source of photographs", source, SOURCES))
+    if not 1 <= n <= len(files):
+        raise InputError(f"n = {n} photographs of {source!r}; allowed: 1..{len(files)}, as many as there are")
+    order = rng("photographs", source, seed).permutation(len(files)) if source != "bundled" else range(n)
+    return Photographs(tuple(files[i] for i in order[:n]), transform or _as_it_is)
+
+
+def _as_it_is(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def _files(source: str) -> tuple[Photograph, ...]:
+    if source not in ROOTS:
+        return SOURCES[source](paths.DATA / source)
+    variable = ROOTS[source]
+    root = os.environ.get(variable)
+    if not root:
+        raise InputError(f"source {source!r} needs the environment variable {variable}, the folder with the images")
+    return _read(source, folder(variable, root).resolve())
+
+
+@lru_cache(maxsize=4)
+def _read(source: str, root: Path) -> tuple[Photograph, ...]:
+    found = SOURCES[source](root)
+    if not found:
+        raise InputError(f"{ROOTS[source]}: no image in {str(root)!r}; allowed: {', '.join(sorted(ENDINGS))}")
+    return found
+
+
+def _images(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+
+
+@lru_cache
+def wnids() -> dict[str, int]:
+    """WordNet id -> class index of ImageNet's 1000 classes."""
+    return {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+
+
+def class_name(index: int) -> str:
+    """The English name of an ImageNet class: its first synonym."""
+    return ImageNetInfo("imagenet-1k").index_to_description(index).split(",")[0]
+
+
+def _imagenet(root: Path) -> tuple[Photograph, ...]:
+    labels, files = _official_labels(root), []
+    for path in _images(root):
+        if labels and path.stem not in labels:  # training images, say
+            continue
+        names = [labels.get(path.stem, ""), path.name[:9], path.parent.name]
+        wnid = next((name for name in names if name in wnids()), None)
+        if wnid is None:
+            raise InputError(
+                f"{ROOTS['imagenet']}: the class of {path.name!r} is not known; allowed: validation images with their "
+                "devkit or LOC_val_solution.csv, folders named by wnid, or file names that begin with one"
+            )
+        files.append(Photograph(path, wnids()[wnid], path.stem))
+    return tuple(files)
+
+
+def _official_labels(root: Path) -> dict[str, str]:
+    """File stem -> wnid, of the official devkit's list or of Kaggle's, wherever it lies in the folder."""
+    for table in root.rglob("LOC_val_solution.csv"):
+        with table.open(newline="") as file:
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    for truth in root.rglob("ILSVRC2012_validation_ground_truth.txt"):
+        synsets = scipy.io.loadmat(truth.parent / "meta.mat", squeeze_me=True)["synsets"]
+        by_id = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
+        lines = truth.read_text().split()
+        return {f"ILSVRC2012_val_{i:08d}": by_id[int(line)] for i, line in enumerate(lines, 1)}
+    return {}
+
+
+def _imagenette(root: Path) -> tuple[Photograph, ...]:
+    images = root / "imagenette2-320" / "val"
+    if not images.is_dir():
+        torchvision.datasets.Imagenette(root, split="val", size="320px", download=True)
+    return _imagenet(images)
+
+
+def _folder(root: Path) -> tuple[Photograph, ...]:
+    return tuple(Photograph(path, PREDICTED, path.relative_to(root).as_posix()) for path in _images(root))
+
+
+def _bundled(root: Path) -> tuple[Photograph, ...]:
+    installed = Path(skimage.data.__file__).parent
+    return tuple(Photograph(next(installed.glob(f"{name}.*")), PREDICTED, name) for name in BUNDLED)
+
+
+SOURCES: dict[str, Callable[[Path], Sequence[Photograph]]] = {
+    "imagenet": _imagenet,
+    "imagenette": _imagenette,
+    "folder": _folder,
+    "bundled": _bundled,
+}
