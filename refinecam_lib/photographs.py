@@ -1,6 +1,6 @@
 """Photographs: ImageNet's validation images, Imagenette, anyone's folder of images, and the pictures in scikit-image.
 
->>> samples = photographs("imagenet", 100, seed=0, transform=transform_of(spec_of("resnet18")))
+>>> samples = photographs("imagenet", 100, transform_of(spec_of("resnet18")))
 """
 
 import csv
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import scipy.io
 import skimage.data
 import torch
@@ -58,7 +57,7 @@ class Photographs:
         return Sample(image, file.target, file.name)
 
 
-def photographs(source: str, n: int, seed: int = 0, transform: Callable = None) -> Photographs:
+def photographs(source: str, n: int, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> Photographs:
     """The first n photographs of a source in an order drawn by `seed`, so that a smaller n is part of a larger one.
 
     source: "imagenet" (the folder IMAGENET_ROOT: ILSVRC's validation images with its devkit or LOC_val_solution.csv,
@@ -70,11 +69,7 @@ def photographs(source: str, n: int, seed: int = 0, transform: Callable = None) 
     if not 1 <= n <= len(files):
         raise InputError(f"n = {n} photographs of {source!r}; allowed: 1..{len(files)}, as many as there are")
     order = rng("photographs", source, seed).permutation(len(files)) if source != "bundled" else range(n)
-    return Photographs(tuple(files[i] for i in order[:n]), transform or _as_it_is)
-
-
-def _as_it_is(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return Photographs(tuple(files[i] for i in order[:n]), transform)
 
 
 def _files(source: str) -> tuple[Photograph, ...]:
