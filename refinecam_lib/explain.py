@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import cam, captum_methods
 from .cam import Capture, Maps
 from .checks import InputError, one_of
-from .refine import AGGREGATES, refine, to_map
+from .refine import AGGREGATES, PUBLISHED_AGGREGATES, refine, to_map
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Variant:
     aggregate: str = "none"
 
     def __post_init__(self) -> None:
-        one_of("aggregate", self.aggregate, ["none", *AGGREGATES])
+        one_of("aggregate", self.aggregate, ["none", *AGGREGATES, *PUBLISHED_AGGREGATES])
 
     def layers(self, names: Sequence[str]) -> tuple[str, ...]:
         """The layers this variant needs, of all `names`."""
@@ -91,6 +91,15 @@ def variant_maps(capture: Capture, method: str | Callable[[Capture], Maps], vari
     if variant.aggregate == "none":
         return to_map(needed[0], capture.size)
     return refine([to_map(each, capture.size) for each in needed], variant.aggregate)
+
+
+def combined(shallow: Tensor, capture: Capture, method: str | Callable[[Capture], Maps], variant: Variant) -> Tensor:
+    """A map (B,H,W) in the place of the variant's shallowest one, combined with the deeper ones of `capture`.
+
+    It is what the published code takes for RefineCAM of a masked image: `shallow` is masked, the others are not.
+    """
+    deeper = capture.maps(method_of(method).function)[variant.layer - capture.first + 1 :]
+    return refine([shallow, *(to_map(each, capture.size) for each in deeper)], variant.aggregate)
 
 
 @dataclass(frozen=True)

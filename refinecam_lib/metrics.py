@@ -9,12 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from .cam import Capture, Maps, evaluating
 from .checks import InputError, one_of
-from .explain import Variant, variant_maps
-from .road import FRACTIONS, road_probabilities
+from .explain import Variant, combined, variant_maps
+from .road import FRACTIONS, keep_percentiles, keep_ranks, road_probabilities
+
+DEFECTS = ("percentiles", "deep_maps_unmasked", "one_seed")
+"""What the published code does wrong and a measurement can be told to do as well, for the audit: ROAD cut at
+percentiles (D4), RefineCAM's Coherency with the deep maps of the unmasked image, one seed for both passes (D13)."""
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
@@ -35,6 +40,17 @@ def complexity(maps: Tensor) -> Tensor:
     return maps.double().mean((1, 2))
 
 
+def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
+    """Area under precision over recall of a map's pixels against the mask, (B,H,W) x (B,H,W) -> (B,) in [0,1]; higher is better."""
+    pairs = zip(masks.flatten(1).bool().cpu().numpy(), maps.flatten(1).cpu().numpy())
+    return torch.tensor([average_precision_score(mask, values) for mask, values in pairs])
+
+
+def truth_covered(maps: Tensor, masks: Tensor) -> Tensor:
+    """The mean of a map over the pixels of the mask, (B,H,W) x (B,H,W) -> (B,) in [0,1]: 0 where it leaves the truth out."""
+    return (maps.double() * masks).sum((1, 2)) / masks.double().sum((1, 2))
+
+
 def measure(
     capture: Capture,
     method: str | Callable[[Capture], Maps],
@@ -44,25 +60,36 @@ def measure(
     masked_seeds: list[int] | None = None,
     road_seeds: list[int] | None = None,
     fractions: tuple[float, ...] = FRACTIONS,
+    defects: tuple[str, ...] = (),
 ) -> pd.DataFrame:
     """The raw measurements of maps (B,H,W) that `method` and `variant` gave on `capture`: one row an image.
 
-    masks: ground truth (B,H,W), for the cosine similarity. masked_seeds: seeds for explaining the masked image, which
+    masks: ground truth (B,H,W), for the cosine similarity, average precision and share of it covered. masked_seeds: seeds for explaining the masked image, which
     random methods must not share with the clean one. road_seeds: seeds of ROAD's noise and of the order of ties.
     Coherency explains the masked image with every layer the variant uses, and its forward gives Average Drop as well.
-    Departs from the paper's published code, which multiplies by the deep maps of the unmasked image.
+    Departs from the paper's published code, which multiplies by the deep maps of the unmasked image; `defects`, names
+    in DEFECTS, ask for what it does.
     Columns: probability, probability_masked, mean_activation, pearson, morf_20 .. lerf_80 (probabilities after removing
-    20 % .. 80 % of the pixels), prediction, correct, cosine where masks are known, and status: "ok", "constant" (no
+    20 % .. 80 % of the pixels), prediction, correct, where masks are known cosine, average_precision and truth_covered,
+    and status: "ok", "constant" (no
     contrast; its pearson is undefined) or "not finite" (no measurement).
     """
     finite = torch.isfinite(maps).flatten(1).all(1)
     usable = torch.where(finite[:, None, None], maps, 0)
     constant = usable.flatten(1).amin(1) == usable.flatten(1).amax(1)
-    masked = capture.masked(usable, layers=variant.layers(capture.layers), seeds=masked_seeds)
+    for name in defects:
+        one_of("defect", name, DEFECTS)
+    masked = capture.masked(
+        usable, layers=variant.layers(capture.layers), seeds=None if "one_seed" in defects else masked_seeds
+    )
     again = variant_maps(masked, method, variant)
+    if "deep_maps_unmasked" in defects and variant.aggregate != "none":
+        shallow = variant_maps(masked, method, Variant(variant.layer))
+        again = combined(shallow, capture, method, variant)
+    keep = keep_percentiles if "percentiles" in defects else keep_ranks
     with evaluating(capture.model):
         morf, lerf = road_probabilities(
-            capture.model, capture.inputs, capture.target, usable, road_seeds or capture.seeds, fractions
+            capture.model, capture.inputs, capture.target, usable, road_seeds or capture.seeds, fractions, keep=keep
         )
     columns = {
         "probability": capture.probability,
@@ -74,6 +101,8 @@ def measure(
     }
     if masks is not None:
         columns["cosine"] = cosine_similarity(usable, masks)
+        columns["average_precision"] = average_precision(usable, masks).to(usable.device)
+        columns["truth_covered"] = truth_covered(usable, masks)
     measured = {name: torch.where(finite, column, torch.nan).double().cpu().numpy() for name, column in columns.items()}
     prediction = capture.logits.argmax(1)
     frame = pd.DataFrame(measured)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import safetensors
@@ -168,6 +169,21 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
             {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
         )
     return model.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=16)
+def _imagenet_hash(name: str) -> str:
+    digest = hashlib.sha256()
+    for key, value in load_model(name, "imagenet").state_dict().items():
+        digest.update(key.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights_hash(name: str, weights: str = "synthetic") -> str:
+    """The sha256 that tells a network's weights from all others': its checkpoint file's, or of ImageNet's tensors."""
+    if weights == "imagenet":
+        return _imagenet_hash(spec_of(name).name)
+    return read_checkpoint(paths.CHECKPOINTS / f"{name}.safetensors")[1]["sha256"]
 
 
 def sha256_of(path: Path) -> str:

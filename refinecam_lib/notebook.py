@@ -15,7 +15,7 @@ import pandas as pd
 
 from . import paths
 from .checks import InputError
-from .provenance import commit
+from .provenance import KEYS, commit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,9 +64,18 @@ def save(product: "Figure | pd.DataFrame", name: str, profile: str = "quick", ca
 
 
 def save_rows(frame: pd.DataFrame, name: str, profile: str = "quick") -> None:
-    """Save the rows behind a figure or table as `<name>.parquet`; the name begins with `rows`."""
+    """Save the rows behind a figure or table as `<name>.parquet`; the name begins with `rows`.
+
+    Raises InputError for another name, and where the columns of KEYS don't tell the rows apart: a later run could not
+    be compared with them.
+    """
     if not name.startswith("rows"):
         raise InputError(f"rows named {name!r}; allowed: a name that begins with 'rows', such as 'rows_{name}'")
+    keys = [key for key in KEYS if key in frame]
+    if not keys or frame.duplicated(keys).any():
+        raise InputError(
+            f"rows {name!r}: their columns ({', '.join(keys)}) don't tell them apart; allowed: one row a key"
+        )
     frame.to_parquet(products_folder(profile) / f"{_checked(name)}.parquet", index=False, compression="zstd")
 
 

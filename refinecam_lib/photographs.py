@@ -65,14 +65,15 @@ def photographs(source: str, n: int, transform: Callable[[Image.Image], torch.Te
     "folder" (the folder IMAGES_ROOT, any images) or "bundled"; the class explained is the network's prediction in both.
     Raises InputError for an unknown source, a folder that isn't one or has too few images, and an unknown label.
     """
-    files = _files(one_of("source of photographs", source, SOURCES))
+    files = file_list(one_of("source of photographs", source, SOURCES))
     if not 1 <= n <= len(files):
         raise InputError(f"n = {n} photographs of {source!r}; allowed: 1..{len(files)}, as many as there are")
     order = rng("photographs", source, seed).permutation(len(files)) if source != "bundled" else range(n)
     return Photographs(tuple(files[i] for i in order[:n]), transform)
 
 
-def _files(source: str) -> tuple[Photograph, ...]:
+def file_list(source: str) -> Sequence[Photograph]:
+    """All photographs of a source, in the order of their names; InputError where its folder is missing or unusable."""
     if source not in ROOTS:
         return SOURCES[source](paths.DATA / source)
     variable = ROOTS[source]
@@ -83,7 +84,7 @@ def _files(source: str) -> tuple[Photograph, ...]:
 
 
 @lru_cache(maxsize=4)
-def _read(source: str, root: Path) -> tuple[Photograph, ...]:
+def _read(source: str, root: Path) -> Sequence[Photograph]:
     found = SOURCES[source](root)
     if not found:
         raise InputError(f"{ROOTS[source]}: no image in {str(root)!r}; allowed: {', '.join(sorted(ENDINGS))}")

@@ -1,9 +1,12 @@
-"""Which state of the code a result was computed from."""
+"""What tells results apart: the columns that name a row, and the state of the code that it was computed from."""
 
 import functools
 import subprocess
 
 from . import paths
+
+KEYS = ["dataset", "image", "model", "method", "layer", "aggregate"]
+"""The columns that name an explanation, and so a row."""
 
 
 @functools.cache

@@ -42,16 +42,25 @@ def inverse_exp_mean(maps: Tensor) -> Tensor:
     return 1 / ((1 / maps).logsumexp(0) - math.log(len(maps)))
 
 
+def inverse_exp_mean_published(maps: Tensor) -> Tensor:
+    """Eq. 9 as the published code computes it, in single precision: 0 wherever a factor is below 0.0113; for the audit."""
+    return 1 / (1 / maps.float()).exp().mean(0).log()
+
+
 AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
     "product": product,
     "geometric_mean": geometric_mean,
     "inverse_exp_mean": inverse_exp_mean,
 }
+PUBLISHED_AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "inverse_exp_mean_published": inverse_exp_mean_published,
+}
 
 
 def refine(maps: Sequence[Tensor], aggregate: str = "product") -> Tensor:
     """Combine maps (B,H,W) in [0,1] of a layer and all deeper ones, then min-max; refining one map is the identity."""
-    return min_max(AGGREGATES[one_of("aggregate", aggregate, AGGREGATES)](torch.stack(list(maps))))
+    known = AGGREGATES | PUBLISHED_AGGREGATES
+    return min_max(known[one_of("aggregate", aggregate, known)](torch.stack(list(maps))))
 
 
 @dataclass(frozen=True)

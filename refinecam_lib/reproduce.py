@@ -29,7 +29,7 @@ from . import notebook, paths
 from .checks import InputError
 from .compare import compare_rows, compare_tables, read_rows
 from .parameters import Notebook, find_notebooks, parameters
-from .provenance import commit
+from .provenance import KEYS, commit
 
 PACKAGES = ("torch", "torchvision", "timm", "captum", "numpy", "scipy", "pandas", "numba", "scikit-image", "papermill")
 """The packages whose versions the manifest notes."""
@@ -251,8 +251,6 @@ def _labelled(file: str, verdict: tuple[bool, str], note: str = "") -> tuple[boo
 
 
 def _rows_verdict(made: Path, kept: Path, subset: bool) -> tuple[bool, str]:
-    from .sweep import KEYS
-
     return compare_rows(read_rows(made), read_rows(kept), KEYS, subset)
 
 

@@ -1,6 +1,6 @@
 """ROAD (eq. 5): remove pixels most relevant first and least relevant first, impute them, and ask the network again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -9,7 +9,16 @@ from .cam import forward_chunk
 from .checks import InputError
 from .imputation import impute
 
-__all__ = ["FRACTIONS", "impute", "keep_masks", "removal_order", "road_noise", "road_probabilities"]
+__all__ = [
+    "FRACTIONS",
+    "impute",
+    "keep_masks",
+    "keep_percentiles",
+    "keep_ranks",
+    "removal_order",
+    "road_noise",
+    "road_probabilities",
+]
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.8)
 
@@ -52,6 +61,25 @@ def keep_masks(ranks: torch.Tensor, fractions: Sequence[float] = FRACTIONS) -> t
     return torch.cat([ranks >= removed, ranks < size - removed], 1)
 
 
+def keep_ranks(maps: torch.Tensor, seeds: Sequence[int], fractions: Sequence[float]) -> torch.Tensor:
+    """Masks (B,2K,H,W) of the pixels that ROAD keeps, by rank: `keep_masks` of `removal_order`."""
+    return keep_masks(removal_order(maps, seeds), fractions)
+
+
+def keep_percentiles(maps: torch.Tensor, seeds: Sequence[int], fractions: Sequence[float]) -> torch.Tensor:
+    """The same masks as the published code makes them, by thresholds at percentiles; for the audit.
+
+    Of a map with ties they remove other shares than asked for, up to all; an image without a known pixel is imputed
+    by 0, the mean colour, where the published code has a singular system. `seeds` decide nothing.
+    """
+    kept = 1 - torch.tensor(list(fractions), dtype=torch.double, device=maps.device)
+    parts = []
+    for values in (maps.double().flatten(1), 1 - maps.double().flatten(1)):
+        thresholds = torch.quantile(values, kept, dim=1).T
+        parts.append(values[:, None] < thresholds[:, :, None])
+    return torch.cat(parts, 1).unflatten(2, maps.shape[1:])
+
+
 def road_noise(seeds: Sequence[int], shape: tuple[int, int, int], std: float = 0.01) -> torch.Tensor:
     """The noise of noisy linear imputation: one normal field for each seed, float32 (B, *shape).
 
@@ -70,11 +98,13 @@ def road_probabilities(
     seeds: Sequence[int],
     fractions: Sequence[float] = FRACTIONS,
     chunk: int | None = None,
+    keep: Callable[[torch.Tensor, Sequence[int], Sequence[float]], torch.Tensor] = keep_ranks,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax probability of the target after MoRF and after LeRF removal; ROAD = mean(lerf - morf) (eq. 5).
 
     inputs (B,C,H,W) normalised; target (B,) int; maps (B,H,W), higher = more relevant; seeds: B integers, for ties and
-    noise; fractions: K shares removed; chunk: images in one forward, so that memory stays flat (None: `forward_chunk`).
+    noise; fractions: K shares removed; chunk: images in one forward, so that memory stays flat (None: `forward_chunk`);
+    keep: which pixels stay.
     Returns (morf (B,K), lerf (B,K)). The model should be in eval mode. Raises InputError as `removal_order`,
     `keep_masks` and `impute` do, and where the batch sizes differ.
     Source: Rong et al. 2022. Departs from the published code, which halves the difference and cuts at percentiles.
@@ -89,9 +119,8 @@ def road_probabilities(
     with torch.inference_mode():
         for first in range(0, len(inputs), step := max(1, chunk // (2 * len(fractions)))):
             part = slice(first, first + step)
-            keep = keep_masks(removal_order(maps[part], seeds[part]), fractions)
             noise = road_noise(seeds[part], tuple(inputs.shape[1:]))
-            filled = impute(inputs[part], keep, noise).flatten(0, 1)
+            filled = impute(inputs[part], keep(maps[part], seeds[part], fractions), noise).flatten(0, 1)
             classes = target[part].to(inputs.device).repeat_interleave(2 * len(fractions))
             for images, wanted in zip(filled.split(chunk), classes.split(chunk), strict=True):
                 probabilities = model(images.contiguous(memory_format=torch.channels_last)).softmax(1)

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -23,29 +23,47 @@ from tqdm.auto import tqdm
 from . import paths
 from .cam import Capture
 from .checks import InputError, one_of, seed_of
-from .datasets import batch_of
+from .datasets import PREDICTED, Sample, batch_of
 from .explain import BASE, Variant, method_of, variant_maps
-from .metrics import measure
-from .models import load_model, normalise, read_checkpoint, spec_of
+from .metrics import DEFECTS, measure
+from .models import ModelSpec, load_model, normalise, spec_of, transform_of, weights_hash
+from .photographs import SOURCES, file_list, photographs
+from .provenance import KEYS
 from .refine import AGGREGATES
 from .road import FRACTIONS
-from .synthetic import SyntheticShapes
+from .synthetic import ShiftedShapes, SyntheticShapes
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Part of every cache key: raise it when what a row means changes."""
 
-KEYS = ["dataset", "image", "model", "method", "layer", "aggregate"]
-"""The columns that name an explanation."""
+DATASETS: dict[str, Callable[[int, int, ModelSpec], Sequence[Sample]]] = {
+    "synthetic": lambda n, seed, spec: SyntheticShapes("test", n),
+    "synthetic_leaked": lambda n, seed, spec: SyntheticShapes("train", n, seed=1),
+    "synthetic_shifted": lambda n, seed, spec: ShiftedShapes(SyntheticShapes("test", n)),
+} | {
+    source: lambda n, seed, spec, source=source: photographs(source, n, transform_of(spec), seed) for source in SOURCES
+}
+"""Name -> the data set's first n samples, as a network's `spec` wants them, the photographs in an order drawn by seed.
 
-DATASETS = {"synthetic": lambda n: SyntheticShapes("test", n)}
-"""Name -> the data set's first n samples."""
+Leaked: on scenes that were trained on (D1). Shifted: images cropped and masks not, as by the published code (D11).
+"""
 
 
-def fingerprint(dataset: str) -> str:
-    """A hash of a data set's first samples, so that rows of another data set, or of one drawn otherwise, never mix in."""
-    samples = DATASETS[dataset](4)
-    parts = [(s.id, s.target, sha256(s.image.numpy().tobytes()).hexdigest()) for s in (samples[i] for i in range(4))]
-    return f"{seed_of(dataset, parts):016x}"
+def weights_of(dataset: str) -> str:
+    """Which weights explain a data set: "imagenet" for photographs, else "synthetic"."""
+    return "imagenet" if dataset in SOURCES else "synthetic"
+
+
+def fingerprint(dataset: str, seed: int, spec: ModelSpec) -> str:
+    """A hash of a data set's first samples, so that rows of another data set, or of one drawn otherwise, never mix in.
+
+    Of photographs also the hash of the names of all the source's files.
+    """
+    names = [photograph.name for photograph in file_list(dataset)] if dataset in SOURCES else []
+    n = min(4, len(names) or 4)
+    samples = DATASETS[dataset](n, seed, spec)
+    parts = [(s.id, s.target, sha256(s.image.numpy().tobytes()).hexdigest()) for s in (samples[i] for i in range(n))]
+    return f"{seed_of(dataset, parts, names):016x}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,7 @@ class Shard:
     variants: tuple[Variant, ...]
     fractions: tuple[float, ...] = FRACTIONS
     seed: int = 0
+    defects: tuple[str, ...] = ()
     version: int = RESULTS_VERSION
 
     @property
@@ -87,10 +106,12 @@ def plan(
     dataset: str = "synthetic",
     size: int = 8,
     seed: int = 0,
+    defects: Sequence[str] = (),
 ) -> list[Shard]:
     """The shards that measure `methods` on the first `images` images of a data set, `size` images a shard.
 
-    A method without a map for each layer is measured as it is, once. Raises InputError for an unknown name.
+    A method without a map for each layer is measured as it is, once. defects: of the published code's, names in
+    metrics.DEFECTS, to measure with. Raises InputError for an unknown name.
     """
     spec = spec_of(model)
     one_of("dataset", dataset, DATASETS)
@@ -98,8 +119,10 @@ def plan(
         raise InputError(f"images = {images}; allowed: 1 or more")
     for variant in variants:
         variant.layers(spec.layers)
-    checkpoint = read_checkpoint(paths.CHECKPOINTS / f"{model}.safetensors")[1]["sha256"]
-    data = fingerprint(dataset)
+    for name in defects:
+        one_of("defect", name, DEFECTS)
+    checkpoint = weights_hash(model, weights_of(dataset))
+    data = fingerprint(dataset, seed, spec)
     return [
         Shard(
             dataset,
@@ -111,13 +134,16 @@ def plan(
             method,
             tuple(variants) if method_of(method).refines else (BASE,),
             seed=seed,
+            defects=tuple(defects),
         )
         for method in methods
         for start in range(0, images, size)
     ]
 
 
-def paper_plan(models: Sequence[str], images: Mapping[str, int], seed: int = 0) -> list[Shard]:
+def paper_plan(
+    models: Sequence[str], images: Mapping[str, int], seed: int = 0, dataset: str = "synthetic"
+) -> list[Shard]:
     """The shards behind Fig. 1, Table 1 and Table 2, which so share their rows.
 
     images: method -> number of images, the cheap methods being worth more of them. Base and RefineCAM from every
@@ -131,15 +157,16 @@ def paper_plan(models: Sequence[str], images: Mapping[str, int], seed: int = 0) 
         others = [Variant(layer, aggregate) for layer in range(1, deepest) for aggregate in ("none", "product")]
         for method, n in images.items():
             variants = first if method == "ScoreCAM" else first + others
-            shards += plan(model, [method], n, variants, size=2 if method == "ScoreCAM" else 8, seed=seed)
+            size = 2 if method == "ScoreCAM" else 8
+            shards += plan(model, [method], n, variants, dataset, size, seed)
     return shards
 
 
 @lru_cache(maxsize=8)
-def _model(name: str, checkpoint: str, thread: int) -> torch.nn.Module:
+def _model(name: str, weights: str, checkpoint: str, thread: int) -> torch.nn.Module:
     """The network, one for each thread: hooks that record a forward pass must not see another's."""
-    model = load_model(name)
-    found = read_checkpoint(paths.CHECKPOINTS / f"{name}.safetensors")[1]["sha256"]
+    model = load_model(name, weights)
+    found = weights_hash(name, weights)
     if found != checkpoint:
         raise InputError(
             f"checkpoint of {name} changed during the sweep: {found[:12]}..., planned {checkpoint[:12]}..."
@@ -147,27 +174,38 @@ def _model(name: str, checkpoint: str, thread: int) -> torch.nn.Module:
     return model
 
 
+def _samples(shard: Shard) -> list[Sample]:
+    samples = DATASETS[shard.dataset](shard.stop, shard.seed, spec_of(shard.model))
+    return [samples[i] for i in range(shard.start, shard.stop)]
+
+
 def _measure(shard: Shard) -> pd.DataFrame:
     """One row an explanation: who, what, and the raw measurements."""
     spec = spec_of(shard.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _model(shard.model, shard.checkpoint, threading.get_ident()).to(device)
-    samples = [DATASETS[shard.dataset](shard.stop)[i] for i in range(shard.start, shard.stop)]
+    weights = weights_of(shard.dataset)
+    model = _model(shard.model, weights, shard.checkpoint, threading.get_ident()).to(device)
+    samples = _samples(shard)
     images, target, masks = batch_of(samples)
     inputs = normalise(images.to(device), spec).contiguous(memory_format=torch.channels_last)
     masks = None if masks is None else masks.to(device)
     seeds = {step: [seed_of(shard.seed, s.id, step) for s in samples] for step in ("clean", "masked", "road")}
+    if (target == PREDICTED).any():
+        with torch.inference_mode():
+            target = torch.where(target == PREDICTED, model(inputs).argmax(1).cpu(), target)
     capture = Capture(model, inputs, target, spec.layers, seeds["clean"])
     frames = []
     for variant in shard.variants:
         maps = variant_maps(capture, shard.method, variant)
-        frame = measure(capture, shard.method, variant, maps, masks, seeds["masked"], seeds["road"], shard.fractions)
-        frames.append(pd.concat([_names(shard, variant, samples), frame], axis=1))
+        frame = measure(
+            capture, shard.method, variant, maps, masks, seeds["masked"], seeds["road"], shard.fractions, shard.defects
+        )
+        frames.append(pd.concat([_names(shard, variant, samples), frame.assign(target=target.numpy())], axis=1))
     return pd.concat(frames, ignore_index=True)
 
 
 def _names(shard: Shard, variant: Variant, samples: list) -> pd.DataFrame:
-    names = pd.DataFrame([{"image": s.id, "target": s.target, **s.info} for s in samples])
+    names = pd.DataFrame([{"image": s.id, **s.info} for s in samples])
     fixed = {"dataset": shard.dataset, "model": shard.model, "method": shard.method, "seed": shard.seed}
     return names.assign(**fixed, layer=variant.layer, aggregate=variant.aggregate)
 
@@ -184,7 +222,7 @@ def run_shard(shard: Shard) -> Path:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - kept as rows, counted and shown; never silently dropped
-        samples = [DATASETS[shard.dataset](shard.stop)[i] for i in range(shard.start, shard.stop)]
+        samples = _samples(shard)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         rows = pd.concat([_names(shard, v, samples).assign(status="failed", reason=reason) for v in shard.variants])
     write_rows(rows, shard.path)

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -279,3 +279,22 @@ class SyntheticShapes:
             mask=torch.from_numpy(mask),
             info={"class": CLASSES[target], "size": size_name, "background": kind, "scene": scene},
         )
+
+
+@dataclass(frozen=True)
+class ShiftedShapes:
+    """The samples with their images, but not their masks, resized to 256 px and cropped to 224 at the centre (D11).
+
+    It is what the published code's preprocessing does to its ground truth; for the audit.
+    """
+
+    samples: SyntheticShapes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        larger = torch.nn.functional.interpolate(sample.image[None], size=CANVAS, mode="bilinear", antialias=True)[0]
+        edge = (CANVAS - SIZE) // 2
+        return replace(sample, image=larger[:, edge : edge + SIZE, edge : edge + SIZE].contiguous())

@@ -18,7 +18,7 @@ from refinecam_lib.explain import BASE, REFINED
 class Toy:
     """Sixteen small labelled images with masks."""
 
-    def __init__(self, n):
+    def __init__(self, n, seed, spec):
         self.n = n
 
     def __getitem__(self, i):
