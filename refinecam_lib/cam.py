@@ -67,7 +67,7 @@ class Capture:
 
     model: any classifier (B,3,H,W) -> logits (B,K); it comes back unchanged. inputs: normalised images (B,3,H,W).
     target: class indices (B,). layers: dotted names, shallow to deep. seeds: one integer an image, for methods that
-    draw random numbers. Raises InputError for inputs, targets or layers that do not fit.
+    draw random numbers. truth: masks (B,H,W), for methods that are given the answer. Raises InputError for inputs, targets or layers that do not fit.
     """
 
     def __init__(
@@ -77,8 +77,9 @@ class Capture:
         target: Tensor,
         layers: Sequence[str],
         seeds: Sequence[int] | None = None,
+        truth: Tensor | None = None,
     ):
-        self.model, self.layers = model, tuple(layers)
+        self.model, self.layers, self.truth = model, tuple(layers), truth
         self.inputs = images(inputs).detach()
         wanted = getattr(getattr(model, "patch_embed", None), "img_size", None)  # of timm's transformers
         if wanted and getattr(model.patch_embed, "strict_img_size", False) and self.size != tuple(wanted):
@@ -172,7 +173,7 @@ class Capture:
         """
         inputs = (self.inputs * maps[:, None]).contiguous(memory_format=torch.channels_last)
         masked = Capture(
-            self.model, inputs, self.target, self.layers if layers is None else layers, seeds or self.seeds
+            self.model, inputs, self.target, self.layers if layers is None else layers, seeds or self.seeds, self.truth
         )
         masked.first = self.first + self.layers.index(masked.layers[0])
         return masked
@@ -288,3 +289,29 @@ def all_ones_cam(capture: Capture) -> Maps:
     maps = torch.ones((len(capture.inputs), *capture.size)).to(capture.inputs)
     maps[:, 0, 0] = 0
     return [maps]
+
+
+def centre_gaussian(capture: Capture) -> Maps:
+    """A Gaussian at the centre, its deviation a quarter of the side: the bias of photographers, blind to the image."""
+    height, width = capture.size
+    y, x = (torch.linspace(-2, 2, side, dtype=torch.double) for side in (height, width))
+    bump = torch.exp(-(y[:, None] ** 2 + x[None] ** 2) / 2)
+    return [bump.to(capture.inputs).expand(len(capture.inputs), -1, -1)]
+
+
+def edge_detector(capture: Capture) -> Maps:
+    """The magnitude of the image's gradient, the mean over channels: it sees the image, but not the network."""
+    down, right = torch.gradient(capture.inputs.mean(1), dim=(1, 2))
+    return [torch.hypot(down, right)]
+
+
+def ground_truth(capture: Capture) -> Maps:
+    """The mask itself: the answer, as a map. Raises InputError where the capture has no truth."""
+    if capture.truth is None:
+        raise InputError("the map of the ground truth of images without masks; allowed: a data set with masks")
+    return [capture.truth.to(capture.inputs)]
+
+
+def inverted_truth(capture: Capture) -> Maps:
+    """Everything but the mask: the opposite of the answer. Raises InputError where the capture has no truth."""
+    return [1 - ground_truth(capture)[0]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import cam, captum_methods
 from .cam import Capture, Maps
 from .checks import InputError, one_of
-from .refine import AGGREGATES, PUBLISHED_AGGREGATES, refine, to_map
+from .refine import AGGREGATES, PUBLISHED_AGGREGATES, Power, refine, to_map
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,31 @@ METHODS: dict[str, Method] = {
     "All1sCAM": Method(cam.all_ones_cam, refines=False),
 }
 
+CONTROLS: dict[str, Method] = {
+    "GroundTruth": Method(cam.ground_truth, refines=False),
+    "InvertedTruth": Method(cam.inverted_truth, refines=False),
+    "CentreGaussian": Method(cam.centre_gaussian, refines=False),
+    "EdgeDetector": Method(cam.edge_detector, refines=False),
+}
+"""Maps that explain nothing, or are told the answer: to be measured as methods are, as a test of the metrics."""
+
 
 def method_of(method: str | Callable[[Capture], Maps]) -> Method:
-    """The Method called so, or one made of your own function; raises InputError with the nearest valid name."""
-    return Method(method) if callable(method) else METHODS[one_of("method", method, METHODS)]
+    """The Method called so, or one made of your own function; raises InputError with the nearest valid name.
+
+    "LayerCAM^0.125" is LayerCAM with its maps raised to that power.
+    """
+    if callable(method):
+        return Method(method)
+    name, raised, exponent = str(method).partition("^")
+    known = METHODS | CONTROLS
+    entry = known[one_of("method", name, known)]
+    if not raised:
+        return entry
+    try:
+        return Method(Power(entry.function, float(exponent)), entry.refines)
+    except ValueError:
+        raise InputError(f"method {method!r}; allowed: a number after '^', as in 'LayerCAM^0.125'") from None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ TITLES = {
     "adcc": "ADCC ↑",
     "arcc": "ARCC ↑",
     "cosine": "cosine similarity to the truth ↑",
+    "average_precision": "average precision ↑",
+    "one_minus_average_drop": "1 - Average Drop",
+    "one_minus_complexity": "1 - Complexity",
 }
 """Score -> its title, with the direction in which it is better."""
 
@@ -188,3 +191,103 @@ def layer_curves(table: pd.DataFrame, caption: str) -> Figure:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     return _caption(figure, f"mean and 95 % bootstrap interval over images. {caption}")
+
+
+VERDICTS = {"holds": "#0173b2", "undecided": "#bbbbbb", "fails": "#de8f05", "no value": "#ffffff"}
+
+
+def correlation_bars(table: pd.DataFrame, caption: str) -> Figure:
+    """Fig. 3: how well each score agrees with the truth, a panel a kind of correlation and level, a row a group.
+
+    table: columns group, level, kind, score, value, low, high.
+    """
+    groups, panels = list(dict.fromkeys(table["group"])), table[["level", "kind"]].drop_duplicates()
+    levels, kinds = list(dict.fromkeys(panels["level"])), list(dict.fromkeys(panels["kind"]))
+    scores = list(dict.fromkeys(table["score"]))
+    figure, axes = _figure(len(kinds), len(levels), 2.7, 0.3 * len(scores) + 0.9, sharex=True, sharey=True)
+    colours = dict(zip(groups, sns.color_palette("colorblind")))
+    places = np.arange(len(scores))[::-1]
+    for i, level in enumerate(levels):
+        for j, kind in enumerate(kinds):
+            axis = axes[i, j]
+            for k, group in enumerate(groups):
+                part = table[(table["group"] == group) & (table["level"] == level) & (table["kind"] == kind)]
+                part = part.set_index("score").reindex(scores)
+                y = places - 0.22 * (k - (len(groups) - 1) / 2)
+                axis.hlines(y, part["low"], part["high"], color=colours[group], lw=2)
+                axis.plot(part["value"], y, "osD^v"[k], color=colours[group], ms=5, label=group)
+            axis.axvline(0, color="0.4", lw=0.8)
+            axis.set(yticks=places, yticklabels=[TITLES[s].rstrip(" ↑") for s in scores], xlim=(-1.02, 1.02))
+            axis.set_title(f"{kind.capitalize()}, per {level}", fontsize=9.5)
+            axis.grid(axis="y", visible=False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(groups), frameon=False)
+    return _caption(figure, f"dot: correlation with the cosine similarity to the truth, line: 95 % interval. {caption}")
+
+
+def verdict_grid(table: pd.DataFrame, caption: str) -> Figure:
+    """The audit: a row a claim, a column a condition, coloured by the verdict, with by how much the claim holds.
+
+    table: columns claim, condition, verdict, value, low, high.
+    """
+    claims, names = list(dict.fromkeys(table["claim"])), list(dict.fromkeys(table["condition"]))
+    figure, axes = _figure(1, 1, 1.12 * len(names) + 3.6, 0.46 * len(claims) + 1.0)
+    axis = axes[0, 0]
+    for row in table.itertuples():
+        x, y = names.index(row.condition), claims.index(row.claim)
+        axis.add_patch(plt.Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=VERDICTS[row.verdict], alpha=0.85, lw=0))
+        text = row.verdict if row.verdict == "no value" else f"{row.verdict}\n{row.value:+.3f}"
+        axis.text(
+            x, y, text, ha="center", va="center", fontsize=7.5, color="white" if row.verdict == "holds" else "black"
+        )
+    axis.set(
+        xlim=(-0.5, len(names) - 0.5),
+        ylim=(len(claims) - 0.5, -0.5),
+        xticks=range(len(names)),
+        yticks=range(len(claims)),
+    )
+    axis.set_xticklabels([textwrap.fill(name.replace("_", " "), 12) for name in names], fontsize=8)
+    axis.set_yticklabels([textwrap.fill(claim, 44) for claim in claims], fontsize=8.5)
+    axis.xaxis.tick_top()
+    axis.grid(False)
+    sns.despine(figure, left=True, bottom=True)
+    return _caption(figure, f"each number: by how much the claim holds, above 0 it does. {caption}")
+
+
+def rank_grid(table: pd.DataFrame, caption: str) -> Figure:
+    """The stress test: a row a map, a column a score, its mean and rank among the maps; the darker, the better the rank.
+
+    table: columns map, score, mean, rank (1 is best); the maps in the order in which they come.
+    """
+    maps, scores = list(dict.fromkeys(table["map"])), list(dict.fromkeys(table["score"]))
+    rank = table.pivot(index="map", columns="score", values="rank").loc[maps, scores]
+    mean = table.pivot(index="map", columns="score", values="mean").loc[maps, scores]
+    text = mean.map("{:.2f}".format) + rank.map("  #{:.0f}".format)
+    figure, axes = _figure(1, 1, 1.35 * len(scores) + 1.6, 0.34 * len(maps) + 1.0)
+    sns.heatmap(rank, annot=text, fmt="", cmap="mako", cbar=False, ax=axes[0, 0], annot_kws={"fontsize": 8.5}, lw=1)
+    axes[0, 0].set(xlabel="", ylabel="", xticklabels=[textwrap.fill(TITLES[s], 16) for s in scores])
+    axes[0, 0].tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes[0, 0].tick_params(axis="y", rotation=0)
+    return _caption(figure, f"mean over images, and rank among the maps (#1 is best; darker is better). {caption}")
+
+
+def randomisation_curves(table: pd.DataFrame, caption: str) -> Figure:
+    """Similarity to the trained network's map as more of it is random: a panel a method, Base dashed, RefineCAM solid.
+
+    table: columns method, aggregate, random, mean, low, high, in the order of the stages.
+    """
+    methods, stages = list(dict.fromkeys(table["method"])), list(dict.fromkeys(table["random"]))
+    figure, axes = _figure(len(methods), 1, 2.5, 3.4, sharey=True)
+    for axis, method in zip(axes[0], methods):
+        for aggregate, colour, style in (("none", FAKE, "o--"), ("product", REAL, "s-")):
+            part = table[(table["method"] == method) & (table["aggregate"] == aggregate)]
+            x = [stages.index(name) for name in part["random"]]
+            axis.plot(x, part["mean"], style, color=colour, ms=4, label=NAMES[aggregate])
+            axis.fill_between(x, part["low"], part["high"], color=colour, alpha=0.2)
+        axis.axhline(0, color="0.4", lw=0.8)
+        axis.set(title=method, xticks=range(len(stages)))
+        axis.set_xticklabels(stages, rotation=45, ha="right", fontsize=7.5)
+    axes[0, 0].set_ylabel("Spearman's ρ with the map\nof the trained network")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
+    return _caption(figure, f"line: mean, band: 95 % interval over images. {caption}")

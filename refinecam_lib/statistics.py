@@ -87,3 +87,75 @@ def correlation(x: np.ndarray, y: np.ndarray, kind: str = "pearson") -> float:
     if both.sum() < 3 or np.ptp(x[both]) == 0 or np.ptp(y[both]) == 0:
         return float("nan")
     return float(test(x[both], y[both])[0])
+
+
+def correlations(
+    rows: pd.DataFrame,
+    scores: Sequence[str],
+    truth: str = "cosine",
+    reference: str = "arcc",
+    draws: int = 400,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well each score agrees with the truth (Fig. 3), with intervals from a bootstrap over images.
+
+    rows: columns image, model, method, `truth` and `scores`, all higher is better. Returns one row for each score, kind
+    (CORRELATIONS) and level ("explanation": over all rows; "method mean": over the means of the methods): value, the
+    mean over models; std, over models; low, high; and difference, `reference`'s correlation minus the score's, with
+    low_difference and high_difference, for both are drawn on the same images. Rows with an undefined value are left
+    out of that score's correlation; n counts the rest.
+    """
+    values = rows[[truth, *scores]].to_numpy(float)
+    method, names = pd.factorize(rows["method"])
+    image, images = pd.factorize(rows["image"])
+    model, models = pd.factorize(rows["model"])
+    rows_of = [np.flatnonzero(image == i) for i in range(len(images))]
+
+    def measured(pick: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+        """(level, kind) -> correlations (models, scores)."""
+        found: dict[tuple[str, str], list] = {}
+        for k in range(len(models)):
+            own = pick[model[pick] == k]
+            levels = {"explanation": values[own], "method mean": _group_means(values[own], method[own], len(names))}
+            for level, table in levels.items():
+                for kind in CORRELATIONS:
+                    row = [correlation(table[:, 1 + s], table[:, 0], kind) for s in range(len(scores))]
+                    found.setdefault((level, kind), []).append(row)
+        return {key: np.array(tables) for key, tables in found.items()}
+
+    generator = rng("correlations", seed)
+    picks = [
+        np.concatenate([rows_of[i] for i in draw])
+        for draw in generator.integers(len(images), size=(draws, len(images)))
+    ]
+    resampled = [measured(pick) for pick in picks]
+    own, records = list(scores).index(reference), []
+    for (level, kind), found in measured(np.arange(len(rows))).items():
+        drawn = np.stack([each[level, kind].mean(0) for each in resampled])
+        value = found.mean(0)
+        for k, score in enumerate(scores):
+            low, high = _middle(drawn[:, k])
+            low_difference, high_difference = _middle(drawn[:, own] - drawn[:, k])
+            record = {"level": level, "kind": kind, "score": score, "value": value[k], "std": found[:, k].std()}
+            record |= {"low": low, "high": high, "difference": value[own] - value[k]}
+            record |= {"low_difference": low_difference, "high_difference": high_difference}
+            records.append(record | {"n": int(np.isfinite(values[:, [0, 1 + k]]).all(1).sum())})
+    return pd.DataFrame(records)
+
+
+def _group_means(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    """Mean of each column in each group, of the finite values; NaN for a group without any."""
+    finite = np.isfinite(values)
+    sums, sizes = np.zeros((count, values.shape[1])), np.zeros((count, values.shape[1]))
+    np.add.at(sums, groups, np.where(finite, values, 0))
+    np.add.at(sizes, groups, finite)
+    with np.errstate(invalid="ignore"):
+        return sums / np.where(sizes > 0, sizes, np.nan)
+
+
+def _middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.nan, np.nan
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

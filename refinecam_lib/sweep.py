@@ -193,7 +193,7 @@ def _measure(shard: Shard) -> pd.DataFrame:
     if (target == PREDICTED).any():
         with torch.inference_mode():
             target = torch.where(target == PREDICTED, model(inputs).argmax(1).cpu(), target)
-    capture = Capture(model, inputs, target, spec.layers, seeds["clean"])
+    capture = Capture(model, inputs, target, spec.layers, seeds["clean"], masks)
     frames = []
     for variant in shard.variants:
         maps = variant_maps(capture, shard.method, variant)

@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 
 from refinecam_lib.checks import InputError
-from refinecam_lib.statistics import bootstrap_interval, correlation, holm, paired_test, summary
+from refinecam_lib.statistics import bootstrap_interval, correlation, correlations, holm, paired_test, summary
 
 
 def test_bootstrap_interval_agrees_with_scipy():
@@ -54,3 +54,41 @@ def test_correlations_match_scipy():
     assert np.isnan(correlation(x, np.ones(30)))
     with pytest.raises(InputError, match="unknown correlation"):
         correlation(x, y, "peerson")
+
+
+def planted_rows(models=("a",), n=30):
+    generator, rows = np.random.default_rng(1), []
+    for model in models:
+        for image in range(n):
+            for method in range(5):
+                truth = generator.random() + method / 4
+                arcc, road = truth + 0.1 * generator.standard_normal(), truth + 1.5 * generator.standard_normal()
+                rows.append(
+                    {"model": model, "image": image, "method": method, "cosine": truth, "arcc": arcc, "road": road}
+                )
+    return pd.DataFrame(rows)
+
+
+def test_correlations_are_those_of_scipy_and_their_difference_has_an_interval():
+    rows = planted_rows()
+    table = correlations(rows, ["arcc", "road"], draws=100).set_index(["level", "kind", "score"])
+    expected = scipy.stats.kendalltau(rows["road"], rows["cosine"])[0]
+    assert table.loc[("explanation", "kendall", "road"), "value"] == pytest.approx(expected)
+    means = rows.groupby("method")[["road", "cosine"]].mean()
+    expected = scipy.stats.pearsonr(means["road"], means["cosine"])[0]
+    assert table.loc[("method mean", "pearson", "road"), "value"] == pytest.approx(expected)
+    row = table.loc[("explanation", "spearman", "road")]
+    assert (
+        0 < row["low_difference"] < row["difference"] < row["high_difference"]
+        and row["low"] < row["value"] < row["high"]
+    )
+
+
+def test_correlations_average_over_models_and_leave_out_the_undefined():
+    rows = planted_rows(("a", "b"))
+    rows.loc[rows["model"] == "b", "arcc"] *= -1
+    rows.loc[0, "road"] = np.nan
+    table = correlations(rows, ["arcc", "road"], draws=3).set_index(["level", "kind", "score"])
+    row = table.loc[("explanation", "pearson", "arcc")]
+    assert abs(row["value"]) < 0.1 and row["std"] > 0.9
+    assert table.loc[("explanation", "pearson", "road"), "n"] == len(rows) - 1

@@ -70,3 +70,40 @@ def test_image_grid_keeps_its_order_and_wraps_a_long_caption():
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
     np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), heat)
     assert "\n" in figure.get_supxlabel()
+
+
+def test_correlation_bars_and_verdicts_show_every_row():
+    frame = pd.DataFrame(
+        [
+            ("raw", level, kind, s)
+            for level in ("explanation", "method mean")
+            for kind in ("pearson", "kendall")
+            for s in ("arcc", "road")
+        ],
+        columns=["group", "level", "kind", "score"],
+    )
+    frame = frame.assign(value=np.linspace(-0.5, 0.9, len(frame)), low=-0.9, high=0.95)
+    figure = plots.correlation_bars(frame, "caption")
+    drawn = np.concatenate([axis.lines[0].get_xdata() for axis in figure.axes])
+    np.testing.assert_allclose(drawn, frame["value"])
+    table = pd.DataFrame(
+        {"claim": ["a", "a"], "condition": ["x", "y"], "verdict": ["holds", "fails"], "value": [0.5, -0.25]}
+    )
+    axis = plots.verdict_grid(table, "caption").axes[0]
+    assert [text.get_text() for text in axis.texts] == ["holds\n+0.500", "fails\n-0.250"]
+    assert len({patch.get_facecolor() for patch in axis.patches}) == 2
+
+
+def test_rank_grid_writes_means_and_ranks():
+    frame = pd.DataFrame({"map": ["truth", "noise"], "score": "arcc", "mean": [0.8, 0.1], "rank": [1.0, 2.0]})
+    texts = [text.get_text() for text in plots.rank_grid(frame, "caption").axes[0].texts]
+    assert texts == ["0.80  #1", "0.10  #2"]
+
+
+def test_randomisation_curves_draw_base_and_refined():
+    frame = pd.DataFrame(
+        [("LayerCAM", a, stage) for a in ("none", "product") for stage in ("nothing", "everything")],
+        columns=["method", "aggregate", "random"],
+    ).assign(mean=[1, 0.5, 1, 0.25], low=0.2, high=1.0)
+    lines = plots.randomisation_curves(frame, "caption").axes[0].lines
+    assert [list(line.get_ydata()) for line in lines[:2]] == [[1, 0.5], [1, 0.25]]

@@ -1,0 +1,205 @@
+"""Which of the paper's claims hold, under each convention and with each defect of the published code switched on.
+
+>>> table = audit(conditions("efficientnet_lite0", images, few=24))
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .checks import rng
+from .explain import Variant
+from .metrics import CONVENTIONS, scores
+from .refine import AGGREGATES
+from .statistics import correlation
+from .sweep import paper_plan, plan, sweep
+
+REAL = ("GradCAM++", "LayerCAM", "ScoreCAM")
+"""The methods of Fig. 1."""
+TRIVIAL = ("RandomCAM", "HalfCAM", "All1sCAM")
+REFINING = ("GradCAM++", "LayerCAM", "ScoreCAM", "ShapleyCAM", "GuidedGradCAM")
+OTHERS = ("LIME", "DeepLift", "InputXGradient", "IntegratedGradients", "KernelShap")
+HAZE = "GradCAM++^0.125"
+"""The map of Fig. 4: the same order of pixels, other values."""
+TERMS = ("one_minus_average_drop", "one_minus_complexity", "coherency", "road", "adcc")
+"""What ARCC competes with in Fig. 3, each higher is better."""
+LEVEL = 0.01
+"""A score that a change of magnitude moves by less than this is called blind to it."""
+
+
+class Draw:
+    """Scores of one bootstrap draw of images: means and paired differences of a method's variants.
+
+    values: score -> array (images, series), NaN where not measured or undefined; series: (method, aggregate) -> column.
+    """
+
+    def __init__(self, values: Mapping[str, np.ndarray], series: Mapping[tuple[str, str], int], pick: np.ndarray):
+        self.values = {name: array[pick] for name, array in values.items()}
+        self.series = series
+
+    def of(self, score: str, method: str, aggregate: str = "none") -> np.ndarray:
+        """The score of each image; all NaN where it was not measured."""
+        column = self.series.get((method, aggregate))
+        values = self.values[score]
+        return np.full(len(values), np.nan) if column is None else values[:, column]
+
+    def mean(self, score: str, method: str, aggregate: str = "none") -> float:
+        return _mean(self.of(score, method, aggregate))
+
+    def best_trivial(self, score: str) -> float:
+        return _max([self.mean(score, method) for method in TRIVIAL])
+
+    def average_real(self, score: str) -> float:
+        return _mean(np.array([self.mean(score, method) for method in REAL]))
+
+    def gain(self, better: str, worse: str) -> float:
+        """Mean over methods of the mean over images of ARCC's difference between two aggregates."""
+        return _mean(np.array([_mean(self.of("arcc", m, better) - self.of("arcc", m, worse)) for m in REFINING]))
+
+    def agreement(self, score: str) -> float:
+        """Spearman's correlation of the score with the cosine similarity to the truth, over explanations."""
+        methods = [method for method in REFINING + OTHERS if (method, "none") in self.series]
+        pairs = [(self.of(score, method), self.of("cosine", method)) for method in methods]
+        return correlation(*(np.concatenate(side) for side in zip(*pairs)), "spearman")
+
+    def moved(self, score: str) -> float:
+        """How far the haze of Fig. 4 moves a score, the mean over images of the absolute change."""
+        return _mean(np.abs(self.of(score, HAZE) - self.of(score, "GradCAM++")))
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else np.nan
+
+
+def _max(values: Sequence[float]) -> float:
+    return max((value for value in values if np.isfinite(value)), default=np.nan)
+
+
+CLAIMS: dict[str, Callable[[Draw], float]] = {
+    "a trivial map beats the average CAM in Average Drop": lambda d: (
+        d.best_trivial("one_minus_average_drop") - d.average_real("one_minus_average_drop")
+    ),
+    "a trivial map beats the average CAM in ADCC": lambda d: d.best_trivial("adcc") - d.average_real("adcc"),
+    "no trivial map beats the average CAM in ROAD": lambda d: d.average_real("road") - d.best_trivial("road"),
+    "no trivial map beats the average CAM in ARCC": lambda d: d.average_real("arcc") - d.best_trivial("arcc"),
+    "ARCC agrees with the truth better than any other score": lambda d: (
+        d.agreement("arcc") - _max([d.agreement(score) for score in TERMS])
+    ),
+    "RefineCAM beats Base in ARCC": lambda d: d.gain("product", "none"),
+    "the product beats the geometric mean": lambda d: d.gain("product", "geometric_mean"),
+    "the product beats the inverse-exp mean": lambda d: d.gain("product", "inverse_exp_mean"),
+    "ROAD is blind to magnitude": lambda d: LEVEL - d.moved("road"),
+    "ARCC is not": lambda d: d.moved("arcc") - LEVEL,
+}
+"""Claim -> by how much it holds: it holds above 0, and fails below."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Measured rows and the convention that scores them; `name` and `note` say what is different from ours."""
+
+    name: str
+    rows: pd.DataFrame
+    convention: str = "recommended"
+    note: str = ""
+
+
+def conditions(model: str, images: Mapping[str, int], few: int, seed: int = 0, n_jobs: int = 1) -> list[Condition]:
+    """Measure, or read, the rows of every condition of the audit.
+
+    images: method -> number of images for the conventions, which share their rows with Tables 1 and 2. few: number of
+    images for each defect, which costs a measurement of its own; ScoreCAM and the slower methods are left out there.
+    """
+    base = pd.concat(
+        [sweep(paper_plan([model], images, seed), n_jobs), _haze(model, images["GradCAM++"], seed, n_jobs)]
+    )
+    cheap = [method for method in REFINING if method != "ScoreCAM"]
+    refined = [Variant(0, aggregate) for aggregate in AGGREGATES]
+    everything = [Variant(), *refined]
+
+    def measure(methods: Sequence[str], variants: Sequence[Variant], **options) -> pd.DataFrame:
+        return pd.concat([sweep(plan(model, [m], few, variants, seed=seed, **options), n_jobs) for m in methods])
+
+    def replaced(rows: pd.DataFrame) -> pd.DataFrame:
+        """The first images of the base rows, with `rows` in the place of those of the same name."""
+        first = sorted(base["image"].unique())[:few]
+        both = pd.concat([rows, base[base["image"].isin(first)]])
+        return both.drop_duplicates(["image", "method", "layer", "aggregate"])
+
+    whole = [*cheap, "InputXGradient", "DeepLift", *TRIVIAL, HAZE]
+    fp32 = measure(cheap, [Variant(0, "inverse_exp_mean_published")]).assign(aggregate="inverse_exp_mean")
+    grad_cam = base[base["method"] == "GradCAM"].assign(method="ShapleyCAM")
+    d2 = pd.concat([grad_cam, base]).drop_duplicates(["image", "method", "layer", "aggregate"])
+    return [
+        *(Condition(name, base, name) for name in CONVENTIONS),
+        Condition("none, few images", replaced(base.iloc[:0]), note="the rows that the defects below are to be held against"),
+        Condition("D1", measure(whole, everything, dataset="synthetic_leaked"), note="scenes that were trained on"),
+        Condition("D2", d2, note="ShapleyCAM that lost its graph, which is Grad-CAM"),
+        Condition("D4", replaced(measure(whole, everything, defects=("percentiles",))), note="ROAD cut at percentiles"),
+        Condition("D6", base[base["status"] == "ok"], note="maps without contrast or finite values dropped"),
+        Condition("D11", measure(whole, everything, dataset="synthetic_shifted"), note="ground truth shifted by a crop"),
+        Condition("D13", replaced(measure(["RandomCAM"], [Variant()], defects=("one_seed",))), note="one seed for both passes"),
+        Condition(
+            "deep maps", replaced(measure(cheap, refined, defects=("deep_maps_unmasked",))),
+            note="RefineCAM's Coherency with the deep maps of the unmasked image",
+        ),
+        Condition("fp32", replaced(fp32), note="inverse-exp mean in single precision"),
+    ]  # fmt: skip
+
+
+def _haze(model: str, n: int, seed: int, n_jobs: int) -> pd.DataFrame:
+    return sweep(plan(model, [HAZE], n, seed=seed), n_jobs)
+
+
+def audit(found: Sequence[Condition], draws: int = 400, seed: int = 0) -> pd.DataFrame:
+    """One row a condition and claim: by how much the claim holds, its bootstrap 95 % interval over images, the verdict.
+
+    Columns: condition, note, claim, value, low, high, verdict ("holds", "fails", "undecided", or "no value" where
+    nothing was measured or no score is defined), n images, and undefined, the share of ARCC scores that the convention
+    leaves undefined.
+    """
+    records = []
+    for condition in found:
+        values, series, undefined = _scored(condition)
+        n = len(values["arcc"])
+        generator = rng("audit", seed)
+        picks = [np.arange(n), *generator.integers(n, size=(draws, n))]
+        with np.errstate(invalid="ignore"):
+            for claim, by_how_much in CLAIMS.items():
+                value, *drawn = (by_how_much(Draw(values, series, pick)) for pick in picks)
+                low, high = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(value) else (np.nan, np.nan)
+                records.append(
+                    {"condition": condition.name, "note": condition.note, "claim": claim}
+                    | {"value": value, "low": low, "high": high, "verdict": _verdict(value, low, high)}
+                    | {"n": n, "undefined": undefined}
+                )
+    return pd.DataFrame(records)
+
+
+def _verdict(value: float, low: float, high: float) -> str:
+    if not np.isfinite(value):
+        return "no value"
+    return "holds" if low > 0 else "fails" if high < 0 else "undecided"
+
+
+def _scored(condition: Condition) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], int], float]:
+    """Each score as an array (images, series) of the shallowest layer's maps of images that are classified correctly."""
+    rows = condition.rows[(condition.rows["correct"] == True) & (condition.rows["layer"] == 0)]
+    rows = rows.reset_index(drop=True)
+    table = scores(rows, condition.convention)
+    undefined = float(table["arcc"].isna().mean())
+    table = table.assign(
+        one_minus_average_drop=1 - table["average_drop"],
+        one_minus_complexity=1 - table["complexity"],
+        cosine=rows["cosine"],
+        **{name: rows[name] for name in ("image", "method", "aggregate")},
+    )
+    wide = {
+        score: table.pivot(index="image", columns=["method", "aggregate"], values=score)
+        for score in ("arcc", "cosine", *TERMS)
+    }
+    series = {name: k for k, name in enumerate(wide["arcc"].columns)}
+    return {score: frame.to_numpy(float) for score, frame in wide.items()}, series, undefined

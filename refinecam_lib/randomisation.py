@@ -1,0 +1,101 @@
+"""The model-randomisation check: does a map change when what the network has learned is taken away?
+
+Adebayo et al., "Sanity Checks for Saliency Maps", 2018: layers are given random weights, from the output down.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+import torch
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+from .cam import Capture
+from .checks import seed_of
+from .explain import Variant, variant_maps
+from .layers import named_layers
+from .statistics import correlation
+
+
+def cascade(model: nn.Module, inputs: Tensor, layers: Sequence[str], seed: int = 0) -> Iterator[tuple[str, nn.Module]]:
+    """Copies of a model with more and more of it at random, from the output down to the first of `layers` and below.
+
+    Yields (what is random, model): all that follows the deepest layer, then what follows the next one, and last
+    everything. Batch norms' statistics are taken anew on `inputs`: with the old ones a random network would be
+    constant, which no map survives. The model given stays as it is.
+    """
+    changed = copy.deepcopy(model).eval().requires_grad_(False)
+    order = list(changed.named_modules())
+    ends = [_last(order, layer) for layer in layers]
+    done = len(order)
+    for number in reversed(range(-1, len(layers))):
+        start = ends[number] + 1 if number >= 0 else 0
+        for name, module in order[start:done]:
+            _reset(module, seed_of("cascade", seed, name))
+        done = start
+        _calibrate(changed, inputs)
+        yield (f"above {layers[number]}" if number >= 0 else "everything"), copy.deepcopy(changed)
+
+
+def _last(order: Sequence[tuple[str, nn.Module]], layer: str) -> int:
+    """Position of the last module of a layer in the order in which modules are listed."""
+    return max(k for k, (name, _) in enumerate(order) if name == layer or name.startswith(layer + "."))
+
+
+def _reset(module: nn.Module, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        else:
+            for parameter in module.parameters(recurse=False):
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def _calibrate(model: nn.Module, inputs: Tensor) -> None:
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over what it sees
+        norm.train()
+    with torch.no_grad():
+        model(inputs)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def similarity(
+    model: nn.Module,
+    inputs: Tensor,
+    target: Tensor,
+    layers: Sequence[str],
+    methods: Sequence[str],
+    variants: Sequence[Variant],
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How like the maps of a randomised network are to those of the trained one, one row an image, method, variant, stage.
+
+    Columns: stage (0 is the trained network, with itself), random (what is), method, layer, aggregate, image (its
+    number), spearman (rank correlation of the pixels, NaN where a map has no contrast) and ssim (structural
+    similarity); both 1 for equal maps. Lower is better: a map that stays does not show what the network has learned.
+    """
+    named_layers(model, layers)
+    trained = Capture(model, inputs, target, layers)
+    before = {(m, v): variant_maps(trained, m, v) for m in methods for v in variants}
+    records = []
+    stages = [("nothing", model), *cascade(model, inputs, layers, seed)]
+    for stage, (random, network) in enumerate(stages):
+        capture = Capture(network, inputs, target, layers)
+        for (method, variant), maps in before.items():
+            after = variant_maps(capture, method, variant)
+            for image, (a, b) in enumerate(zip(maps.cpu().numpy(), after.cpu().numpy())):
+                records.append(
+                    {"stage": stage, "random": random, "method": method, "layer": variant.layer}
+                    | {"aggregate": variant.aggregate, "image": image}
+                    | {"spearman": correlation(a.ravel(), b.ravel(), "spearman")}
+                    | {"ssim": float(structural_similarity(a, b, data_range=1.0))}
+                )
+    return pd.DataFrame(records)

@@ -1,0 +1,130 @@
+"""Photographs: labels in the official and other layouts, a seeded subset, and clear words about a folder that doesn't fit."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import scipy.io
+import torchvision
+from PIL import Image
+
+from refinecam_lib import paths, sweep
+from refinecam_lib.checks import InputError
+from refinecam_lib.datasets import PREDICTED
+from refinecam_lib.models import MODELS, spec_of, transform_of
+from refinecam_lib.photographs import BUNDLED, class_name, file_list, photographs, wnids
+
+TENCH, CHURCH = "n01440764", "n03028079"
+
+
+def picture(path, shade=100, size=(40, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (shade, 0, 0)).save(path)
+
+
+def labels(source, n):
+    samples = photographs(source, n, transform_of(spec_of("resnet18")))
+    return {file.name: file.target for file in samples.files}
+
+
+@pytest.fixture
+def root(monkeypatch, tmp_path):
+    monkeypatch.setenv("IMAGENET_ROOT", str(tmp_path))
+    monkeypatch.setenv("IMAGES_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_wnids_are_imagenets():
+    assert len(wnids()) == 1000 and wnids()[TENCH] == 0 and wnids()[CHURCH] == 497
+    assert class_name(497) == "church"
+
+
+def test_a_folder_for_each_wnid(root):
+    picture(root / TENCH / "a.JPEG")
+    picture(root / CHURCH / "b.JPEG")
+    assert labels("imagenet", 2) == {"a": 0, "b": 497}
+
+
+def test_flat_files_named_by_wnid(root):
+    picture(root / f"{CHURCH}_church.JPEG")
+    assert labels("imagenet", 1) == {f"{CHURCH}_church": 497}
+
+
+def test_the_official_list_with_its_devkit(root):
+    picture(root / "val" / "ILSVRC2012_val_00000001.JPEG")
+    picture(root / "val" / "ILSVRC2012_val_00000002.JPEG")
+    picture(root / "train" / TENCH / "n01440764_10026.JPEG")  # not part of the validation images
+    devkit = root / "ILSVRC2012_devkit_t12" / "data"
+    devkit.mkdir(parents=True)
+    (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("7\n3\n")
+    synsets = np.array([(3, TENCH), (7, CHURCH)], dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O")])
+    scipy.io.savemat(devkit / "meta.mat", {"synsets": synsets})
+    assert labels("imagenet", 2) == {"ILSVRC2012_val_00000001": 497, "ILSVRC2012_val_00000002": 0}
+
+
+def test_kaggles_list(root):
+    picture(root / "CLS-LOC" / "val" / "ILSVRC2012_val_00000001.JPEG")
+    with (root / "LOC_val_solution.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["ImageId", "PredictionString"], ["ILSVRC2012_val_00000001", f"{CHURCH} 1 2 3 4 {CHURCH} 5 6 7 8"]]
+        )
+    assert labels("imagenet", 1) == {"ILSVRC2012_val_00000001": 497}
+
+
+def test_imagenette_is_downloaded_once_by_torchvision(monkeypatch, tmp_path):
+    ten = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
+    downloads = []
+
+    def unpack(self):
+        downloads.append(self._url)
+        for target in ten:
+            picture(self._size_root / "val" / list(wnids())[target] / f"{target}.JPEG")
+
+    monkeypatch.setattr(torchvision.datasets.Imagenette, "_download", unpack)
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    assert labels("imagenette", 10) == labels("imagenette", 10) == {str(target): target for target in ten}
+    assert len(downloads) == 1
+
+
+def test_any_folder_explains_the_prediction_and_a_smaller_subset_is_part_of_a_larger(root):
+    for k in range(9):
+        picture(root / f"sub{k % 2}" / f"{k}.png")
+    transform = transform_of(spec_of("resnet18"))
+    few, many = (photographs("folder", n, transform, seed=3).files for n in (3, 9))
+    assert few == many[:3] and {file.target for file in many} == {PREDICTED}
+    assert photographs("folder", 9, transform, seed=4).files != many
+    assert sweep.fingerprint("folder", 3, spec_of("resnet18")) != sweep.fingerprint("folder", 4, spec_of("resnet18"))
+
+
+def test_each_network_crops_as_the_paper_does():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 500, 3), dtype=np.uint8))
+    for spec in MODELS.values():
+        pixels = transform_of(spec)(image)
+        assert pixels.shape == (3, 224, 224) and 0 <= pixels.min() < pixels.max() <= 1
+    assert spec_of("vgg11").squash and spec_of("swin_tiny").resize == 248
+
+
+def test_the_bundled_pictures_are_there():
+    assert tuple(labels("bundled", 4)) == BUNDLED
+    samples = photographs("bundled", 4, transform_of(spec_of("efficientnet_lite0")))
+    assert all(sample.image.std() > 0.1 for sample in samples)
+
+
+def test_bad_folders_are_named(root, monkeypatch):
+    with pytest.raises(InputError, match="IMAGENET_ROOT: no image in"):
+        file_list("imagenet")
+    picture(root / "cat.png")
+    with pytest.raises(InputError, match="the class of 'cat.png' is not known"):
+        file_list("imagenet")
+    with pytest.raises(InputError, match=r"n = 2 photographs of 'folder'; allowed: 1..1"):
+        labels("folder", 2)
+    (root / "cat.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match="'cat.png' is not a readable picture"):
+        photographs("folder", 1, transform_of(spec_of("resnet18")))[0]
+    shutil.rmtree(root)
+    with pytest.raises(InputError, match="is not a folder"):
+        file_list("folder")
+    monkeypatch.delenv("IMAGENET_ROOT")
+    with pytest.raises(InputError, match="needs the environment variable IMAGENET_ROOT"):
+        file_list("imagenet")
