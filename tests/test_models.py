@@ -1,0 +1,62 @@
+"""Networks with ImageNet weights: the real loading code, with nothing but the download replaced."""
+
+import pytest
+import timm.models._builder
+import torch
+import torchvision
+from networks import batch
+
+from refinecam_lib import models
+from refinecam_lib.cam import Capture, layer_cam
+from refinecam_lib.checks import InputError
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """Every download gives a state of seeded random weights of the network that asks; returns what was asked for."""
+    asked = []
+
+    def state(name):
+        torch.manual_seed(1)
+        build = timm.create_model if name.startswith("swin") else torchvision.models.get_model
+        return build(name).state_dict()
+
+    def torchvision_download(url, *args, **kwargs):
+        asked.append(url)
+        return state(next(name for name in ("resnet18", "vgg11", "convnext_tiny") if name in url))
+
+    def timm_download(hub_id, *args, **kwargs):
+        asked.append(hub_id)
+        return state("swin_tiny_patch4_window7_224")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", torchvision_download)
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", timm_download)
+    models._imagenet_hash.cache_clear()
+    yield asked
+    models._imagenet_hash.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "swin_tiny", "convnext_tiny"])
+def test_the_papers_networks_load_imagenet_weights(name, downloads):
+    model = models.load_model(name, "imagenet")
+    assert len(downloads) == 1 and not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    inputs = batch(1, 224, 224)[0]
+    capture = Capture(model, inputs, [7], models.spec_of(name).layers)
+    assert capture.logits.shape == (1, 1000) and len(layer_cam(capture)) == 4
+    other = models.spec_of(name).build(1000, False)
+    assert not torch.equal(next(iter(model.state_dict().values())), next(iter(other.state_dict().values())))
+
+
+def test_efficientnet_has_its_weights_without_a_download(downloads):
+    model = models.load_model("efficientnet_lite0", "imagenet")
+    assert not downloads and model.get_classifier().out_features == 1000
+
+
+def test_weights_have_a_hash_of_their_own(downloads):
+    ours = models.weights_hash("efficientnet_lite0"), models.weights_hash("efficientnet_lite0", "imagenet")
+    assert ours[0] == models.read_checkpoint(models.paths.CHECKPOINTS / "efficientnet_lite0.safetensors")[1]["sha256"]
+    assert ours[0] != ours[1] and len(ours[1]) == 64
+    assert models.weights_hash("resnet18", "imagenet") != ours[1]
+    with pytest.raises(InputError, match="unknown model 'resnet81'. Did you mean 'resnet18'"):
+        models.weights_hash("resnet81", "imagenet")
