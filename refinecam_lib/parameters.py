@@ -71,6 +71,12 @@ def profiles() -> list[str]:
     return ["quick", *sorted({path.stem for path in paths.NOTEBOOKS.glob("*.yaml")} - {"quick"})]
 
 
+def only_of(profile: str) -> list[str]:
+    """Return the numbers of the notebooks that a profile is for, its yaml's `only`; empty means all."""
+    one_of("profile", profile, profiles())
+    return [] if profile == "quick" else _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[0]
+
+
 def parameters(
     notebooks: Sequence[Notebook], profile: str, settings: Sequence[str] = ()
 ) -> dict[str, dict[str, object]]:
@@ -82,7 +88,7 @@ def parameters(
     one_of("profile", profile, profiles())
     every = {book.name: set(book.defaults) - {"profile"} for book in find_notebooks()}
     every["all"] = set().union(*every.values())
-    overrides = _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml") if profile != "quick" else {}
+    overrides = _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[1] if profile != "quick" else {}
     for section, values in overrides.items():
         one_of(f"section of {profile}.yaml", section, every)
         for name in values:
@@ -134,14 +140,17 @@ def _parsed(text: str, base: str) -> object:
     return value
 
 
-def _read_yaml(path: Path) -> dict[str, dict[str, object]]:
+def _read_yaml(path: Path) -> tuple[list[str], dict[str, dict[str, object]]]:
+    """A profile's `only`, and its sections."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise InputError(f"{path.name} is not yaml: {' '.join(str(error).split())}") from error
-    content = {section: values or {} for section, values in content.items()} if isinstance(content, dict) else None
-    if content is None or not all(isinstance(values, dict) for values in content.values()):
+    content = {section: values or {} for section, values in content.items()} if isinstance(content, dict) else {"": ""}
+    only = content.pop("only", [])
+    if not isinstance(only, list) or not all(isinstance(values, dict) for values in content.values()):
         raise InputError(
-            f"{path.name}; allowed: sections 'all' or a notebook's name, each with lines 'parameter: value'"
+            f"{path.name}; allowed: sections 'all' or a notebook's name, each with lines 'parameter: value', and 'only', "
+            "a list of notebooks' numbers"
         )
-    return content
+    return [str(number) for number in only], content

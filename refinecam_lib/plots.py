@@ -94,13 +94,16 @@ def image_grid(
 ) -> Figure:
     """A grid of cells (picture (H,W,3) in [0,1] or None, map (H,W) or None[, ground truth (H,W)]).
 
-    A map alone is drawn from black to light; the ground truth's outline is laid over it. `notes` stand below each cell.
+    A cell with neither stays empty. A map alone is drawn from black to light; the ground truth's outline is laid over it. `notes` stand below each cell.
     """
     figure, axes = _figure(len(columns), len(rows), 1.6, 1.65 + 0.2 * (notes is not None))
     figure.set_dpi(70)  # in a notebook, whose file busy pictures would swell; saved files have their own
     for i, row in enumerate(pictures):
         for j, (picture, heat, *truth) in enumerate(row):
             axis = axes[i, j]
+            if picture is None and heat is None:
+                axis.set_axis_off()
+                continue
             if picture is not None:
                 axis.imshow(picture, vmin=0, vmax=1)
             if heat is not None:

@@ -28,7 +28,7 @@ import nbformat
 from . import notebook, paths
 from .checks import InputError
 from .compare import compare_rows, compare_tables, read_rows
-from .parameters import Notebook, find_notebooks, parameters
+from .parameters import Notebook, find_notebooks, only_of, parameters
 from .provenance import KEYS, commit
 
 PACKAGES = ("torch", "torchvision", "timm", "captum", "numpy", "scipy", "pandas", "numba", "scikit-image", "papermill")
@@ -308,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--accept", action="store_true", help="run nothing; make the last run the committed reference")
     try:
         options = parser.parse_args(arguments)
-        notebooks = find_notebooks(options.only)
+        notebooks = find_notebooks(options.only or only_of(options.profile))
         values = parameters(notebooks, options.profile, options.settings)
         if options.list:
             _list(notebooks, values)

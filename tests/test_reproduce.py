@@ -249,3 +249,16 @@ def test_rows_are_compared_by_key(house):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="rows_x.parquet"):
         compare.read_rows(path)
+
+
+def test_a_profile_can_be_for_some_notebooks_only(house, capsys):
+    write(paths.NOTEBOOKS, "01_one", "x = 1")
+    write(paths.NOTEBOOKS, "02_two", "x = 1")
+    (paths.NOTEBOOKS / "few.yaml").write_text('only: ["02"]\n02_two: {n_images: 7}\n')
+    assert reproduce.main(["--list", "--profile", "few"]) == 0
+    assert "01_one" not in (out := capsys.readouterr().out) and "n_images: int = 7" in out
+    assert reproduce.main(["--list", "--profile", "few", "--only", "1"]) == 0
+    assert "01_one" in capsys.readouterr().out
+    (paths.NOTEBOOKS / "few.yaml").write_text("only: 2\n")
+    assert reproduce.main(["--list", "--profile", "few"]) == 2
+    assert "and 'only', a list of notebooks' numbers" in capsys.readouterr().err
