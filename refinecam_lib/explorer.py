@@ -30,7 +30,7 @@ from .explained import NETWORKS, Choice, Load, Workbench, score_table, watched
 from .metrics import CONVENTIONS, scores
 from .notebook import PRODUCTS
 from .photographs import BUNDLED
-from .plots import HEAT, NAMES, image_grid
+from .plots import HEAT, image_grid
 from .refine import AGGREGATES
 
 NO_FACTORS = "This method has one map, not one a layer, so there is nothing to refine."
@@ -80,7 +80,7 @@ class Explorer:
         if not pictures or not networks:
             raise InputError("an explorer without a picture or a network; allowed: at least one of each")
         self.bench = Workbench(pictures, networks)
-        width = widgets.Layout(width="300px")
+        width = widgets.Layout(width="270px")
 
         def choose(label: str, options: Sequence, value: object = None) -> widgets.Dropdown:
             value = options[0] if value is None else value
@@ -91,7 +91,7 @@ class Explorer:
         self.target = widgets.Dropdown(description="class", layout=width)
         self.method = choose("method", list(METHODS), method)
         self.layer = widgets.Dropdown(description="from layer", options=[(str(layer), layer)], layout=width)
-        self.aggregate = choose("aggregate", [(NAMES[a] if a != "product" else a, a) for a in AGGREGATES], aggregate)
+        self.aggregate = choose("aggregate", [(a.replace("_", " "), a) for a in AGGREGATES], aggregate)
         self.convention = choose("convention", list(CONVENTIONS))
         self.opacity = widgets.FloatSlider(0.6, min=0, max=1, step=0.05, description="opacity", layout=width)
         self.upload = widgets.FileUpload(accept="image/*", description="your picture", layout=width)
@@ -114,7 +114,7 @@ class Explorer:
         self.stop.on_click(lambda button: self._halt.set())
         controls = [self.picture, self.network, self.target, self.method, self.layer, self.aggregate]
         controls += [self.convention, self.opacity, self.upload]
-        grid = widgets.GridBox(controls, layout=widgets.Layout(grid_template_columns="repeat(3, 310px)"))
+        grid = widgets.HBox(controls, layout=widgets.Layout(flex_flow="row wrap"))
         state = widgets.HBox([self.stop, self.progress, self.status])
         self.widget = widgets.VBox([grid, state, self.maps, self.table, self.factors])
 
@@ -205,8 +205,8 @@ class Explorer:
     def _title(self) -> str:
         choice, name = self.shown.choice, self.shown.class_name
         layer = f" from layer {next(iter(self.shown.factors))}" if self.shown.factors else ""
-        seen = f"{name} at {self.shown.probability:.2f}"
-        return f"{choice.picture}: {choice.network} sees {seen}; {choice.method}{layer}"
+        seen = f"{name} {self.shown.probability:.2f}"
+        return f"{choice.picture}: {choice.network} says {seen}; {choice.method}{layer}"
 
     def _draw(self) -> None:
         """Show what was computed last, at the chosen opacity and under the chosen convention."""
@@ -215,7 +215,7 @@ class Explorer:
         _fill(self.maps, {"picture": _png(shown.picture), **maps}, 224)
         _fill(self.factors, {name: _png(shown.picture, heat, opacity) for name, heat in shown.factors.items()}, 140)
         table = score_table(shown.rows, self.convention.value).reset_index()
-        text = table.to_html(escape=False, index=False, border=0, justify="left")
+        text = table.to_html(escape=False, index=False, border=0, justify="left", col_space=75)
         combined = shown.choice.aggregate.replace("_", " ")
         note = f"RefineCAM is the {combined} of these maps, shallow to deep:" if shown.factors else NO_FACTORS
         self.table.value = f"<b>{html.escape(self._title())}</b>{text}{note}"

@@ -15,6 +15,7 @@ import urllib.request
 
 import nbformat
 import pytest
+from PIL import Image
 
 from refinecam_lib import paths
 
@@ -135,7 +136,7 @@ def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
     )""")
     page.js("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.until(f'{TABLE}.includes("ARCC") && {IMAGES}.length === 7', 180)
-    assert page.js(TABLE).startswith("chelsea: efficientnet_lite0 sees tiger cat")
+    assert page.js(TABLE).startswith("chelsea: efficientnet_lite0 says tiger cat")
     tables, pictures = [page.js(TABLE)], [page.js(IMAGES)]
 
     def changed(what):
@@ -154,10 +155,20 @@ def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
     changed("another aggregate")
     page.choose("picture", "coffee")
     changed("another picture")
-    assert "sees espresso" in tables[-1] and pictures[-1][0] != pictures[-2][0]
+    assert "says espresso" in tables[-1] and pictures[-1][0] != pictures[-2][0]
+    upload = tmp_path / "mine.png"
+    Image.linear_gradient("L").resize((300, 260)).save(upload)
+    node = page.send(
+        "DOM.querySelector", nodeId=page.send("DOM.getDocument")["root"]["nodeId"], selector="input[type=file]"
+    )
+    page.send("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(upload)])
+    changed("an upload")
+    assert tables[-1].startswith("mine.png: ")
+    page.choose("picture", "coffee")
+    changed("back")
     page.choose("class", "cup")
     changed("another class")
-    assert "sees cup" in tables[-1]
+    assert "says cup" in tables[-1]
     page.choose("convention", "paper")
     changed("another convention")
     page.screenshot(tmp_path / "explorer.png")
@@ -170,4 +181,4 @@ def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
     assert "ScoreCAM" not in page.js(TABLE)
     page.choose("method", "HiResCAM")
     changed("another method after a stop")
-    assert len(set(tables)) == len(tables)
+    assert len(set(tables)) == len(tables) - 1  # back to coffee
