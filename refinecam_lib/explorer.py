@@ -141,7 +141,7 @@ class Explorer:
             try:
                 name = self.bench.add(file["name"], bytes(file["content"]))
             except InputError as error:
-                self.status.value = html.escape(str(error))
+                self.status.value = html.escape(str(error), quote=False)
             else:
                 self.picture.options = list(self.bench.pictures)
                 self.picture.value = name
@@ -180,9 +180,8 @@ class Explorer:
             self.status.value = f"stopped after {done} images through the network, {time.perf_counter() - start:.1f} s"
         except Exception as error:  # noqa: BLE001 - a thread's error would vanish; a download fails in many ways
             reason = str(error).splitlines()[0] if str(error) else ""
-            self.status.value = html.escape(
-                reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}"
-            )
+            line = reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}"
+            self.status.value = html.escape(line, quote=False)
         finally:
             self.stop.disabled, self.progress.layout.visibility = True, "hidden"
 

@@ -6,7 +6,7 @@
 import io
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.functional import pil_to_tensor
 
 from .checks import InputError
@@ -22,6 +22,8 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _file(source)) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise InputError(f"picture {name} can't be read: no format of pictures that Pillow knows") from error
     except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"picture {name} can't be read: {error}") from error
 
