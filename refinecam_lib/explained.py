@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .cam import Capture, score_cam
-from .checks import seed_of
 from .explain import Variant, method_of, variant_maps
 from .metrics import SCORES, measure, scores
 from .models import MODELS, ModelSpec, load_classifier, normalise, transform_of
@@ -121,8 +120,7 @@ class Workbench:
         if self._capture is None or self._capture[0] != key:
             spec, model = self.network(choice.network)
             inputs = normalise(self.picture(choice)[None], spec)
-            seeds = _seeds(choice, "clean")
-            self._capture = key, Capture(model, inputs, torch.tensor([choice.target]), spec.layers, seeds)
+            self._capture = key, Capture(model, inputs, torch.tensor([choice.target]), spec.layers)
         return self._capture[1]
 
     def map(self, choice: Choice, variant: Variant) -> Tensor:
@@ -136,9 +134,9 @@ class Workbench:
         """The measurements of that map, one row."""
         key = (choice.picture, choice.network, choice.target, choice.method, variant)
         if key not in self._rows:
-            maps, masked, road = self.map(choice, variant)[None], _seeds(choice, "masked"), _seeds(choice, "road")
-            capture = self.capture(choice)
-            self._rows[key] = measure(capture, choice.method, variant, maps, masked_seeds=masked, road_seeds=road)
+            maps = self.map(choice, variant)[None]
+            # The seed isn't the capture's, 0: random methods draw anew on the masked picture.
+            self._rows[key] = measure(self.capture(choice), choice.method, variant, maps, masked_seeds=[1])
         return self._rows[key]
 
     def explain(self, choice: Choice, say: Callable[[str, int], None] = lambda step, images: None) -> Explained:
@@ -157,10 +155,6 @@ class Workbench:
         name = _name(int(capture.target[0]), capture.logits.shape[1])
         probability = float(capture.probability[0])
         return Explained(choice, self.picture(choice), name, probability, maps, factors, pd.concat(rows))
-
-
-def _seeds(choice: Choice, step: str) -> list[int]:
-    return [seed_of(0, choice.picture, step)]  # random methods draw anew on the masked picture, as in a sweep
 
 
 def _name(index: int, classes: int) -> str:

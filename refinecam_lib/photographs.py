@@ -5,7 +5,7 @@
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -150,7 +150,7 @@ def _bundled(root: Path) -> tuple[Photograph, ...]:
     return tuple(Photograph(next(installed.glob(f"{name}.*")), PREDICTED, name) for name in BUNDLED)
 
 
-SOURCES: dict[str, Callable[[Path], Sequence[Photograph]]] = {
+SOURCES: dict[str, Callable[[Path], tuple[Photograph, ...]]] = {
     "imagenet": _imagenet,
     "imagenette": _imagenette,
     "folder": _folder,
