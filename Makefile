@@ -19,7 +19,7 @@ if torch.version.split("+")[0] == pin: print(torch.locate_file(""))
 endef
 export FIND_TORCH
 
-.PHONY: help reproduce accept test test-all lint bench lab clean
+.PHONY: help reproduce accept test test-all lint bench lab book clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -36,8 +36,8 @@ test: $(READY)  ## the tests, without the slow ones; ARGS="-k road"
 test-all: $(READY)  ## every test, the slow ones too
 	@$(BIN)/python -m pytest -q $(ARGS)
 
-lint: $(READY)  ## style of the code, and no outputs in the notebooks
-	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m nbstripout --verify notebooks/*.ipynb
+lint: $(READY)  ## style and types of the code, and no outputs in the notebooks
+	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy && $(BIN)/python -m nbstripout --verify notebooks/*.ipynb
 
 bench: $(READY)  ## time the library against public code, on the same images and maps
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -45,8 +45,11 @@ bench: $(READY)  ## time the library against public code, on the same images and
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --notebook-dir notebooks $(ARGS)
 
+book: $(READY)  ## the executed notebooks as HTML to read, book/index.html
+	@$(BIN)/python -m refinecam_lib.book $(ARGS)
+
 clean:  ## delete .venv, caches and the last runs' figures; data and the reference stay
-	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build
+	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build book
 	rm -rf $(filter-out figures/reference,$(wildcard figures/*))
 
 $(READY): pyproject.toml constraints.txt

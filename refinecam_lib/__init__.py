@@ -8,6 +8,9 @@ import torch
 __version__ = "0.1.0"
 
 
+_declared: list[torch.library.Library] = []
+
+
 def _import_torchvision() -> None:
     """Import torchvision also beside a CPU build of torch, where the compiled operators of PyPI's CUDA wheel can't load.
 
@@ -23,7 +26,7 @@ def _import_torchvision() -> None:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _import_torchvision.library = library  # the declaration lives as long as this object
+        _declared.append(library)  # the declaration lives as long as this object
         importlib.import_module("torchvision")
 
 

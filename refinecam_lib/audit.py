@@ -62,7 +62,8 @@ class Draw:
         """Spearman's correlation of the score with the cosine similarity to the truth, over explanations."""
         methods = [method for method in REFINING + OTHERS if (method, "none") in self.series]
         pairs = [(self.of(score, method), self.of("cosine", method)) for method in methods]
-        return correlation(*(np.concatenate(side) for side in zip(*pairs)), "spearman")
+        x, y = (np.concatenate(side) for side in zip(*pairs))
+        return correlation(x, y, "spearman")
 
     def moved(self, score: str) -> float:
         """How far the haze of Fig. 4 moves a score, the mean over images of the absolute change."""

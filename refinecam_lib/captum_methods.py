@@ -135,7 +135,7 @@ def _separate(activation: nn.Module) -> nn.Module:
         return _ReLU6()
     fresh = copy.deepcopy(activation)
     if hasattr(fresh, "inplace"):
-        fresh.inplace = False
+        fresh.inplace = False  # type: ignore[assignment]  # the stub knows no plain attributes of modules
     return fresh
 
 

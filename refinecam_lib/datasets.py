@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -26,6 +27,14 @@ class Sample:
     info: dict[str, str] = field(default_factory=dict)
 
 
+class Samples(Protocol):
+    """A data set: what has a length and gives the Sample of a number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
 def batch_of(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Images (B,3,H,W) in [0,1], targets (B,) and masks (B,H,W), or None where a sample has none.
 
@@ -40,9 +49,9 @@ def batch_of(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, tor
                 f"sample {sample.id!r} has a mask {tuple(sample.mask.shape)} for an image {tuple(sample.image.shape)}; "
                 "allowed: a mask of the image's height and width"
             )
-    masks = [sample.mask for sample in samples]
+    masks = [sample.mask for sample in samples if sample.mask is not None]
     return (
         torch.stack([sample.image for sample in samples]),
         torch.tensor([sample.target for sample in samples]),
-        None if any(mask is None for mask in masks) else torch.stack(masks),
+        torch.stack(masks) if len(masks) == len(samples) else None,
     )

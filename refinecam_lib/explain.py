@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from . import cam, captum_methods
 from .cam import Capture, Maps
 from .checks import InputError, one_of
 from .refine import AGGREGATES, PUBLISHED_AGGREGATES, Power, refine, to_map
+
+Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,16 @@ class Explainer:
         """The variant of the method that is explained."""
         return Variant(self.layer, self.aggregate)
 
-    def attribute(self, inputs: Tensor, target: int | Tensor, seed: int = 0) -> Tensor:
-        """Maps (B,1,H,W) in [0,1] for normalised images (B,3,H,W) and a class, or one class an image."""
+    def attribute(self, inputs: Inputs, target: int | Tensor, seed: int = 0) -> Inputs:
+        """Maps (B,1,H,W) in [0,1] for normalised images (B,3,H,W) and a class, or one class an image.
+
+        As in captum, a tuple of one tensor gives a tuple of one tensor; captum's metrics pass their inputs so.
+        """
+        if isinstance(inputs, tuple):
+            if len(inputs) != 1:
+                raise InputError(f"a tuple of {len(inputs)} inputs; allowed: one tensor (B,3,H,W)")
+            return (self.attribute(inputs[0], target, seed),)
         target = torch.as_tensor(target).expand(len(inputs))
-        capture = Capture(
-            self.model, inputs, target, self.variant.layers(self.layers), seeds=range(seed, seed + len(inputs))
-        )
+        seeds = range(seed, seed + len(inputs))
+        capture = Capture(self.model, inputs, target, self.variant.layers(self.layers), seeds)
         return variant_maps(capture, self.method, Variant(0, self.aggregate))[:, None]

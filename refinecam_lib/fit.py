@@ -9,19 +9,20 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from . import paths
 from .checks import InputError, rng, seed_of
-from .datasets import Sample
-from .models import ModelSpec, normalise, read_checkpoint, spec_of
+from .datasets import Sample, Samples
+from .models import ModelSpec, normalise, on_device, read_checkpoint, spec_of
 from .synthetic import BACKGROUNDS, CLASSES, SIZE, SIZES, SyntheticShapes
 
 try:
@@ -100,7 +101,7 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
-def evaluate(model: nn.Module, dataset: Sequence[Sample], spec: ModelSpec, batch: int = 50, workers: int = 0) -> dict:
+def evaluate(model: nn.Module, dataset: Samples, spec: ModelSpec, batch: int = 50, workers: int = 0) -> dict:
     """Accuracy of a network on a data set, in [0,1]: n, accuracy, its Wilson 95 % interval, and by size, class, background.
 
     dataset: a sequence of Samples with size, class and background in `info`. The network runs where its weights are.
@@ -110,7 +111,7 @@ def evaluate(model: nn.Module, dataset: Sequence[Sample], spec: ModelSpec, batch
     right: list[bool] = []
     infos: list[dict[str, str]] = []
     with torch.inference_mode():
-        for samples in DataLoader(dataset, batch, collate_fn=list, num_workers=workers):
+        for samples in DataLoader(cast(Dataset, dataset), batch, collate_fn=list, num_workers=workers):
             images = torch.stack([s.image for s in samples]).to(device, memory_format=torch.channels_last)
             found = model(normalise(images, spec)).argmax(1).cpu()
             right += (found == torch.tensor([s.target for s in samples])).tolist()
@@ -131,9 +132,9 @@ def _crop(samples: list[Sample], side: int, generator: np.random.Generator) -> t
     """Windows of `side` px, each anywhere that holds the whole shape, or as much as fits: (B,3,side,side)."""
     windows = []
     for sample in samples:
-        corner = []
+        corner, mask = [], cast(torch.Tensor, sample.mask)
         for axis in (1, 0):
-            inside = torch.nonzero(sample.mask.any(axis)).flatten()
+            inside = torch.nonzero(mask.any(axis)).flatten()
             low, high = max(0, int(inside[-1]) + 1 - side), min(SIZE - side, int(inside[0]))
             corner.append(int(generator.integers(min(low, high), max(low, high) + 1)))
         windows.append(sample.image[:, corner[0] : corner[0] + side, corner[1] : corner[1] + side])
@@ -143,7 +144,7 @@ def _crop(samples: list[Sample], side: int, generator: np.random.Generator) -> t
 def _batches(recipe: Recipe, first: int, workers: int, progress: bool | None) -> Iterable[list[Sample]]:
     """The batches of samples from step `first` on, the same whatever the number of workers, behind a progress bar."""
     items = SyntheticShapes("train", recipe.images, recipe.seed, scenes=recipe.scenes, shares=recipe.shares)
-    rest = Subset(items, range(first * recipe.batch, recipe.steps * recipe.batch))
+    rest: Subset = Subset(cast(Dataset, items), range(first * recipe.batch, recipe.steps * recipe.batch))
     loader = DataLoader(rest, recipe.batch, collate_fn=list, num_workers=workers)
     if tqdm is None or not (progress if progress is not None else not os.environ.get("CI")):
         return loader
@@ -259,27 +260,28 @@ def fit(
     same recipe goes on from it. progress: whether to draw a bar; None draws one unless the variable CI is set.
     Raises InputError for a device that can't be used here and weights that can't be read.
     """
-    device = device_of(device)
+    place = device_of(device)
     spec = spec_of(recipe.model)
     key = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:12]
     state = (folder or paths.RESULTS / "training" / recipe.model) / f"{key}.pt"
-    model = _start(recipe).to(device, memory_format=torch.channels_last)
+    model = on_device(_start(recipe), place)
     frozen = _freeze(model, spec.layers[0]) if recipe.freeze and recipe.weights != "none" else []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    half = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    half = torch.float16 if place.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
     run = _Run(
         model,
         torch.optim.AdamW(trained, recipe.lr, weight_decay=recipe.weight_decay),
-        torch.amp.GradScaler(device.type, enabled=half == torch.float16),
+        torch.amp.GradScaler(place.type, enabled=half == torch.float16),
         averaged={k: v.clone() for k, v in model.state_dict().items()},
         best={},
         record={"step": 0, "seconds": 0.0, "best": -1.0, "best_step": 0, "losses": [], "history": []},
     )
     if state.is_file():
-        run.load(state, device)
-    examined = spec.build(len(CLASSES), False).to(device, memory_format=torch.channels_last)
+        run.load(state, place)
+    examined = on_device(spec.build(len(CLASSES), False), place)
     # Drawn once and kept in memory: the same items judge every state.
-    exam = list(SyntheticShapes("validation", recipe.validation, scenes=recipe.scenes))
+    validation = SyntheticShapes("validation", recipe.validation, scenes=recipe.scenes)
+    exam = [validation[i] for i in range(len(validation))]
     every = max(1, recipe.validate_every // recipe.batch)
     before, begun = run.record["seconds"], time.monotonic()
     saved_at = begun
@@ -287,11 +289,11 @@ def fit(
         step = run.record["step"]
         torch.manual_seed(seed_of("step", recipe.seed, step))  # of dropout and stochastic depth
         images = _crop(samples, recipe.window(step), rng("window", recipe.seed, step))
-        images = normalise(images.to(device, memory_format=torch.channels_last), spec)
+        images = normalise(images.to(place, memory_format=torch.channels_last), spec)
         model.train()
         for module in frozen:
             module.eval()
-        run.learn(images, torch.tensor([s.target for s in samples], device=device), recipe, half)
+        run.learn(images, torch.tensor([s.target for s in samples], device=place), recipe, half)
         run.record["seconds"] = before + time.monotonic() - begun
         if run.record["step"] % every == 0 or run.record["step"] == recipe.steps:
             examined.load_state_dict(run.averaged)

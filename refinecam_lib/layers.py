@@ -155,10 +155,10 @@ def _probe(model: nn.Module, size: tuple[int, int]) -> dict[str, _Seen]:
                 live.add(name)
 
         def hook(module: nn.Module, args: tuple, output: object) -> None:
-            is_tensor = isinstance(output, Tensor) and output.ndim > 0
-            shapes.setdefault(name, []).append(output.shape if is_tensor else None)
-            if is_tensor and output.requires_grad:
-                output.register_hook(receive)
+            found = output if isinstance(output, Tensor) and output.ndim > 0 else None
+            shapes.setdefault(name, []).append(None if found is None else found.shape)
+            if found is not None and found.requires_grad:
+                found.register_hook(receive)
 
         return hook
 

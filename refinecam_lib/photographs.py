@@ -151,7 +151,7 @@ def _bundled(root: Path) -> tuple[Photograph, ...]:
     return tuple(Photograph(next(installed.glob(f"{name}.*")), PREDICTED, name) for name in BUNDLED)
 
 
-SOURCES: dict[str, Callable[[Path], Sequence[Photograph]]] = {
+SOURCES: dict[str, Callable[[Path], tuple[Photograph, ...]]] = {
     "imagenet": _imagenet,
     "imagenette": _imagenette,
     "folder": _folder,

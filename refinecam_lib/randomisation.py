@@ -46,8 +46,8 @@ def _last(order: Sequence[tuple[str, nn.Module]], layer: str) -> int:
 def _reset(module: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
         else:
             for parameter in module.parameters(recurse=False):
                 nn.init.trunc_normal_(parameter, std=0.02)

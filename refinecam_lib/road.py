@@ -80,7 +80,7 @@ def keep_percentiles(maps: torch.Tensor, seeds: Sequence[int], fractions: Sequen
     return torch.cat(parts, 1).unflatten(2, maps.shape[1:])
 
 
-def road_noise(seeds: Sequence[int], shape: tuple[int, int, int], std: float = 0.01) -> torch.Tensor:
+def road_noise(seeds: Sequence[int], shape: tuple[int, ...], std: float = 0.01) -> torch.Tensor:
     """The noise of noisy linear imputation: one normal field for each seed, float32 (B, *shape).
 
     shape (C,H,W); std in units of the normalised image. The same field serves all masks of an image: common random

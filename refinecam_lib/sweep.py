@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from . import paths
 from .cam import Capture
 from .checks import InputError, one_of, seed_of
-from .datasets import PREDICTED, Sample, batch_of
+from .datasets import PREDICTED, Sample, Samples, batch_of
 from .explain import BASE, Variant, method_of, variant_maps
 from .metrics import DEFECTS, measure
 from .models import ModelSpec, load_model, normalise, spec_of, transform_of, weights_hash
@@ -36,12 +36,16 @@ from .synthetic import ShiftedShapes, SyntheticShapes
 RESULTS_VERSION = 2
 """Part of every cache key: raise it when what a row means changes."""
 
-DATASETS: dict[str, Callable[[int, int, ModelSpec], Sequence[Sample]]] = {
+
+def _photographs(source: str, n: int, seed: int, spec: ModelSpec) -> Samples:
+    return photographs(source, n, transform_of(spec), seed)
+
+
+DATASETS: dict[str, Callable[[int, int, ModelSpec], Samples]] = {
     "synthetic": lambda n, seed, spec: SyntheticShapes("test", n),
     "synthetic_leaked": lambda n, seed, spec: SyntheticShapes("train", n, seed=1),
     "synthetic_shifted": lambda n, seed, spec: ShiftedShapes(SyntheticShapes("test", n)),
-} | {
-    source: lambda n, seed, spec, source=source: photographs(source, n, transform_of(spec), seed) for source in SOURCES
+    **{source: partial(_photographs, source) for source in SOURCES},
 }
 """Name -> the data set's first n samples, as a network's `spec` wants them, the photographs in an order drawn by seed.
 

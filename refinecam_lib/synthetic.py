@@ -87,11 +87,11 @@ def render(background: np.ndarray, shape: Shape) -> tuple[np.ndarray, np.ndarray
     background uint8 (256,256,3); returns uint8 (224,224,3) and bool (224,224).
     Departs from the published code, which crops the image but not the mask.
     """
-    mask = footprint(shape)
-    picture = background.copy()
-    picture[mask] = shape.colour
-    picture = Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    mask = Image.fromarray(mask.astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+    drawn = footprint(shape)
+    canvas = background.copy()
+    canvas[drawn] = shape.colour
+    picture = Image.fromarray(canvas).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    mask = Image.fromarray(drawn.astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.NEAREST)
     return np.asarray(picture), np.asarray(mask).astype(bool)
 
 
@@ -153,7 +153,8 @@ def draw_shape(generator: np.random.Generator, shares: Sequence[float] = (1, 1, 
     # The published margins; the larger shapes keep closer to the border, or there would be no room.
     first, last = (low, CANVAS - low) if low > CANVAS // 4 else (2 * low, CANVAS - 2 * high)
     x, y = (int(v) for v in generator.integers(first, last, 2))
-    colour = tuple(int(v) for v in generator.integers(0, 256, 3))
+    red, green, blue = (int(v) for v in generator.integers(0, 256, 3))
+    colour = (red, green, blue)
     shape = Shape(CLASSES[target], int(generator.integers(low, high)), x, y, float(generator.uniform(0, 360)), colour)
     return target, size_name, shape
 
@@ -254,7 +255,7 @@ class SyntheticShapes:
         if self.scenes == "crowd":
             k = int(generator.integers(SPLITS[self.split]))
             return f"crowd-{self.split}-{k}", _crowd(self.split, k)
-        tiles = _folder_splits(Path(self.scenes))[self.split]
+        tiles = _folder_splits(Path(str(self.scenes)))[self.split]
         return tiles[int(generator.integers(len(tiles)))]
 
     def __getitem__(self, index: int) -> Sample:

@@ -1,0 +1,63 @@
+"""The pages' code runs as written: docs/adapting.md, which notebook 10 repeats, and README's example."""
+
+import re
+
+import nbformat
+import pytest
+import torch
+from pytorch_grad_cam import XGradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from refinecam_lib import explain, paths, refine
+from refinecam_lib.cam import Capture
+from refinecam_lib.models import normalise, spec_of
+from refinecam_lib.synthetic import SyntheticShapes
+from tests.networks import LAYERS, batch, tiny_net
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (paths.ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def registries():
+    """The registries as they are, put back after a page has added to them."""
+    before = set(explain.METHODS), set(refine.AGGREGATES)
+    yield
+    for registry, names in zip((explain.METHODS, refine.AGGREGATES), before):
+        for name in set(registry) - names:
+            del registry[name]
+
+
+def test_the_page_on_adapting_runs_as_written(registries, capsys):
+    page = {}
+    for block in blocks("docs/adapting.md"):
+        exec(block, page)  # noqa: S102 - the page's own code is what is tested
+    assert "torch.Size([2, 1, 224, 224])" in capsys.readouterr().out
+    assert page["rows"]["correct"].all() and page["rows"]["cosine"].between(0.1, 1).all()
+    energy = page["table"]["mean"]
+    assert energy["LayerCAM", "none"] < energy["LayerCAM", "product"] < 1 and energy["XGradCAM", "minimum"] > 0
+    # The new method is the published one, where that is well-conditioned: on activations that are not negative.
+    model, (inputs, target) = tiny_net(activation=torch.nn.ReLU), batch()
+    ours = page["xgrad_cam"](Capture(model, inputs, target, LAYERS))
+    for name, raw in zip(LAYERS, ours):
+        oracle = XGradCAM(model, [getattr(model, name)])
+        theirs = oracle(inputs, [ClassifierOutputTarget(int(t)) for t in target])
+        torch.testing.assert_close(refine.to_map(raw, (48, 48)), torch.from_numpy(theirs), atol=2e-5, rtol=0)
+
+
+def test_notebook_10_is_the_page():
+    cells = nbformat.read(paths.NOTEBOOKS / "11_adapting.ipynb", as_version=4).cells
+    code = [cell.source.strip() for cell in cells if cell.cell_type == "code"]
+    assert code[1:-1] == [block.strip() for block in blocks("docs/adapting.md")]
+
+
+def test_the_example_of_the_readme_runs_as_written(capsys):
+    (example,) = blocks("README.md")
+    sample = SyntheticShapes("test", 1)[0]
+    page = {
+        "inputs": normalise(sample.image[None], spec_of("efficientnet_lite0")),
+        "target": torch.tensor([sample.target]),
+    }
+    exec(example, page)  # noqa: S102 - as above
+    assert page["maps"].shape == (1, 224, 224) and "arcc" in capsys.readouterr().out

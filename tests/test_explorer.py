@@ -1,0 +1,204 @@
+"""The explorer without a browser: what it shows is what the library measures, and its work can be stopped."""
+
+import base64
+import datetime
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from refinecam_lib import notebook
+from refinecam_lib.cam import Capture
+from refinecam_lib.checks import InputError
+from refinecam_lib.explain import METHODS, Variant, variant_maps
+from refinecam_lib.explained import Choice, Workbench, score_table, watched
+from refinecam_lib.explorer import NO_FACTORS, Explorer
+from refinecam_lib.metrics import measure, scores
+from refinecam_lib.models import ModelSpec, load_classifier, normalise, transform_of
+from refinecam_lib.photographs import BUNDLED
+from refinecam_lib.pictures import open_picture
+from tests.networks import LAYERS, tiny_net
+
+SPEC = ModelSpec("tiny", lambda classes, pretrained: tiny_net(num_classes=classes), LAYERS, size=48, resize=56)
+NETWORKS = {"tiny": lambda: (SPEC, tiny_net()), "other": lambda: (SPEC, tiny_net(seed=1))}
+
+
+@pytest.fixture
+def explorer():
+    return Explorer(["chelsea", "coffee"], NETWORKS, "GradCAM")
+
+
+def test_it_shows_what_the_library_measures(explorer):
+    explorer.layer.value = 1
+    explorer.aggregate.value = "geometric_mean"
+    explorer.picture.value = "coffee"
+    explorer.wait()
+    model = tiny_net()
+    picture = transform_of(SPEC)(open_picture("coffee"))
+    inputs = normalise(picture[None], SPEC)
+    target = model(inputs).argmax(1)
+    assert int(target) == explorer.target.value and len(explorer.target.options) == 5
+    capture = Capture(model, inputs, target, LAYERS)
+    for name, variant in {"Base": Variant(1), "RefineCAM": Variant(1, "geometric_mean")}.items():
+        maps = variant_maps(capture, "GradCAM", variant)
+        torch.testing.assert_close(explorer.shown.maps[name], maps[0])
+        row = measure(capture, "GradCAM", variant, maps, masked_seeds=[1])
+        pd.testing.assert_frame_equal(explorer.shown.rows.loc[[name]].reset_index(drop=True), row)
+    assert list(explorer.shown.factors) == list(LAYERS[1:]) and "geometric mean" in explorer.table.value
+
+
+def test_the_table_says_which_is_better_and_what_is_undefined(explorer):
+    rows = explorer.shown.rows
+    table, values = score_table(rows), scores(rows)
+    for score, title in (("average_drop", "Average Drop ↓"), ("arcc", "ARCC ↑")):
+        base, refined = values[score].round(2)
+        best = min(base, refined) if "↓" in title else max(base, refined)
+        bold = [cell for cell in table.loc[title, ["Base", "RefineCAM"]] if "<b>" in cell]
+        assert bold == ([f"<b>{best:.2f}</b>"] if base != refined else [])
+    negative = rows.assign(pearson=-0.5)
+    assert list(score_table(negative, "paper").loc["ARCC ↑", ["Base", "RefineCAM"]]) == ["undefined", "undefined"]
+
+
+def test_a_new_convention_or_opacity_runs_nothing(explorer):
+    calls = []
+    _, model = explorer.bench.network("tiny")
+    before = explorer.table.value, explorer.maps.children[1].children[1].value, len(explorer.maps.children)
+    with watched(model, calls.append):
+        explorer.convention.value, explorer.opacity.value = "published_code", 1.0
+    explorer.wait()
+    after = explorer.table.value, explorer.maps.children[1].children[1].value, len(explorer.maps.children)
+    assert not calls and before[0] != after[0] and before[1] != after[1] and before[2] == after[2] == 3
+    shown = np.asarray(Image.open(io.BytesIO(after[1])))
+    assert shown.shape == (48, 48, 3)
+
+
+def test_what_was_measured_is_kept(explorer):
+    explorer.method.value = "ScoreCAM"
+    explorer.wait()
+    explorer.picture.value = "coffee"
+    explorer.wait()
+    calls = []
+    with watched(explorer.bench.network("tiny")[1], calls.append):
+        explorer.picture.value = "chelsea"
+        explorer.wait()
+    assert explorer.shown.choice.method == "ScoreCAM" and sum(calls) == 2  # the five classes, and the capture's forward
+
+
+def test_random_maps_are_drawn_anew_on_the_masked_picture(explorer):
+    explorer.method.value = "RandomCAM"
+    explorer.wait()
+    assert abs(explorer.shown.rows["pearson"].item()) < 0.1 and NO_FACTORS in explorer.table.value
+    assert list(explorer.shown.maps) == ["Base"] and not explorer.factors.children
+
+
+def test_slow_work_stops_between_forward_passes_and_leaves_no_hook(explorer):
+    _, model = explorer.bench.network("tiny")
+    shown, seen = explorer.shown, []
+
+    def stop_at_the_third(images):
+        seen.append(images)
+        if len(seen) == 3:
+            explorer.stop.click()
+
+    with watched(model, stop_at_the_third):
+        explorer.method.value = "ScoreCAM"
+        explorer.wait()
+    assert "stopped after" in explorer.status.value and 3 <= len(seen) <= 4
+    assert explorer.shown is shown and explorer.stop.disabled and not model._forward_pre_hooks
+    explorer.method.value = "LayerCAM"
+    explorer.wait()
+    assert explorer.shown.choice.method == "LayerCAM"
+
+
+def test_a_newer_choice_replaces_the_work_that_runs(explorer):
+    explorer.method.value = "ScoreCAM"
+    explorer.network.value = "other"
+    explorer.method.value = "HiResCAM"
+    explorer.wait()
+    choice = explorer.shown.choice
+    assert (choice.network, choice.method) == ("other", "HiResCAM")
+    assert choice.target == explorer.target.options[0][1] == explorer.target.value
+
+
+def test_an_upload_is_shown_and_one_that_is_no_picture_is_refused(explorer):
+    file = io.BytesIO()
+    Image.linear_gradient("L").save(file, "png")
+    about = {"type": "image/png", "size": 1, "last_modified": datetime.datetime.now(datetime.UTC)}
+    explorer.upload.value = ({"name": "coffee", "content": file.getvalue(), **about},)
+    explorer.wait()
+    assert explorer.shown.choice.picture == "coffee'" and set(explorer.bench.pictures) == {
+        "chelsea",
+        "coffee",
+        "coffee'",
+    }
+    explorer.upload.value = ({"name": "x.png", "content": b"no picture", **about},)
+    assert "can't be read" in explorer.status.value
+
+
+def test_an_error_becomes_the_status_line():
+    def fails():
+        raise OSError("no route to <host>")
+
+    explorer = Explorer(["chelsea"], {"tiny": NETWORKS["tiny"], "far": fails}, "GradCAM")
+    explorer.network.value = "far"
+    explorer.wait()
+    assert explorer.status.value == "OSError: no route to &lt;host&gt;" and explorer.shown.choice.network == "tiny"
+    explorer.network.value = "tiny"
+    explorer.wait()
+    assert explorer.status.value.endswith(" s")
+
+
+def test_where_widgets_do_not_run_it_is_a_picture(explorer, monkeypatch):
+    bundle = explorer._repr_mimebundle_()
+    assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
+    monkeypatch.setenv(notebook.PRODUCTS, "somewhere")
+    static = explorer._repr_mimebundle_()
+    assert set(static) == {"image/png", "text/plain"} and "chelsea: tiny says class" in static["text/plain"]
+    assert Image.open(io.BytesIO(base64.b64decode(static["image/png"]))).width > 300
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"method": "GradCam"}, "Did you mean 'GradCAM'"),
+        ({"aggregate": "sum"}, "unknown aggregate 'sum'"),
+        ({"layer": 7}, "layer number 7; allowed: 0..3"),
+        ({"pictures": []}, "without a picture"),
+        ({"pictures": ["no/such.jpg"]}, "picture 'no/such.jpg' is not a file; allowed: a path, or one of chelsea"),
+    ],
+)
+def test_bad_input_is_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        Explorer(**{"pictures": ["chelsea"], "networks": NETWORKS, "method": "GradCAM"} | wrong)
+
+
+def test_every_method_can_be_chosen():
+    bench = Workbench(["chelsea"], NETWORKS)
+    for method in METHODS:
+        explained = bench.explain(Choice("chelsea", "tiny", 2, method, 0, "product"))
+        assert set(explained.maps) == ({"Base", "RefineCAM"} if METHODS[method].refines else {"Base"}), method
+
+
+def test_pictures_are_upright_and_rgb(tmp_path):
+    for name in BUNDLED:
+        assert open_picture(name).mode == "RGB"
+    lying = Image.new("L", (40, 20))
+    exif = lying.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    lying.save(tmp_path / "phone.jpg", exif=exif)
+    assert open_picture(tmp_path / "phone.jpg").size == (20, 40)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"text.png' can't be read"):
+        open_picture(tmp_path / "text.png")
+
+
+def test_any_network_of_timm_comes_with_its_preprocessing_and_layers():
+    spec, model = load_classifier("regnetx_002", pretrained=False)
+    assert (spec.size, spec.resize, spec.interpolation, spec.squash) == (224, 256, "bicubic", False)
+    assert len(spec.layers) == 4 and not model.training and not any(p.requires_grad for p in model.parameters())
+    assert load_classifier("resnet18", pretrained=False)[0].layers == LAYERS
+    with pytest.raises(InputError, match=r"unknown network 'resnt50'. Did you mean 'resnet50'\? Allowed: resnet18, "):
+        load_classifier("resnt50")
