@@ -5,10 +5,11 @@ import re
 import nbformat
 import pytest
 import torch
+from PIL import Image
 from pytorch_grad_cam import XGradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from refinecam_lib import explain, paths, refine
+from refinecam_lib import explain, paths, refine, reproduce
 from refinecam_lib.cam import Capture
 from refinecam_lib.models import normalise, spec_of
 from refinecam_lib.synthetic import SyntheticShapes
@@ -61,3 +62,15 @@ def test_the_example_of_the_readme_runs_as_written(capsys):
     }
     exec(example, page)  # noqa: S102 - as above
     assert page["maps"].shape == (1, 224, 224) and "arcc" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_quickstart_takes_a_file_and_any_network_of_timm(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "FIGURES", tmp_path)
+    monkeypatch.setattr(paths, "REFERENCE", tmp_path / "reference")
+    Image.linear_gradient("L").save(tmp_path / "mine.png")
+    mine = [f"own_picture={tmp_path / 'mine.png'}", "own_model=regnetx_002", "pretrained=false"]
+    assert reproduce.main(["--only", "00", "--set", *mine]) == 0
+    executed = (tmp_path / "quick" / "notebooks" / "00_quickstart.ipynb").read_text(encoding="utf-8")
+    assert "mine.png, regnetx_002, class " in executed
+    assert "image/png" in executed and "widget-view" not in executed  # the explorer, as a picture

