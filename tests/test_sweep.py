@@ -105,7 +105,7 @@ def test_stopped_and_started_again_recomputes_only_the_open_shard(toy, monkeypat
     again = []
     monkeypatch.setattr(sweep, "_measure", lambda shard: again.append(shard) or measure(shard))
     same(sweep.sweep(shards), undisturbed)
-    assert again == shards[2:]
+    assert set(again) == set(shards) - set(done) and len(again) == len(shards) - 2
 
 
 def test_a_truncated_file_is_said_and_computed_again(toy, capsys):
