@@ -279,7 +279,7 @@ def load_shard(shard: Shard) -> pd.DataFrame:
         rows = pd.read_parquet(shard.path, page_checksum_verification=True, partitioning=None)
     except FileNotFoundError:
         raise InputError(f"no results file {name}; run the sweep first") from None
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:  # the last three by pandas
         reason = str(error).splitlines()[0]
         raise InputError(f"results file {name} is not whole ({reason}); run the sweep again") from error
     if stranger := _stranger(rows, shard):
