@@ -3,6 +3,7 @@
 A random seed is drawn and printed; the environment variable FAULT_SEED sets it again.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -175,17 +176,22 @@ def test_a_killed_worker_process_is_one_clear_line_and_a_killed_parent_loses_not
     for victim in ("worker", "parent"):
         results = tmp_path / victim
         settings = environment(REFINECAM_RESULTS=str(results))
-        process = subprocess.Popen([sys.executable, "-c", code], env=settings, stderr=subprocess.PIPE, text=True)
+        log = tmp_path / f"{victim}.log"  # a pipe would stay open as long as orphaned workers wait for work
+        with log.open("w") as file:
+            process = subprocess.Popen([sys.executable, "-c", code], env=settings, stderr=file)
         parent = psutil.Process(process.pid)
         while not list(results.glob("rows/*.parquet")):  # workers are at work
             assert process.poll() is None
             time.sleep(0.05)
         workers = [child for child in parent.children() if "LokyProcess" in " ".join(child.cmdline())]
         os.kill(workers[0].pid if victim == "worker" else parent.pid, signal.SIGKILL)
-        error = process.communicate()[1]
+        process.wait(timeout=120)
         if victim == "worker":
-            assert error.splitlines()[-1].startswith("refinecam_lib.sweep.Stopped: a process of the sweep died"), error
-        psutil.wait_procs(workers, timeout=60)
+            error = log.read_text().splitlines()[-1]
+            assert error.startswith("refinecam_lib.sweep.Stopped: a process of the sweep died"), error
+        for worker in workers:  # orphans end by themselves, after five minutes
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
         again = run(code, REFINECAM_RESULTS=str(results))[2]
         assert again.splitlines()[-1] == alone.splitlines()[-1]
         shutil.rmtree(results)
