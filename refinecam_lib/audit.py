@@ -1,6 +1,6 @@
 """Which of the paper's claims hold, under each convention and with each defect of the published code switched on.
 
->>> table = audit(conditions("efficientnet_lite0", images, few=24))
+>>> table = audit(conditions(audit_plan("efficientnet_lite0", 100, 30, 100, n_defects=40)))
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,19 +10,14 @@ import numpy as np
 import pandas as pd
 
 from .checks import rng
-from .explain import Variant
+from .explain import CAMS, OTHERS, TRIVIAL
 from .metrics import CONVENTIONS, scores
-from .refine import AGGREGATES
+from .plans import HAZE
 from .statistics import correlation
-from .sweep import paper_plan, plan, sweep
+from .sweep import Shard, sweep
 
 REAL = ("GradCAM++", "LayerCAM", "ScoreCAM")
 """The methods of Fig. 1."""
-TRIVIAL = ("RandomCAM", "HalfCAM", "All1sCAM")
-REFINING = ("GradCAM++", "LayerCAM", "ScoreCAM", "ShapleyCAM", "GuidedGradCAM")
-OTHERS = ("LIME", "DeepLift", "InputXGradient", "IntegratedGradients", "KernelShap")
-HAZE = "GradCAM++^0.125"
-"""The map of Fig. 4: the same order of pixels, other values."""
 TERMS = ("one_minus_average_drop", "one_minus_complexity", "coherency", "road", "adcc")
 """What ARCC competes with in Fig. 3, each higher is better."""
 LEVEL = 0.01
@@ -56,11 +51,11 @@ class Draw:
 
     def gain(self, better: str, worse: str) -> float:
         """Mean over methods of the mean over images of ARCC's difference between two aggregates."""
-        return _mean(np.array([_mean(self.of("arcc", m, better) - self.of("arcc", m, worse)) for m in REFINING]))
+        return _mean(np.array([_mean(self.of("arcc", m, better) - self.of("arcc", m, worse)) for m in CAMS]))
 
     def agreement(self, score: str) -> float:
         """Spearman's correlation of the score with the cosine similarity to the truth, over explanations."""
-        methods = [method for method in REFINING + OTHERS if (method, "none") in self.series]
+        methods = [method for method in CAMS + OTHERS if (method, "none") in self.series]
         pairs = [(self.of(score, method), self.of("cosine", method)) for method in methods]
         x, y = (np.concatenate(side) for side in zip(*pairs))
         return correlation(x, y, "spearman")
@@ -108,51 +103,33 @@ class Condition:
     note: str = ""
 
 
-def conditions(model: str, images: Mapping[str, int], few: int, seed: int = 0, n_jobs: int = 1) -> list[Condition]:
-    """Measure, or read, the rows of every condition of the audit.
+def conditions(shards: Mapping[str, Sequence[Shard]], n_jobs: int = 1) -> list[Condition]:
+    """Measure, or read, the rows of every condition of the audit; shards: of `plans.audit_plan`."""
+    found = {name: sweep(list(part), n_jobs) for name, part in shards.items()}
+    ours = found["ours"]
+    few = sorted(ours["image"].unique())[: found["D4"]["image"].nunique()]
 
-    images: method -> number of images for the conventions, which share their rows with Tables 1 and 2. few: number of
-    images for each defect, which costs a measurement of its own; ScoreCAM and the slower methods are left out there.
-    """
-    base = pd.concat(
-        [sweep(paper_plan([model], images, seed), n_jobs), _haze(model, images["GradCAM++"], seed, n_jobs)]
-    )
-    cheap = [method for method in REFINING if method != "ScoreCAM"]
-    refined = [Variant(0, aggregate) for aggregate in AGGREGATES]
-    everything = [Variant(), *refined]
+    def replaced(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+        """The base rows, with `rows` in the place of those of the same name."""
+        return pd.concat([rows, base]).drop_duplicates(["image", "method", "layer", "aggregate"])
 
-    def measure(methods: Sequence[str], variants: Sequence[Variant], **options) -> pd.DataFrame:
-        return pd.concat([sweep(plan(model, [m], few, variants, seed=seed, **options), n_jobs) for m in methods])
-
-    def replaced(rows: pd.DataFrame) -> pd.DataFrame:
-        """The first images of the base rows, with `rows` in the place of those of the same name."""
-        first = sorted(base["image"].unique())[:few]
-        both = pd.concat([rows, base[base["image"].isin(first)]])
-        return both.drop_duplicates(["image", "method", "layer", "aggregate"])
-
-    whole = [*cheap, "InputXGradient", "DeepLift", *TRIVIAL, HAZE]
-    fp32 = measure(cheap, [Variant(0, "inverse_exp_mean_published")]).assign(aggregate="inverse_exp_mean")
-    grad_cam = base[base["method"] == "GradCAM"].assign(method="ShapleyCAM")
-    d2 = pd.concat([grad_cam, base]).drop_duplicates(["image", "method", "layer", "aggregate"])
+    first = ours[ours["image"].isin(few)]
+    graphless = ours[ours["method"] == "GradCAM"].assign(method="ShapleyCAM")
+    fp32 = found["fp32"].assign(aggregate="inverse_exp_mean")
     return [
-        *(Condition(name, base, name) for name in CONVENTIONS),
-        Condition("none, few images", replaced(base.iloc[:0]), note="the rows that the defects below are to be held against"),
-        Condition("D1", measure(whole, everything, dataset="synthetic_leaked"), note="scenes that were trained on"),
-        Condition("D2", d2, note="ShapleyCAM that lost its graph, which is Grad-CAM"),
-        Condition("D4", replaced(measure(whole, everything, defects=("percentiles",))), note="ROAD cut at percentiles"),
-        Condition("D6", base[base["status"] == "ok"], note="maps without contrast or finite values dropped"),
-        Condition("D11", measure(whole, everything, dataset="synthetic_shifted"), note="ground truth shifted by a crop"),
-        Condition("D13", replaced(measure(["RandomCAM"], [Variant()], defects=("one_seed",))), note="one seed for both passes"),
+        *(Condition(name, ours, name) for name in CONVENTIONS),
+        Condition("none, few images", first, note="ours, on the images of the defects that are measured anew"),
+        Condition("D1", found["D1"], note="scenes that were trained on"),
+        Condition("D2", replaced(graphless, ours), note="ShapleyCAM that lost its graph, which is Grad-CAM"),
+        Condition("D4", replaced(found["D4"], first), note="ROAD cut at percentiles"),
+        Condition("D6", ours[ours["status"] == "ok"], note="maps without contrast or finite values dropped"),
+        Condition("D11", found["D11"], note="ground truth shifted by a crop"),
+        Condition("D13", replaced(found["D13"], first), note="one seed for both passes"),
         Condition(
-            "deep maps", replaced(measure(cheap, refined, defects=("deep_maps_unmasked",))),
-            note="RefineCAM's Coherency with the deep maps of the unmasked image",
+            "deep maps", replaced(found["deep maps"], first), note="RefineCAM's Coherency with unmasked deep maps"
         ),
-        Condition("fp32", replaced(fp32), note="inverse-exp mean in single precision"),
-    ]  # fmt: skip
-
-
-def _haze(model: str, n: int, seed: int, n_jobs: int) -> pd.DataFrame:
-    return sweep(plan(model, [HAZE], n, seed=seed), n_jobs)
+        Condition("fp32", replaced(fp32, first), note="inverse-exp mean in single precision"),
+    ]
 
 
 def audit(found: Sequence[Condition], draws: int = 400, seed: int = 0) -> pd.DataFrame:

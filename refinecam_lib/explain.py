@@ -45,6 +45,12 @@ METHODS: dict[str, Method] = {
     "All1sCAM": Method(cam.all_ones_cam, refines=False),
 }
 
+CAMS = ("GradCAM++", "LayerCAM", "ScoreCAM", "ShapleyCAM", "GuidedGradCAM")
+OTHERS = ("LIME", "DeepLift", "InputXGradient", "IntegratedGradients", "KernelShap")
+"""The paper's ten methods: five that have a map for each layer, and five that have one map."""
+TRIVIAL = ("RandomCAM", "HalfCAM", "All1sCAM")
+"""Its maps that explain nothing."""
+
 CONTROLS: dict[str, Method] = {
     "GroundTruth": Method(cam.ground_truth, refines=False),
     "InvertedTruth": Method(cam.inverted_truth, refines=False),

@@ -46,8 +46,10 @@ class ModelSpec:
 
 def _torchvision(name: str) -> Callable[[int, bool], nn.Module]:
     def build(num_classes: int, pretrained: bool) -> nn.Module:
-        weights = "DEFAULT" if pretrained else None
-        model = torchvision.models.get_model(name, weights=weights)
+        model = torchvision.models.get_model(name)
+        if pretrained:  # the file is a pickle: its hash is checked, and nothing but tensors is read from it
+            weights = torchvision.models.get_model_weights(name).DEFAULT
+            model.load_state_dict(weights.get_state_dict(check_hash=True, weights_only=True))
         return model if num_classes == 1000 else _new_head(model, num_classes)
 
     return build
@@ -248,10 +250,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         expected = card["sha256"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint card {card_path.name} is not a card: {error}; restore it from git") from error
-    found = sha256_of(path)
+    content = path.read_bytes()  # read once: what is hashed is what is loaded, whatever replaces the file meanwhile
+    found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise InputError(f"checkpoint {path.name} has sha256 {found[:12]}..., its card says {expected[:12]}...")
     try:
-        return safetensors.torch.load_file(path), card
+        return safetensors.torch.load(content), card
     except safetensors.SafetensorError as error:
         raise InputError(f"checkpoint {path.name} is not a safetensors file: {error}") from error

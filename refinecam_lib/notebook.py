@@ -31,9 +31,13 @@ def products_folder(profile: str = "quick") -> Path:
     return folder
 
 
-def caption(profile: str, n: int, what: str = "images") -> str:
-    """Return the line that stands under every figure and table, `profile quick, n = 24 images, commit abc1234`."""
-    return f"profile {profile}, n = {n:,} {what}, commit {commit()}"
+def caption(profile: str, n: int, what: str = "images", rows: pd.DataFrame | None = None) -> str:
+    """Return the line that stands under every figure and table, `profile quick, n = 24 images, commit abc1234`.
+
+    rows: those of the sweep; the line then says how many of them failed, `0 of 1,200 rows failed`.
+    """
+    failed = "" if rows is None else f", {(rows['status'] == 'failed').sum():,} of {len(rows):,} rows failed"
+    return f"profile {profile}, n = {n:,} {what}{failed}, commit {commit()}"
 
 
 def save(product: "Figure | pd.DataFrame", name: str, profile: str = "quick", caption: str = "") -> None:

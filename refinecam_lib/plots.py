@@ -9,6 +9,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from .explain import TRIVIAL
+
 TITLES = {
     "average_drop": "Average Drop ↓",
     "complexity": "Complexity ↓",
@@ -31,7 +33,6 @@ NAMES = {
 }
 """Aggregate -> how figures and tables call it."""
 
-TRIVIAL = ("RandomCAM", "HalfCAM", "All1sCAM")
 REAL, FAKE = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[1]
 HEAT = "inferno"
 

@@ -29,6 +29,7 @@ from . import notebook, paths
 from .checks import InputError
 from .compare import compare_rows, compare_tables, read_rows
 from .parameters import Notebook, find_notebooks, only_of, parameters
+from .plans import status
 from .provenance import KEYS, commit
 
 PACKAGES = ("torch", "torchvision", "timm", "captum", "numpy", "scipy", "pandas", "numba", "scikit-image", "papermill")
@@ -305,6 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="parameters, in every notebook that has them",
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="show the notebooks and their parameters, run nothing")
+    parser.add_argument("--status", action="store_true", help="run nothing; say what is measured and what is missing")
     parser.add_argument("--accept", action="store_true", help="run nothing; make the last run the committed reference")
     try:
         options = parser.parse_args(arguments)
@@ -312,6 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values = parameters(notebooks, options.profile, options.settings)
         if options.list:
             _list(notebooks, values)
+        elif options.status:
+            print("\n".join(status(notebooks, values)))
         elif options.accept:
             accept(options.profile, options.only)
         else:

@@ -5,18 +5,20 @@
 
 import json
 import os
+import random
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import joblib
 import pandas as pd
 import pyarrow
-import pyarrow.parquet
 import torch
 from tqdm.auto import tqdm
 
@@ -166,15 +168,27 @@ def paper_plan(
     return shards
 
 
+class Stopped(RuntimeError):
+    """A sweep that can't go on, through no fault of its input; what is measured is kept, and the same call goes on."""
+
+
+class Done(NamedTuple):
+    """What a finished shard has: its number of rows, and how many of them failed."""
+
+    rows: int
+    failed: int
+
+
 @lru_cache(maxsize=8)
 def _model(name: str, weights: str, checkpoint: str, thread: int) -> torch.nn.Module:
     """The network, one for each thread: hooks that record a forward pass must not see another's."""
-    model = load_model(name, weights)
-    found = weights_hash(name, weights)
-    if found != checkpoint:
-        raise InputError(
-            f"checkpoint of {name} changed during the sweep: {found[:12]}..., planned {checkpoint[:12]}..."
-        )
+    before, model, after = weights_hash(name, weights), load_model(name, weights), weights_hash(name, weights)
+    for found in (before, after):  # and in between, for the file may be replaced at any moment
+        if found != checkpoint:
+            raise InputError(
+                f"checkpoint of {name} changed during the sweep: {found[:12]}..., planned {checkpoint[:12]}...; "
+                "start it again, or put the earlier file back"
+            )
     return model
 
 
@@ -214,63 +228,110 @@ def _names(shard: Shard, variant: Variant, samples: list) -> pd.DataFrame:
     return names.assign(**fixed, layer=variant.layer, aggregate=variant.aggregate)
 
 
-def run_shard(shard: Shard) -> Path:
+def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
     """Measure a shard and write its rows; a shard that is done is left alone, so submitting a sweep again resumes it.
 
-    A shard that raises is written as rows with status "failed" and the reason; bad input raises InputError instead.
+    retry_failed: measure it again where rows of it failed. A shard that raises is written as rows with status "failed"
+    and the reason; bad input, and a folder that can't be written to, raise InputError instead.
+    Torch is set to one thread: with another number sums are taken in another order, and Grad-CAM++ on signed
+    activations, whose denominator crosses zero, makes another map of the last bits. Use more processes instead.
     """
-    if _is_done(shard.path):
-        return shard.path
-    try:
-        rows = _measure(shard)
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001 - kept as rows, counted and shown; never silently dropped
-        samples = _samples(shard)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        rows = pd.concat([_names(shard, v, samples).assign(status="failed", reason=reason) for v in shard.variants])
-    write_rows(rows, shard.path)
-    return shard.path
+    rows = _finished(shard, retry_failed)
+    if rows is None:
+        torch.set_num_threads(1)
+        try:
+            rows = _measure(shard)
+        except InputError:
+            raise
+        except Exception as error:  # noqa: BLE001 - kept as rows, counted and shown; never silently dropped
+            samples = _samples(shard)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            rows = pd.concat([_names(shard, v, samples).assign(status="failed", reason=reason) for v in shard.variants])
+        rows.attrs["shard"] = shard.key
+        write_rows(rows, shard.path)
+    return Done(len(rows), _failures(rows))
+
+
+def _failures(rows: pd.DataFrame) -> int:
+    return int((rows["status"] == "failed").sum())
 
 
 def write_rows(rows: pd.DataFrame, path: Path) -> None:
-    """Write rows as parquet in one step: a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
-            rows.to_parquet(file, index=False)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-
-
-def _is_done(path: Path) -> bool:
-    """Whether the shard's file is there and whole; one that is not whole is said so and computed again."""
-    if not path.exists():
-        return False
+    """Write rows as parquet in one step: a reader sees the whole file or none. InputError where there is no writing."""
     try:
-        pyarrow.parquet.read_metadata(path)
-        return True
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        tqdm.write(f"results file {path.name} is not whole ({str(error).splitlines()[0]}); its shard is computed again")
-        path.unlink()
-        return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            try:
+                rows.to_parquet(file, index=False, write_page_checksum=True)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise InputError(
+            f"results can't be written to {str(path.parent)!r}: {error.strerror or error}; allowed: a folder with room "
+            "that may be written to. What is measured is kept: run the same again"
+        ) from error
+
+
+def load_shard(shard: Shard) -> pd.DataFrame:
+    """The rows of a finished shard; raises InputError where its file is missing, not whole, or another shard's."""
+    name = shard.path.name
+    try:
+        rows = pd.read_parquet(shard.path, page_checksum_verification=True, partitioning=None)
+    except FileNotFoundError:
+        raise InputError(f"no results file {name}; run the sweep first") from None
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:  # the last three by pandas
+        reason = str(error).splitlines()[0]
+        raise InputError(f"results file {name} is not whole ({reason}); run the sweep again") from error
+    if stranger := _stranger(rows, shard):
+        raise InputError(f"results file {name} is of another shard ({stranger}); run the sweep again")
+    return rows
+
+
+def _stranger(rows: pd.DataFrame, shard: Shard) -> str:
+    """What in the rows can't be the shard's; empty where nothing is. Files of earlier code don't carry its key."""
+    if rows.attrs.get("shard", shard.key) != shard.key:
+        return f"its key is {rows.attrs['shard']}"
+    names = {"dataset": shard.dataset, "model": shard.model, "method": shard.method, "seed": shard.seed}
+    if missing := [name for name in (*KEYS, "seed", "status") if name not in rows]:
+        return f"no columns {', '.join(missing)}"
+    for name, value in names.items():
+        if (rows[name] != value).any():
+            return f"{name} is not {value}"
+    n = shard.stop - shard.start
+    if rows.groupby(["layer", "aggregate"]).size().to_dict() != {(v.layer, v.aggregate): n for v in shard.variants}:
+        return f"not {n} rows for each of {len(shard.variants)} variants"
+    return ""
+
+
+def _finished(shard: Shard, retry_failed: bool = False) -> pd.DataFrame | None:
+    """The rows of a shard that is done, else None; a file that is not whole is said so and taken as not there.
+
+    It stays until the new one replaces it: another sweep may have put a whole one in its place by now.
+    """
+    if not shard.path.exists():
+        return None
+    try:
+        rows = load_shard(shard)
+    except InputError as problem:
+        tqdm.write(f"{problem}: it is measured anew")
+        return None
+    return None if retry_failed and _failures(rows) else rows
+
+
+def _table(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    frames = list(frames)
+    for frame in frames:
+        frame.attrs = {}
+    return pd.concat(frames, ignore_index=True).sort_values(KEYS, ignore_index=True)
 
 
 def load_results(shards: Iterable[Shard]) -> pd.DataFrame:
-    """The rows of finished shards, sorted by KEYS; raises InputError where one is missing or not whole."""
-    frames = []
-    for shard in shards:
-        try:
-            frames.append(pd.read_parquet(shard.path))
-        except FileNotFoundError:
-            raise InputError(f"no results file {shard.path.name}; run the sweep first") from None
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise InputError(f"results file {shard.path.name} is not whole ({error}); run the sweep again") from error
-    return pd.concat(frames, ignore_index=True).sort_values(KEYS, ignore_index=True)
+    """The rows of finished shards, sorted by KEYS; raises InputError as `load_shard`."""
+    return _table(load_shard(shard) for shard in shards)
 
 
 def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) -> pd.DataFrame:
@@ -278,21 +339,37 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
 
     n_jobs: processes, through joblib; `joblib.parallel_config(backend=...)` around the call picks another engine.
     retry_failed: measure shards that failed earlier again. The rows do not depend on any of these.
+    Shards are taken in random order: so the time left is a fair guess, though methods differ in cost, and two sweeps
+    of the same shards at once share the work. Raises InputError for bad input, and Stopped where a worker process died.
     """
     shards = list(dict.fromkeys(shards))
-    if retry_failed:
-        for shard in shards:
-            if _is_done(shard.path) and (pd.read_parquet(shard.path)["status"] == "failed").any():
-                shard.path.unlink()
-    missing = [shard for shard in shards if not _is_done(shard.path)]
-    quiet = bool(os.environ.get("CI") or os.environ.get("REFINECAM_QUIET"))
+    finished = {shard: rows for shard in shards if (rows := _finished(shard, retry_failed)) is not None}
+    missing = [shard for shard in shards if shard not in finished]
+    threads = torch.get_num_threads()
     work = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-        joblib.delayed(run_shard)(s) for s in missing
+        joblib.delayed(run_shard)(s, retry_failed) for s in random.Random().sample(missing, len(missing))
     )
-    with tqdm(work, total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=quiet) as bar:
-        for _ in bar:
-            pass
-    rows = load_results(shards)
-    failed = int((rows["status"] == "failed").sum())
+    try:
+        _follow(work, len(shards), len(finished))
+    except BrokenProcessPool:
+        raise Stopped(
+            "a process of the sweep died: killed, or out of memory (fewer n_jobs need less). "
+            "What is measured is kept: run the same again"
+        ) from None
+    finally:
+        torch.set_num_threads(threads)
+    rows = _table(finished[s] if s in finished else load_shard(s) for s in shards)
+    failed = _failures(rows)
     print(f"{len(rows)} rows from {len(shards)} shards, {len(missing)} of them measured now; {failed} rows failed")
     return rows
+
+
+def _follow(work: Iterable[Done], total: int, done: int) -> None:
+    """Draw the progress line of a sweep: shards done, time, rate, time left, rows and failures; none in CI."""
+    quiet = bool(os.environ.get("CI") or os.environ.get("REFINECAM_QUIET"))
+    line = "{n_fmt} of {total_fmt} shards, {elapsed} so far, {rate_fmt}, {remaining} left{postfix}"
+    rows = failed = 0
+    with tqdm(work, total=total, initial=done, unit="shard", smoothing=0, bar_format=line, disable=quiet) as bar:
+        for shard in bar:
+            rows, failed = rows + shard.rows, failed + shard.failed
+            bar.set_postfix_str(f"{rows} rows, {failed} failed", refresh=False)

@@ -7,11 +7,12 @@ import torch
 from networks import LAYERS, batch, tiny_net
 from pytorch_grad_cam.metrics.perturbation_confidence import RemoveLeastRelevantFirst, RemoveMostRelevantFirst
 
-from refinecam_lib.audit import CLAIMS, HAZE, OTHERS, REFINING, TRIVIAL, Condition, audit
+from refinecam_lib.audit import CLAIMS, Condition, audit
 from refinecam_lib.cam import Capture
 from refinecam_lib.checks import InputError
-from refinecam_lib.explain import BASE, REFINED, Variant, variant_maps
+from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED, TRIVIAL, Variant, variant_maps
 from refinecam_lib.metrics import average_precision, measure, scores, truth_covered
+from refinecam_lib.plans import HAZE
 from refinecam_lib.randomisation import cascade, similarity
 from refinecam_lib.refine import AGGREGATES, inverse_exp_mean, inverse_exp_mean_published
 from refinecam_lib.road import keep_masks, keep_percentiles, removal_order
@@ -21,8 +22,8 @@ def planted(n=24, refined=0.2, trivial_keeps=1.0):
     """Rows in which RefineCAM beats Base by `refined` in ROAD, and trivial maps keep the probability when masked."""
     generator, rows = np.random.default_rng(0), []
     for image in range(n):
-        for method in [*REFINING, *OTHERS, *TRIVIAL, HAZE]:
-            for aggregate in ["none", *AGGREGATES] if method in REFINING else ["none"]:
+        for method in [*CAMS, *OTHERS, *TRIVIAL, HAZE]:
+            for aggregate in ["none", *AGGREGATES] if method in CAMS else ["none"]:
                 truth = generator.random()
                 trivial = method in TRIVIAL
                 road = 0.0 if trivial else 0.3 + 0.4 * truth + refined * (aggregate == "product")

@@ -1,31 +1,16 @@
 """The sweep: one row an explanation, resumed without loss, and the same rows whatever the shards."""
 
-import json
+import os
 
 import joblib
-import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
-import safetensors.torch
 import torch
-from networks import LAYERS, TinyNet, batch, tiny_net
+from toys import SPEC, Toy, plan, same, write_checkpoint
 
-from refinecam_lib import checks, datasets, models, paths, sweep
+from refinecam_lib import checks, models, paths, sweep
 from refinecam_lib.checks import InputError
-from refinecam_lib.explain import BASE, REFINED
-
-
-class Toy:
-    """Sixteen small labelled images with masks."""
-
-    def __init__(self, n, seed, spec):
-        self.n = n
-
-    def __getitem__(self, i):
-        image = batch(1, seed=i)[0][0].clamp(-2, 2) / 4 + 0.5
-        mask = torch.zeros(48, 48, dtype=torch.bool)
-        mask[8:24, 8 + i : 24 + i] = True
-        return datasets.Sample(image, i % 6, f"toy-{i}", mask, {"size": "small"})
 
 
 @pytest.fixture
@@ -34,29 +19,11 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     monkeypatch.setitem(sweep.DATASETS, "toy", Toy)
-    spec = models.ModelSpec("tiny", lambda classes, pretrained: TinyNet(classes), LAYERS)
-    monkeypatch.setitem(models.MODELS, "tiny", spec)
+    monkeypatch.setitem(models.MODELS, "tiny", SPEC)
     write_checkpoint(tmp_path, seed=0)
     sweep._model.cache_clear()
     yield tmp_path
     sweep._model.cache_clear()
-
-
-def write_checkpoint(folder, seed):
-    file = folder / "tiny.safetensors"
-    safetensors.torch.save_file(tiny_net(seed).state_dict(), file)
-    card = {"model": "tiny", "classes": list("abcdef"), "sha256": models.sha256_of(file)}
-    (folder / "tiny.json").write_text(json.dumps(card))
-
-
-def plan(images=6, size=2, methods=("LayerCAM", "RandomCAM"), **options):
-    return sweep.plan("tiny", methods, images, [BASE, REFINED], dataset="toy", size=size, **options)
-
-
-def same(a, b):
-    numbers = a.select_dtypes(float).columns
-    np.testing.assert_allclose(a[numbers], b[numbers], atol=1e-4)
-    pd.testing.assert_frame_equal(a.drop(columns=numbers), b.drop(columns=numbers))
 
 
 def test_one_row_an_explanation(toy):
@@ -105,7 +72,7 @@ def test_stopped_and_started_again_recomputes_only_the_open_shard(toy, monkeypat
     again = []
     monkeypatch.setattr(sweep, "_measure", lambda shard: again.append(shard) or measure(shard))
     same(sweep.sweep(shards), undisturbed)
-    assert again == shards[2:]
+    assert set(again) == set(shards) - set(done) and len(again) == len(shards) - 2
 
 
 def test_a_truncated_file_is_said_and_computed_again(toy, capsys):
@@ -116,6 +83,120 @@ def test_a_truncated_file_is_said_and_computed_again(toy, capsys):
         sweep.load_results(plan())
     same(sweep.sweep(plan()), rows)
     assert f"results file {file.name} is not whole" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["empty", "flipped", "no rows", "other columns", "another shard", "other method"])
+def test_a_damaged_or_foreign_file_is_said_and_computed_again(toy, capsys, damage):
+    shards = plan(methods=["LayerCAM"])
+    rows = sweep.sweep(shards)
+    file, content = shards[0].path, bytearray(shards[0].path.read_bytes())
+    frame = pd.read_parquet(file)
+    frame.attrs = {}  # as rows of code that didn't write the shard's key
+    if damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "flipped":
+        chunk = pyarrow.parquet.read_metadata(file).row_group(0).column(5)
+        content[chunk.data_page_offset + chunk.total_compressed_size - chunk.total_compressed_size // 4] ^= 1
+        file.write_bytes(content)
+    elif damage == "no rows":
+        frame.head(0).to_parquet(file)
+    elif damage == "other columns":
+        pd.DataFrame({"x": [1.0]}).to_parquet(file)
+    elif damage == "another shard":
+        file.write_bytes(shards[1].path.read_bytes())
+    else:
+        frame.assign(method="GradCAM").to_parquet(file)
+    words = "is not whole" if damage in ("empty", "flipped") else "is of another shard"
+    with pytest.raises(InputError, match=words) as refusal:
+        sweep.load_results(shards)
+    assert "\n" not in str(refusal.value)
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(sweep.sweep(shards), rows)
+    out = capsys.readouterr().out
+    assert f"results file {file.name} {words}" in out and "3 shards, 1 of them measured now" in out
+
+
+def test_rows_of_earlier_code_are_kept(toy, monkeypatch):
+    """Those without the shard's key and checksums, which their columns tell."""
+    rows = sweep.sweep(plan())
+    for shard in plan():
+        frame = pd.read_parquet(shard.path)
+        frame.attrs = {}
+        frame.to_parquet(shard.path, index=False)
+    monkeypatch.setattr(sweep, "_measure", None)
+    pd.testing.assert_frame_equal(sweep.sweep(plan()), rows)
+
+
+def test_rows_do_not_depend_on_the_number_of_threads(toy):
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(sweep.sweep(plan(methods=["GradCAM++"]), retry_failed=True))
+            assert torch.get_num_threads() == threads, "the caller's threads are given back"
+            seen = sweep.run_shard(plan(methods=["GradCAM++"])[0])
+            assert seen == (4, 0)
+            for path in (paths.RESULTS / "rows").iterdir():
+                path.unlink()
+    finally:
+        torch.set_num_threads(before)
+    pd.testing.assert_frame_equal(*results)
+
+
+def test_one_thread_while_measuring(toy, monkeypatch):
+    before, seen, measure = torch.get_num_threads(), [], sweep._measure
+    monkeypatch.setattr(sweep, "_measure", lambda shard: seen.append(torch.get_num_threads()) or measure(shard))
+    try:
+        torch.set_num_threads(2)
+        sweep.sweep(plan())
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
+def test_the_clock_decides_nothing(toy, monkeypatch):
+    rows = sweep.sweep(plan())
+    shards = plan()
+    for shard, moment in zip(shards, (0, 4e9, 5e9)):  # 1970, 2096, 2128
+        os.utime(shard.path, (moment, moment))
+    shards[3].path.unlink()
+    now = iter(range(10**6, 0, -1))
+    monkeypatch.setattr("time.time", lambda: float(next(now)))  # it runs backwards
+    measured, measure = [], sweep._measure
+    monkeypatch.setattr(sweep, "_measure", lambda shard: measured.append(shard) or measure(shard))
+    pd.testing.assert_frame_equal(sweep.sweep(shards), rows)
+    assert measured == [shards[3]]
+
+
+def test_a_checkpoint_replaced_in_mid_sweep_never_mixes_in(toy, monkeypatch):
+    shards, measure = plan(), sweep._measure
+    rows = sweep.sweep(shards)
+    for shard in shards:
+        shard.path.unlink()
+    monkeypatch.setattr(sweep, "_measure", lambda shard: (measure(shard), write_checkpoint(toy, seed=1))[0])
+    pd.testing.assert_frame_equal(sweep.sweep(shards), rows)  # this process has the planned network in memory
+    monkeypatch.setattr(sweep, "_measure", measure)
+    shards[0].path.unlink()
+    sweep._model.cache_clear()  # as a new process
+    with pytest.raises(InputError, match="changed during the sweep") as refusal:
+        sweep.sweep(shards)
+    assert "\n" not in str(refusal.value) and not shards[0].path.exists()
+    write_checkpoint(toy, seed=0)
+    pd.testing.assert_frame_equal(sweep.sweep(shards), rows)
+
+
+def test_progress_is_for_people_and_quiet_in_ci(toy, monkeypatch, capsys):
+    for name in ("CI", "REFINECAM_QUIET"):
+        monkeypatch.delenv(name, raising=False)
+    sweep.sweep(plan())
+    line = capsys.readouterr().err.split("\r")[-1]
+    assert "6 of 6 shards, " in line and "shard/s" in line and " left, 18 rows, 0 failed" in line
+    for shard in plan():
+        shard.path.unlink()
+    monkeypatch.setenv("CI", "1")
+    sweep.sweep(plan())
+    out, err = capsys.readouterr()
+    assert err == "" and out == "18 rows from 6 shards, 6 of them measured now; 0 rows failed\n"
 
 
 def test_a_failure_is_a_row_with_its_reason_and_can_be_tried_again(toy, monkeypatch, capsys):
@@ -131,9 +212,11 @@ def test_a_failure_is_a_row_with_its_reason_and_can_be_tried_again(toy, monkeypa
     failed = rows[rows["status"] == "failed"]
     assert len(failed) == 2 * 2 + 2 and set(failed["reason"]) == {"RuntimeError: out of luck"}
     assert "6 rows failed" in capsys.readouterr().out
-    monkeypatch.setattr(sweep, "_measure", measure)
-    assert (sweep.sweep(plan())["status"] == "failed").sum() == 6
+    again = []
+    monkeypatch.setattr(sweep, "_measure", lambda shard: again.append(shard) or measure(shard))
+    assert (sweep.sweep(plan())["status"] == "failed").sum() == 6 and not again
     assert set(sweep.sweep(plan(), retry_failed=True)["status"]) == {"ok"}
+    assert {shard.start for shard in again} == {2} and len(again) == 2, "just those that failed"
 
 
 def test_another_checkpoint_or_seed_is_another_shard(toy):

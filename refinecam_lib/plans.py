@@ -1,0 +1,230 @@
+"""What each notebook measures, and the command line that measures it ahead, on this machine or a cluster:
+
+    python -m refinecam_lib.plans --profile standard --status
+    python -m refinecam_lib.plans --profile paper --dask tcp://head:8786
+
+A notebook calls its plan, and so does this command: the notebook then finds every row on disk.
+Exit codes: 0 done; 1 stopped on the way; 2 bad input.
+"""
+
+import argparse
+import contextlib
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import joblib
+
+from .checks import InputError
+from .explain import CAMS, CONTROLS, OTHERS, TRIVIAL, Variant
+from .parameters import Notebook, find_notebooks, parameters
+from .photographs import SOURCES
+from .refine import AGGREGATES
+from .sweep import Shard, Stopped, load_shard, paper_plan, plan, sweep
+
+HAZE = "GradCAM++^0.125"
+"""The map of Fig. 4: the same order of pixels, other values."""
+POWERS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
+
+
+def fig1_plan(
+    models: Sequence[str], n_images: int, n_score_cam: int, seed: int = 0, data: str = "synthetic"
+) -> list[Shard]:
+    """Fig. 1: three methods beside the trivial maps; ScoreCAM on images of a number of its own."""
+    images = dict.fromkeys(("GradCAM++", "LayerCAM", "ScoreCAM", *TRIVIAL), n_images) | {"ScoreCAM": n_score_cam}
+    return paper_plan(models, images, seed, data)
+
+
+def stress_plan(models: Sequence[str], n_images: int, seed: int = 0, data: str = "synthetic") -> list[Shard]:
+    """The stress test beside Fig. 1: controls, those with the truth where it is known, and powers of GradCAM++."""
+    known = data not in SOURCES
+    controls = [name for name in CONTROLS if known or not name.endswith("Truth")]
+    return [
+        shard
+        for model in models
+        for shard in plan(model, [*controls, "GradCAM++^0.125", "GradCAM++^8"], n_images, dataset=data, seed=seed)
+    ]
+
+
+def fig4_plan(model: str, method: str, layer: int, n_images: int, seed: int = 0) -> list[Shard]:
+    """Fig. 4: a method's maps raised to powers from 1/8 to 8, called `GradCAM++^0.125` and so on."""
+    return plan(model, [f"{method}^{power:g}" for power in POWERS], n_images, [Variant(layer)], seed=seed)
+
+
+def table1_plan(
+    models: Sequence[str], n_images: int, n_score_cam: int, n_captum: int, seed: int = 0, data: str = "synthetic"
+) -> list[Shard]:
+    """Table 1 and Fig. 3: the five CAM methods, and five without layers on `n_captum` images."""
+    images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam} | dict.fromkeys(OTHERS, n_captum)
+    return paper_plan(models, images, seed, data)
+
+
+def table2_plan(
+    models: Sequence[str], n_images: int, n_score_cam: int, seed: int = 0, data: str = "synthetic"
+) -> list[Shard]:
+    """Table 2: the five CAM methods, whose rows hold every aggregate."""
+    return paper_plan(models, dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam}, seed, data)
+
+
+def audit_plan(
+    model: str, n_images: int, n_score_cam: int, n_captum: int, n_defects: int, seed: int = 0
+) -> dict[str, list[Shard]]:
+    """The audit: "ours", the rows of Tables 1 and 2, Fig. 1 and Fig. 4, and what each defect measures anew.
+
+    Each defect costs a measurement of its own on `n_defects` images; ScoreCAM and slow methods are left out there.
+    """
+    ours = table1_plan([model], n_images, n_score_cam, n_captum, seed)
+    ours += paper_plan([model], dict.fromkeys(["GradCAM", *TRIVIAL], n_images), seed)
+    ours += plan(model, [HAZE], n_images, seed=seed)
+    cheap = [method for method in CAMS if method != "ScoreCAM"]
+    whole = [*cheap, "InputXGradient", "DeepLift", *TRIVIAL, HAZE]
+    refined = [Variant(0, aggregate) for aggregate in AGGREGATES]
+    few, every = partial(plan, model, images=n_defects, seed=seed), [Variant(), *refined]
+    return {
+        "ours": ours,
+        "D1": few(whole, variants=every, dataset="synthetic_leaked"),
+        "D4": few(whole, variants=every, defects=("percentiles",)),
+        "D11": few(whole, variants=every, dataset="synthetic_shifted"),
+        "D13": few(["RandomCAM"], defects=("one_seed",)),
+        "deep maps": few(cheap, variants=refined, defects=("deep_maps_unmasked",)),
+        "fp32": few(cheap, variants=[Variant(0, "inverse_exp_mean_published")]),
+    }
+
+
+WAIT = 600
+"""Seconds to wait for a first dask worker: a queue may let it wait."""
+
+PLANS: dict[str, Sequence[Callable[..., list[Shard] | dict[str, list[Shard]]]]] = {
+    "03_trivial_cams": (fig1_plan, stress_plan),
+    "04_metric_correlation": (table1_plan,),
+    "05_rank_vs_magnitude": (fig4_plan,),
+    "07_refinecam_benchmark": (table1_plan,),
+    "08_aggregation_ablation": (table2_plan,),
+    "09_conventions_audit": (audit_plan,),
+}
+"""Notebook -> the plans that it sweeps; a plan's arguments are parameters of the notebook, by the same names."""
+
+
+def plan_of(book: str, values: Mapping[str, object]) -> list[Shard]:
+    """The shards that a notebook measures with the parameters `values`; none where it sweeps nothing."""
+    shards: list[Shard] = []
+    for planned in PLANS.get(book, ()):
+        wanted = inspect.signature(planned).parameters
+        found = planned(**{name: values[name] for name in wanted if name in values})
+        shards += [s for part in found.values() for s in part] if isinstance(found, dict) else found
+    return list(dict.fromkeys(shards))
+
+
+def status(notebooks: Sequence[Notebook], values: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """One line a notebook that sweeps: shards done and missing, rows, failures and why; and one for all together.
+
+    Notebooks share shards, so the last line is less than the sum. A file that is not whole counts as missing.
+    """
+    lines, every = [], {}
+    for book in notebooks:
+        shards = plan_of(book.name, values[book.name])
+        for shard in shards:
+            if shard not in every:
+                every[shard] = _state(shard)
+        if shards:
+            lines.append(f"{book.name}: {_summary({shard: every[shard] for shard in shards})}")
+    return [*lines, f"together: {_summary(every)}"]
+
+
+State = tuple[int, int, str]
+"""Rows there are, how many of them failed, and the first reason."""
+
+
+def _state(shard: Shard) -> State | None:
+    try:
+        rows = load_shard(shard)
+    except InputError:
+        return None
+    failed = rows[rows["status"] == "failed"]
+    return len(rows), len(failed), "" if failed.empty else str(failed["reason"].iloc[0])
+
+
+def _summary(states: Mapping[Shard, State | None]) -> str:
+    there = [state for state in states.values() if state]
+    rows, planned = sum(state[0] for state in there), sum(len(s.variants) * (s.stop - s.start) for s in states)
+    text = f"{len(there)} of {len(states)} shards done, {rows:,} of {planned:,} rows"
+    missing = [shard for shard, state in states.items() if not state]
+    for model in dict.fromkeys(shard.model for shard in missing):
+        counts = Counter(shard.method for shard in missing if shard.model == model)
+        text += f"; missing of {model}: " + ", ".join(f"{method} {n}" for method, n in counts.items())
+    failed, reasons = sum(state[1] for state in there), sorted({state[2] for state in there} - {""})
+    return text + (f"; {failed} rows failed ({'; '.join(reasons)})" if failed else "")
+
+
+@contextlib.contextmanager
+def engine(address: str | None) -> Iterator[None]:
+    """Let sweeps inside run on the workers of the dask scheduler at `address`, or here where it is None.
+
+    Raises InputError where dask or the scheduler is not there, Stopped where no worker comes or all of them die.
+    """
+    if not address:
+        yield
+        return
+    try:
+        import distributed
+    except ImportError as error:
+        raise InputError("--dask needs the packages of the extra 'cluster': pip install -e '.[cluster]'") from error
+    try:
+        client = distributed.Client(address)
+    except (OSError, ValueError) as error:  # TimeoutError is an OSError
+        raise InputError(f"no dask scheduler at {address!r}: {' '.join(str(error).split())}") from error
+    try:
+        with client, joblib.parallel_config(backend="dask", wait_for_workers_timeout=WAIT):
+            yield
+    except TimeoutError:
+        raise Stopped(f"no worker joined the dask scheduler at {address!r} within {WAIT} s") from None
+    except (distributed.KilledWorker, distributed.client.FutureCancelledError) as error:
+        raise Stopped(
+            f"the dask workers died ({type(error).__name__}): killed, or out of memory? What is measured is kept: "
+            "run the same again"
+        ) from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m refinecam_lib.plans", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="quick", help="quick (default), standard, paper")
+    parser.add_argument("--only", nargs="+", default=[], metavar="07", help="what these notebooks measure")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", dest="settings", help="parameters")
+    parser.add_argument("--status", action="store_true", help="say what is done and missing; measure nothing")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="measure the shards that failed again, and no other"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1; -1 for one a core)")
+    parser.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask scheduler measure")
+    options = parser.parse_args(arguments)
+    try:
+        notebooks = find_notebooks(options.only)
+        values = parameters(notebooks, options.profile, options.settings)
+        if options.status:
+            print("\n".join(status(notebooks, values)))
+            return 0
+        shards = [shard for book in notebooks for shard in plan_of(book.name, values[book.name])]
+        if options.retry_failed:
+            shards = [shard for shard in dict.fromkeys(shards) if (state := _state(shard)) and state[1]]
+        if not shards:
+            print("nothing failed" if options.retry_failed else "these notebooks measure nothing ahead")
+            return 0
+        with engine(options.dask):
+            sweep(shards, options.jobs, options.retry_failed)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; what is measured is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What notebooks measure is what their plans say, and the command line tells what of it is there."""
+
+import ast
+import inspect
+import json
+
+import pandas as pd
+import pytest
+from toys import SPEC, Toy, write_checkpoint
+
+from refinecam_lib import models, notebook, parameters, paths, plans, reproduce, sweep
+from refinecam_lib.provenance import commit
+
+
+def sweeps(book):
+    """The arguments of each call of `sweep` in a notebook, as text."""
+    cells = json.loads(book.path.read_text(encoding="utf-8"))["cells"]
+    trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "sweep"]
+
+
+def test_every_notebook_that_sweeps_calls_its_plan_with_its_parameters():
+    books = parameters.find_notebooks()
+    assert [book.name for book in books if sweeps(book)] == sorted(plans.PLANS)
+    for book in books:
+        if book.name in plans.PLANS:
+            plan = plans.PLANS[book.name]
+            given = [name for name in inspect.signature(plan).parameters if name in book.defaults]
+            assert sweeps(book) == [f"{plan.__name__}({', '.join(given)})"], book.name
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    """The notebooks' plans on a toy network, of two methods, and results in a folder of their own."""
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    monkeypatch.setitem(sweep.DATASETS, "synthetic", Toy)
+    monkeypatch.setitem(models.MODELS, "tiny", SPEC)
+    monkeypatch.setattr(plans, "CAMS", ("GradCAM++", "LayerCAM"))
+    monkeypatch.setattr(plans, "OTHERS", ("InputXGradient",))
+    write_checkpoint(tmp_path, seed=0)
+    sweep._model.cache_clear()
+    yield
+    sweep._model.cache_clear()
+
+
+SETTINGS = ["--only", "7", "8", "--set", "models=tiny", "n_images=10", "n_captum=4", "n_score_cam=1"]
+
+
+def test_measured_ahead_status_and_retry(toy, monkeypatch, capsys):
+    def command(*arguments, module=plans):
+        assert module.main([*SETTINGS, *arguments]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    # 9 variants of two methods on 10 images; 5 of ScoreCAM and 1 of the method without layers
+    missing = "missing of tiny: GradCAM++ 2, LayerCAM 2, ScoreCAM 1"
+    assert command("--status") == [
+        f"07_refinecam_benchmark: 0 of 6 shards done, 0 of 189 rows; {missing}, InputXGradient 1",
+        f"08_aggregation_ablation: 0 of 5 shards done, 0 of 185 rows; {missing}",
+        f"together: 0 of 6 shards done, 0 of 189 rows; {missing}, InputXGradient 1",
+    ]
+    measure = sweep._measure
+
+    def fails(shard):
+        if shard.method == "InputXGradient":
+            raise RuntimeError("out of luck")
+        return measure(shard)
+
+    monkeypatch.setattr(sweep, "_measure", fails)
+    command()
+    done = ["together: 6 of 6 shards done, 189 of 189 rows; 4 rows failed (RuntimeError: out of luck)"]
+    assert command("--status", module=reproduce)[-1:] == done
+    damaged = min((paths.RESULTS / "rows").glob("*LayerCAM-00000*"))
+    damaged.write_bytes(b"")
+    assert "5 of 6 shards done, 117 of 189 rows; missing of tiny: LayerCAM 1; 4" in command("--status")[-1]
+    monkeypatch.setattr(sweep, "_measure", measure)
+    assert command("--retry-failed") == ["4 rows from 1 shards, 1 of them measured now; 0 rows failed"]
+    assert command("--retry-failed") == ["nothing failed"]
+    command()
+    assert command("--status")[-1] == "together: 6 of 6 shards done, 189 of 189 rows"
+
+
+def test_nothing_to_measure_and_bad_input(toy, capsys):
+    assert plans.main(["--only", "5"]) == 0 and capsys.readouterr().out == "these notebooks measure nothing ahead\n"
+    assert plans.main([*SETTINGS, "n_image=3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: unknown parameter 'n_image'. Did you mean 'n_images'?") and error.count("\n") == 1
+
+
+def test_a_caption_counts_the_failures():
+    rows = pd.DataFrame({"status": ["ok", "failed", "constant", "failed"]})
+    assert notebook.caption("quick", 4, rows=rows) == (
+        f"profile quick, n = 4 images, 2 of 4 rows failed, commit {commit()}"
+    )

@@ -1,0 +1,58 @@
+"""A toy data set, network and checkpoint that a sweep measures in milliseconds a shard."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+from networks import LAYERS, TinyNet, batch, tiny_net
+
+from refinecam_lib import datasets, models, paths, sweep
+from refinecam_lib.explain import BASE, REFINED
+
+
+class Toy:
+    """Sixteen small labelled images with masks."""
+
+    def __init__(self, n, seed, spec):
+        self.n = n
+
+    def __getitem__(self, i):
+        image = batch(1, seed=i)[0][0].clamp(-2, 2) / 4 + 0.5
+        mask = torch.zeros(48, 48, dtype=torch.bool)
+        mask[8:24, 8 + i : 24 + i] = True
+        return datasets.Sample(image, i % 6, f"toy-{i}", mask, {"size": "small"})
+
+
+SPEC = models.ModelSpec("tiny", lambda classes, pretrained: TinyNet(classes), LAYERS)
+
+
+def write_checkpoint(folder, seed):
+    file = folder / "tiny.safetensors"
+    safetensors.torch.save_file(tiny_net(seed).state_dict(), file)
+    card = {"model": "tiny", "classes": list("abcdef"), "sha256": models.sha256_of(file)}
+    (folder / "tiny.json").write_text(json.dumps(card))
+
+
+def register(folder):
+    """Put the toys into this process's registries, their checkpoint and results into a folder."""
+    paths.RESULTS, paths.CHECKPOINTS = folder / "results", folder
+    sweep.DATASETS["toy"], models.MODELS["tiny"] = Toy, SPEC
+    write_checkpoint(folder, seed=0)
+
+
+def plan(images=6, size=2, methods=("LayerCAM", "RandomCAM"), **options):
+    return sweep.plan("tiny", methods, images, [BASE, REFINED], dataset="toy", size=size, **options)
+
+
+def same(a, b):
+    """Equal rows, their numbers within 1e-4."""
+    numbers = a.select_dtypes(float).columns
+    np.testing.assert_allclose(a[numbers], b[numbers], atol=1e-4)
+    pd.testing.assert_frame_equal(a.drop(columns=numbers), b.drop(columns=numbers))
+
+
+def files(folder):
+    """Name -> content of the results files in a folder."""
+    return {path.name: path.read_bytes() for path in sorted((folder / "rows").glob("*.parquet"))}

@@ -1,0 +1,118 @@
+"""Work that is killed: python victims.py sweep|moments|training FOLDER KILLS SEED
+
+Each child is a fork of this process, which has imported all it needs and runs no threads, so that a kill comes in mid-work
+and not in mid-import. Prints one line of JSON.
+"""
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import toys
+
+from refinecam_lib import fit, paths, sweep
+
+
+def killed(work: Callable[[], object], after: float | None = None) -> bool:
+    """Run `work` in a fork, kill it after so many seconds or let it kill itself; whether it died of kill -9."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.redirect_stdout(io.StringIO()):
+            work()
+        os._exit(0)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def sweeps(folder: Path, kills: int, dice: random.Random) -> dict:
+    """Kill a sweep at random moments of its course; after each, start it again, from nothing where it had finished."""
+    shards = toys.plan(images=12, size=2, methods=("LayerCAM", "GradCAM++", "RandomCAM"))
+    paths.RESULTS = folder / "undisturbed"
+    sweep.sweep(shards[:1])  # what is slow only once
+    begun = time.monotonic()
+    rows = sweep.sweep(shards)
+    seconds, expected = time.monotonic() - begun, toys.files(paths.RESULTS)
+    paths.RESULTS = folder / "killed"
+    kept, equal, mid = [], True, 0
+    while mid < kills and len(kept) < 10 * kills:  # a child that was quicker than its kill doesn't count
+        mid += killed(lambda: sweep.sweep(shards), dice.uniform(0, seconds))
+        found = toys.files(paths.RESULTS)
+        kept.append(len(found))
+        equal &= all(expected[name] == content for name, content in found.items())
+        if len(found) == len(shards):
+            shutil.rmtree(paths.RESULTS)
+    equal &= rows.equals(sweep.sweep(shards)) and toys.files(paths.RESULTS) == expected
+    return {"kills": mid, "shards": len(shards), "kept": kept, "equal": equal, "seconds": seconds}
+
+
+def moments(folder: Path, kills: int, dice: random.Random) -> dict:
+    """Kill a sweep between the steps in which a file is written: not yet written, not yet on disk, not yet in place."""
+    shards = toys.plan(methods=("LayerCAM",))
+    paths.RESULTS = folder / "undisturbed"
+    rows = sweep.sweep(shards)
+    expected, seen, equal = toys.files(paths.RESULTS), [], True
+    paths.RESULTS = folder / "killed"
+    for name in ("fsync", "replace"):
+        for nth in (1, 2, 3):
+
+            def work(name=name, nth=nth):
+                calls, real = [], getattr(os, name)
+
+                def dies(*arguments):
+                    calls.append(arguments)
+                    if len(calls) == nth:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return real(*arguments)
+
+                setattr(os, name, dies)
+                sweep.sweep(shards)
+
+            shutil.rmtree(paths.RESULTS, ignore_errors=True)
+            seen.append(killed(work) and len(toys.files(paths.RESULTS)) == nth - 1)
+            equal &= rows.equals(sweep.sweep(shards)) and toys.files(paths.RESULTS) == expected
+    return {"kills": len(seen), "as planned": all(seen), "equal": equal}
+
+
+def training(folder: Path, kills: int, dice: random.Random) -> dict:
+    """Kill a training at random moments; the last start goes on to weights equal to the undisturbed run's."""
+    recipe = fit.Recipe(
+        weights="none", images=48, batch=4, lr=1e-2, stages=((32, 0.5), (48, 0.5)), validation=6, validate_every=8
+    )
+
+    def train(name: str):
+        with contextlib.redirect_stdout(io.StringIO()):
+            return fit.fit(recipe, "cpu", 0, folder / name, progress=False)
+
+    begun = time.monotonic()
+    whole, record = train("undisturbed")
+    seconds, steps, mid = time.monotonic() - begun, [], 0
+    while mid < kills and len(steps) < 10 * kills:
+        mid += killed(lambda: train("killed"), dice.uniform(0.2, 0.8) * seconds)
+        states = list((folder / "killed").glob("*.pt")) if (folder / "killed").is_dir() else []
+        steps += [torch.load(path, weights_only=True)["record"]["step"] for path in states]
+        if steps and steps[-1] == recipe.steps:
+            shutil.rmtree(folder / "killed")
+    resumed, after = train("killed")
+    equal = all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
+    equal &= after["history"] == record["history"]
+    return {"kills": mid, "steps": steps, "of": recipe.steps, "equal": equal, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    kind, folder, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    toys.register(folder)
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = {"sweep": sweeps, "moments": moments, "training": training}[kind](folder, kills, random.Random(seed))
+    print(json.dumps(result))
