@@ -12,22 +12,32 @@ from refinecam_lib import models, notebook, parameters, paths, plans, reproduce,
 from refinecam_lib.provenance import commit
 
 
-def sweeps(book):
-    """The arguments of each call of `sweep` in a notebook, as text."""
+def planned(book):
+    """The calls of plans in a notebook, as text."""
     cells = json.loads(book.path.read_text(encoding="utf-8"))["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "sweep"]
+    return [ast.unparse(call) for call in calls if ast.unparse(call.func).endswith("_plan")]
 
 
-def test_every_notebook_that_sweeps_calls_its_plan_with_its_parameters():
+def test_every_notebook_that_sweeps_calls_its_plans_with_its_parameters():
     books = parameters.find_notebooks()
-    assert [book.name for book in books if sweeps(book)] == sorted(plans.PLANS)
+    assert [book.name for book in books if planned(book)] == sorted(plans.PLANS)
     for book in books:
-        if book.name in plans.PLANS:
-            plan = plans.PLANS[book.name]
+        expected = []
+        for plan in plans.PLANS.get(book.name, ()):
             given = [name for name in inspect.signature(plan).parameters if name in book.defaults]
-            assert sweeps(book) == [f"{plan.__name__}({', '.join(given)})"], book.name
+            expected.append(f"{plan.__name__}({', '.join(given)})")
+        assert planned(book) == expected, book.name
+
+
+def test_the_audit_measures_each_defect_with_its_switch(toy):
+    found = plans.audit_plan("tiny", 4, 1, 2, 2)
+    assert {shard.defects for shard in found["D4"]} == {("percentiles",)}
+    assert {shard.dataset for shard in found["D1"]} == {"synthetic_leaked"}
+    assert {shard.stop for name, part in found.items() for shard in part if name != "ours"} == {2}
+    assert plans.plan_of("09_conventions_audit", {"model": "tiny", "n_images": 4, "n_score_cam": 1, "n_captum": 2,
+                         "n_defects": 2, "seed": 0}) == [*dict.fromkeys(s for part in found.values() for s in part)]  # fmt: skip
 
 
 @pytest.fixture
@@ -35,7 +45,8 @@ def toy(monkeypatch, tmp_path):
     """The notebooks' plans on a toy network, of two methods, and results in a folder of their own."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    monkeypatch.setitem(sweep.DATASETS, "synthetic", Toy)
+    for name in ("synthetic", "synthetic_leaked", "synthetic_shifted"):
+        monkeypatch.setitem(sweep.DATASETS, name, Toy)
     monkeypatch.setitem(models.MODELS, "tiny", SPEC)
     monkeypatch.setattr(plans, "CAMS", ("GradCAM++", "LayerCAM"))
     monkeypatch.setattr(plans, "OTHERS", ("InputXGradient",))
@@ -82,7 +93,7 @@ def test_measured_ahead_status_and_retry(toy, monkeypatch, capsys):
 
 
 def test_nothing_to_measure_and_bad_input(toy, capsys):
-    assert plans.main(["--only", "5"]) == 0 and capsys.readouterr().out == "these notebooks measure nothing ahead\n"
+    assert plans.main(["--only", "6"]) == 0 and capsys.readouterr().out == "these notebooks measure nothing ahead\n"
     assert plans.main([*SETTINGS, "n_image=3"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: unknown parameter 'n_image'. Did you mean 'n_images'?") and error.count("\n") == 1
