@@ -359,9 +359,17 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
     finally:
         torch.set_num_threads(threads)
     rows = _table(finished[s] if s in finished else load_shard(s) for s in shards)
+    _list_photographs(rows)
     failed = _failures(rows)
     print(f"{len(rows)} rows from {len(shards)} shards, {len(missing)} of them measured now; {failed} rows failed")
     return rows
+
+
+def _list_photographs(rows: pd.DataFrame) -> None:
+    """Write which photographs were drawn, and the class explained, to results/photographs-<source>-seed<seed>.csv."""
+    for (source, seed), part in rows[rows["dataset"].isin(SOURCES)].groupby(["dataset", "seed"]):
+        listed = part.drop_duplicates(["model", "image"])[["image", "model", "target", "correct"]]
+        listed.to_csv(paths.RESULTS / f"photographs-{source}-seed{seed}.csv", index=False)
 
 
 def _follow(work: Iterable[Done], total: int, done: int) -> None:

@@ -256,3 +256,13 @@ def test_seeds_differ_by_part_and_are_stable():
     assert checks.seed_of(0, "toy-1", "clean") == checks.seed_of(0, "toy-1", "clean")
     assert len({checks.seed_of(0, f"toy-{i}", step) for i in range(50) for step in ("clean", "masked")}) == 100
     assert checks.seed_of(0, "test-000000", "clean") == 6424010260562978918
+
+
+def test_the_photographs_that_were_drawn_are_listed(toy, monkeypatch):
+    monkeypatch.setitem(sweep.SOURCES, "toy", None)
+    monkeypatch.setattr(sweep, "weights_of", lambda dataset: "synthetic")
+    monkeypatch.setattr(sweep, "fingerprint", lambda *names: "0")
+    rows = sweep.sweep(plan(images=3))
+    listed = pd.read_csv(paths.RESULTS / "photographs-toy-seed0.csv")
+    assert list(listed["image"]) == ["toy-0", "toy-1", "toy-2"] and list(listed["target"]) == [0, 1, 2]
+    assert set(listed["image"]) == set(rows["image"])
