@@ -1,7 +1,152 @@
-"""What a sweep costs, counted and timed: python -m benchmarks.scaling [--networks resnet18 ...] [--images 2]
+"""What a sweep costs, counted and timed: python -m benchmarks.scaling [--images 2]
 
-Counts a network's operations, and the images that each method sends through it, forward and back; times the shards of
-a small sweep; and multiplies. docs/scaling.md shows the arithmetic with the numbers that this prints.
+Counts each network's operations, and how many images each method with its measurements sends through it, forward and
+back; times the passes and then one shard a method on the shipped network, to see whether counting predicts the time;
+and multiplies up to the paper's sweep and to ImageNet's validation set. docs/scaling.md explains what is printed.
 """
 
-from .timing import Floor  # noqa: F401 - so that both commands refuse alike where a part is missing
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import refinecam_lib  # noqa: F401 - before anything imports torchvision
+from refinecam_lib import sweep
+from refinecam_lib.cam import Capture, forward_chunk
+from refinecam_lib.explain import BASE, REFINED
+from refinecam_lib.models import load_model, spec_of
+from refinecam_lib.plans import CAMS, OTHERS
+from refinecam_lib.sweep import Shard, plan
+
+PAPER = ("vgg11", "resnet18", "swin_tiny", "convnext_tiny")
+"""The paper's four networks."""
+OURS = "efficientnet_lite0"
+SUSTAINED = 10.0
+"""TFLOP/s that one GPU is taken to sustain in float32: an assumption, half the peak of an A100."""
+
+
+def operations(name: str) -> dict[str, float]:
+    """GFLOP (2 for a multiply-add) of an image through a network: forward, forward and back to the shallowest layer.
+
+    With them the number of channels of its layers, and the shallowest's. Weights are random: they change no count.
+    """
+    spec = spec_of(name)
+    model = spec.build(1000, False).eval().requires_grad_(False)
+    capture = Capture(model, torch.randn(1, 3, spec.size, spec.size), torch.tensor([0]), spec.layers)
+    with FlopCounterMode(display=False) as forward:
+        channels = [activation.shape[1] for activation in capture.activations]
+    with FlopCounterMode(display=False) as back:
+        capture.gradients  # noqa: B018 - computed when asked for
+    gigas = [counter.get_total_flops() / 1e9 for counter in (forward, back)]
+    return {"forward": gigas[0], "back": gigas[1], "channels": sum(channels), "shallowest": channels[0]}
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[Counter]:
+    """Count the images that go through a network, `forward`, and `back` from its output."""
+    seen: Counter = Counter()
+
+    def count(module: nn.Module, args: tuple, output: Tensor) -> None:
+        seen["forward"] += len(output)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: seen.update(back=len(gradient)))
+
+    handle = model.register_forward_hook(count)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of a piece of work, the least of five: unlike the clock's they leave out other programs."""
+    times = []
+    for _ in range(5):
+        begun = time.process_time()
+        work()
+        times.append(time.process_time() - begun)
+    return min(times)
+
+
+def shards(images: int) -> list[Shard]:
+    """One shard for each of the ten methods of Table 1: Base, and RefineCAM where there is one; ScoreCAM's of 1 image."""
+    sizes = {method: 1 if method == "ScoreCAM" else images for method in (*CAMS, *OTHERS)}
+    return [s for method, n in sizes.items() for s in plan(OURS, [method], n, [BASE, REFINED], size=n)]
+
+
+def methods(images: int) -> pd.DataFrame:
+    """For each method, an image: rows, passes, CPU seconds that the passes alone would take, and measured ones."""
+    model, spec = load_model(OURS), spec_of(OURS)
+    batch = torch.randn(forward_chunk(torch.device("cpu")), 3, spec.size, spec.size)
+    batch = batch.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        model(batch)
+        forward = seconds(lambda: model(batch)) / len(batch)
+    target = torch.zeros(len(batch), dtype=torch.long)
+    both = seconds(lambda: Capture(model, batch, target, spec.layers).gradients) / len(batch)
+    print(f"{OURS}: an image forward {1e3 * forward:.1f} ms, forward and back {1e3 * both:.1f} ms of CPU time")
+    records, planned = [], shards(images)
+    sweep._measure(planned[0])  # what is slow only once
+    for shard in planned:
+        n = shard.stop - shard.start
+        with counted(sweep._model(OURS, "synthetic", shard.checkpoint, sweep.threading.get_ident())) as seen:
+            begun = time.process_time()
+            rows = sweep._measure(shard)
+            taken = time.process_time() - begun
+        passes = {way: seen[way] / n for way in ("forward", "back")}
+        predicted = passes["forward"] * forward + passes["back"] * (both - forward)
+        record = {"method": shard.method, "rows": len(rows) / n} | passes
+        records.append(record | {"predicted_s": predicted, "measured_s": taken / n})
+    return pd.DataFrame(records)
+
+
+def network_cost(network: dict[str, float], own: dict[str, float], costs: pd.DataFrame) -> tuple[float, float]:
+    """Forward passes and GFLOP of an image through all ten methods on a network, from the passes counted on ours.
+
+    ScoreCAM's passes go with the channels: all of them for the image, and for the masked image of RefineCAM, and the
+    shallowest layer's for that of Base.
+    """
+
+    def channel_passes(of: dict[str, float]) -> float:
+        return 2 * of["channels"] + of["shallowest"]
+
+    forward = costs["forward"].sum() + channel_passes(network) - channel_passes(own)
+    return forward, forward * network["forward"] + costs["back"].sum() * network["back"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables of docs/scaling.md."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=2, help="images a shard, 1 of ScoreCAM (default 2)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    networks = {name: operations(name) for name in (OURS, *PAPER)}
+    print(pd.DataFrame(networks).T.round(2).to_string(), "\n")
+    costs = methods(options.images)
+    print(costs.round(2).to_string(index=False))
+    sums = costs[["rows", "forward", "back", "predicted_s", "measured_s"]].sum()
+    print(f"together: {', '.join(f'{name} {value:.1f}' for name, value in sums.items())}\n")
+    total = 0.0
+    for name, network in networks.items():
+        forward, gigas = network_cost(network, networks[OURS], costs)
+        total += gigas if name in PAPER else 0
+        print(f"{name}: {forward:,.0f} forwards and {gigas / 1e3:.1f} TFLOP an image")
+    for what, images in (("1,000 images", 1_000), ("ImageNet's 50,000", 50_000)):
+        tera = total * images / 1e3
+        rows = sums["rows"] * images * len(PAPER)
+        print(
+            f"{what}, {len(PAPER)} networks: {rows:,.0f} rows, {tera / 1e3:,.0f} PFLOP, "
+            f"{tera / SUSTAINED / 3600:,.1f} GPU hours at {SUSTAINED:g} TFLOP/s"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

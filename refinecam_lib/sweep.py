@@ -264,6 +264,7 @@ def write_rows(rows: pd.DataFrame, path: Path) -> None:
             try:
                 rows.to_parquet(file, index=False, write_page_checksum=True)
                 file.flush()
+                os.fchmod(file.fileno(), 0o644)  # a temporary file is its owner's alone
                 os.fsync(file.fileno())
                 os.replace(file.name, path)
             except BaseException:
