@@ -8,19 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from captum.metrics import sensitivity_max
 from PIL import Image
 
 from refinecam_lib import notebook
 from refinecam_lib.cam import Capture
 from refinecam_lib.checks import InputError
-from refinecam_lib.explain import METHODS, Variant, variant_maps
+from refinecam_lib.explain import METHODS, Explainer, Variant, variant_maps
 from refinecam_lib.explained import Choice, Workbench, score_table, watched
 from refinecam_lib.explorer import NO_FACTORS, Explorer
 from refinecam_lib.metrics import measure, scores
 from refinecam_lib.models import ModelSpec, load_classifier, normalise, transform_of
 from refinecam_lib.photographs import BUNDLED
 from refinecam_lib.pictures import open_picture
-from tests.networks import LAYERS, tiny_net
+from tests.networks import LAYERS, batch, tiny_net
 
 SPEC = ModelSpec("tiny", lambda classes, pretrained: tiny_net(num_classes=classes), LAYERS, size=48, resize=56)
 NETWORKS = {"tiny": lambda: (SPEC, tiny_net()), "other": lambda: (SPEC, tiny_net(seed=1))}
@@ -202,3 +203,15 @@ def test_any_network_of_timm_comes_with_its_preprocessing_and_layers():
     assert load_classifier("resnet18", pretrained=False)[0].layers == LAYERS
     with pytest.raises(InputError, match=r"unknown network 'resnt50'. Did you mean 'resnet50'\? Allowed: resnet18, "):
         load_classifier("resnt50")
+
+
+def test_captums_metrics_take_the_explainer():
+    inputs, target = batch(2)
+    explainer = Explainer(tiny_net(), "GradCAM", LAYERS, aggregate="product")
+    torch.manual_seed(0)
+    change = sensitivity_max(explainer.attribute, inputs, n_perturb_samples=2, target=target)
+    assert change.shape == (2,) and (change > 0).all()
+    (maps,) = explainer.attribute((inputs,), target)
+    torch.testing.assert_close(maps, explainer.attribute(inputs, target))
+    with pytest.raises(InputError, match="a tuple of 2 inputs; allowed: one tensor"):
+        explainer.attribute((inputs, inputs), target)
