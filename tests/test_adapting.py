@@ -73,4 +73,4 @@ def test_the_quickstart_takes_a_file_and_any_network_of_timm(tmp_path, monkeypat
     assert reproduce.main(["--only", "00", "--set", *mine]) == 0
     executed = (tmp_path / "quick" / "notebooks" / "00_quickstart.ipynb").read_text(encoding="utf-8")
     assert "mine.png, regnetx_002, class " in executed
-    assert "image/png" in executed and "widget-view" not in executed  # the explorer, as a picture
+    assert "image/png" in executed and "jupyter.widget" not in executed  # the explorer, as a picture
