@@ -37,7 +37,7 @@ test-all: $(READY)  ## every test, the slow ones too
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 lint: $(READY)  ## style and types of the code, and no outputs in the notebooks
-	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy && $(BIN)/python -m nbstripout --verify notebooks/*.ipynb
+	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy && $(BIN)/python -m nbstripout --verify --keep-id notebooks/*.ipynb
 
 bench: $(READY)  ## time the library against public code, on the same images and maps
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -1,9 +1,9 @@
 """An explorer for notebooks: choose picture, network, class, method and layer; see the maps and their scores change.
 
->>> Explorer(["chelsea", "holiday.jpg"])
+>>> explore(["chelsea", "holiday.jpg"])
 
 The work runs in a thread of its own, which tells how far it is and can be stopped between two forward passes. Where
-widgets don't run (a notebook on GitHub, nbconvert) the explorer is a static picture of what it shows.
+widgets don't run (a notebook on GitHub, nbconvert) it is a static picture of what it shows.
 """
 
 import base64
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .checks import InputError
 from .explain import METHODS, Variant, method_of
-from .explained import NETWORKS, Choice, Load, Workbench, score_table, watched
+from .explained import NETWORKS, Choice, Explained, Load, Workbench, score_table, watched
 from .metrics import CONVENTIONS, scores
 from .notebook import PRODUCTS
 from .photographs import BUNDLED
@@ -58,6 +58,26 @@ def _fill(box: widgets.Box, pictures: Mapping[str, bytes], side: int) -> None:
     for panel, (title, png) in zip(panels, pictures.items()):
         panel.children[0].value, panel.children[1].value = f"<b>{html.escape(title)}</b>", png
     box.children = panels
+
+
+def title(shown: Explained) -> str:
+    """What is shown, in a line."""
+    choice = shown.choice
+    layer = f" from layer {next(iter(shown.factors))}" if shown.factors else ""
+    said = f"{choice.network} says {shown.class_name} {shown.probability:.2f}"
+    return f"{choice.picture}: {said}; {choice.method}{layer}"
+
+
+def static_figure(shown: Explained, convention: str = "recommended") -> Figure:
+    """What was explained, as a figure: the picture, its maps with their scores, and the maps that were combined."""
+    picture = shown.picture.permute(1, 2, 0).numpy()
+    values = scores(shown.rows, convention)
+    notes = [f"ARCC {v.arcc:.2f}, ROAD {v.road:.2f}\nComplexity {v.complexity:.2f}" for v in values.itertuples()]
+    notes = [note.replace("nan", "undefined") for note in notes]
+    cells = [(picture, heat.numpy()) for heat in [*shown.maps.values(), *shown.factors.values()]]
+    columns, below = ["picture", *shown.maps, *shown.factors], ["", *notes, *[""] * len(shown.factors)]
+    caption = f"{title(shown)}; convention {convention}"
+    return image_grid([[(picture, None), *cells]], columns, [""], caption, [below])
 
 
 class Explorer:
@@ -104,7 +124,7 @@ class Explorer:
         self._halt = threading.Event()
         self._classes_of: tuple[str, str] | None = None  # the picture and network whose classes are offered
         choice = self._classes_and_layers(self._choice())
-        self.shown = self.bench.explain(choice)  # here and now, for a static picture needs it
+        self.shown = self.bench.explain(choice)  # here and now, for a static picture too
         self._draw()
         for control in (self.picture, self.network, self.target, self.method, self.layer, self.aggregate):
             control.observe(self._asked, "value")
@@ -201,12 +221,6 @@ class Explorer:
             choice = replace(choice, target=best[0][1])
         return choice
 
-    def _title(self) -> str:
-        choice, name = self.shown.choice, self.shown.class_name
-        layer = f" from layer {next(iter(self.shown.factors))}" if self.shown.factors else ""
-        seen = f"{name} {self.shown.probability:.2f}"
-        return f"{choice.picture}: {choice.network} says {seen}; {choice.method}{layer}"
-
     def _draw(self) -> None:
         """Show what was computed last, at the chosen opacity and under the chosen convention."""
         shown, opacity = self.shown, self.opacity.value
@@ -217,30 +231,29 @@ class Explorer:
         text = table.to_html(escape=False, index=False, border=0, justify="left", col_space=75)
         combined = shown.choice.aggregate.replace("_", " ")
         note = f"RefineCAM is the {combined} of these maps, shallow to deep:" if shown.factors else NO_FACTORS
-        self.table.value = f"<b>{html.escape(self._title())}</b>{text}{note}"
-
-    def figure(self) -> Figure:
-        """What is shown, as a static figure."""
-        shown = self.shown
-        picture = shown.picture.permute(1, 2, 0).numpy()
-        values = scores(shown.rows, self.convention.value)
-        notes = [f"ARCC {v.arcc:.2f}, ROAD {v.road:.2f}\nComplexity {v.complexity:.2f}" for v in values.itertuples()]
-        notes = [note.replace("nan", "undefined") for note in notes]
-        cells = [(picture, heat.numpy()) for heat in [*shown.maps.values(), *shown.factors.values()]]
-        return image_grid(
-            [[(picture, None), *cells]],
-            ["picture", *shown.maps, *shown.factors],
-            [""],
-            f"{self._title()}; convention {self.convention.value}",
-            [["", *notes, *[""] * len(shown.factors)]],
-        )
+        self.table.value = f"<b>{html.escape(title(shown))}</b>{text}{note}"
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
-        """The widget and, for whoever can't run it, the figure; the figure alone in an executed copy by the runner."""
+        """The widget and, for whoever can't run it, what it shows as a picture."""
         file = io.BytesIO()
-        self.figure().savefig(file, format="png", metadata={"Software": None})
-        static: dict[str, object] = {
-            "image/png": base64.b64encode(file.getvalue()).decode(),
-            "text/plain": self._title(),
-        }
-        return static if os.environ.get(PRODUCTS) else self.widget._repr_mimebundle_() | static
+        static_figure(self.shown, self.convention.value).savefig(file, format="png", metadata={"Software": None})
+        picture: dict[str, object] = {"image/png": base64.b64encode(file.getvalue()).decode()}
+        return self.widget._repr_mimebundle_() | {"text/plain": title(self.shown)} | picture
+
+
+def explore(
+    pictures: Sequence[str | Path] = BUNDLED,
+    networks: Mapping[str, Load] = NETWORKS,
+    method: str = "LayerCAM",
+    layer: int = 0,
+    aggregate: str = "product",
+) -> Explorer | Figure:
+    """An Explorer; in a notebook that the runner executes, which keeps no widgets, the figure of what it shows first.
+
+    The arguments and what is raised are Explorer's.
+    """
+    if not os.environ.get(PRODUCTS):
+        return Explorer(pictures, networks, method, layer, aggregate)
+    bench = Workbench(pictures, networks)
+    choice = Choice(next(iter(bench.pictures)), next(iter(networks)), None, method, layer, aggregate)
+    return static_figure(bench.explain(replace(choice, target=bench.top(choice)[0][1])))

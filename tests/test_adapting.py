@@ -1,4 +1,4 @@
-"""The pages' code runs as written: docs/adapting.md, which notebook 10 repeats, and README's example."""
+"""The pages' code runs as written: docs/adapting.md, which notebook 11 repeats, and README's example."""
 
 import re
 
@@ -47,7 +47,7 @@ def test_the_page_on_adapting_runs_as_written(registries, capsys):
         torch.testing.assert_close(refine.to_map(raw, (48, 48)), torch.from_numpy(theirs), atol=2e-5, rtol=0)
 
 
-def test_notebook_10_is_the_page():
+def test_notebook_11_is_the_page():
     cells = nbformat.read(paths.NOTEBOOKS / "11_adapting.ipynb", as_version=4).cells
     code = [cell.source.strip() for cell in cells if cell.cell_type == "code"]
     assert code[1:-1] == [block.strip() for block in blocks("docs/adapting.md")]
@@ -73,4 +73,4 @@ def test_the_quickstart_takes_a_file_and_any_network_of_timm(tmp_path, monkeypat
     assert reproduce.main(["--only", "00", "--set", *mine]) == 0
     executed = (tmp_path / "quick" / "notebooks" / "00_quickstart.ipynb").read_text(encoding="utf-8")
     assert "mine.png, regnetx_002, class " in executed
-    assert "image/png" in executed and "widget-view" not in executed  # the explorer, as a picture
+    assert "image/png" in executed and "jupyter.widget" not in executed  # the explorer, as a picture

@@ -81,7 +81,7 @@ IMAGES = '[...document.querySelectorAll(".jp-OutputArea img")].map(i => i.src)'
 @pytest.fixture
 def lab(tmp_path):
     """A JupyterLab that serves a notebook with the explorer; yields its address."""
-    cell = nbformat.v4.new_code_cell("from refinecam_lib.explorer import Explorer\n\nExplorer()")
+    cell = nbformat.v4.new_code_cell("from refinecam_lib.explorer import explore\n\nexplore()")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "explorer.ipynb")
     with socket.socket() as free:
