@@ -3,6 +3,8 @@
 >>> rows = sweep(plan("efficientnet_lite0", ["GradCAM", "LayerCAM"], images=24, variants=[BASE, REFINED]))
 """
 
+import contextlib
+import ctypes
 import json
 import os
 import random
@@ -249,7 +251,15 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
             rows = pd.concat([_names(shard, v, samples).assign(status="failed", reason=reason) for v in shard.variants])
         rows.attrs["shard"] = shard.key
         write_rows(rows, shard.path)
+        _give_back()
     return Done(len(rows), _failures(rows))
+
+
+def _give_back() -> None:
+    """Return freed memory to the system where the C library is asked to: it would keep it, and joblib, which starts a
+    process anew whose memory grows, would take that for a leak and the network would be loaded again and again."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _failures(rows: pd.DataFrame) -> int:
