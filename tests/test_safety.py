@@ -108,8 +108,8 @@ def test_a_notebook_writes_only_inside_the_checkout(tmp_path):
     temporary.mkdir()
     own = {"HOME": str(home), "TMPDIR": str(temporary), "PYTHONPATH": str(copy), "PATH": os.environ["PATH"]}
     real, before = state(paths.ROOT), state(copy)
-    command = [sys.executable, "-m", "refinecam_lib.reproduce", "--only", "03", "05", "06"]
-    command += ["--set", "n_images=2", "n_score_cam=1", "images=0", 'methods=["LayerCAM", "GradCAM++"]', "n_jobs=2"]
+    command = [sys.executable, "-m", "refinecam_lib.reproduce", "--only", "05", "06"]
+    command += ["--set", "n_images=2", "n_jobs=2", "images=0", "methods=LayerCAM,GradCAM++", "shown=LayerCAM"]
     done = subprocess.run(command, cwd=copy, env=own, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not list(home.rglob("*")), "the user's home is left alone"
