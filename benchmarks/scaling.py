@@ -20,9 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import refinecam_lib  # noqa: F401 - before anything imports torchvision
 from refinecam_lib import sweep
 from refinecam_lib.cam import Capture, forward_chunk
-from refinecam_lib.explain import BASE, REFINED
+from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED
 from refinecam_lib.models import load_model, spec_of
-from refinecam_lib.plans import CAMS, OTHERS
 from refinecam_lib.sweep import Shard, plan
 
 PAPER = ("vgg11", "resnet18", "swin_tiny", "convnext_tiny")
