@@ -41,7 +41,6 @@ HOMES = (
     "JUPYTER_RUNTIME_DIR",
     "MPLCONFIGDIR",
     "NUMBA_CACHE_DIR",
-    "TORCHINDUCTOR_CACHE_DIR",  # torch makes the folder when it is imported, for a compiler that isn't used here
 )
 """Where tools write beside the results; the runner moves all into the checkout's ignored `.cache`."""
 
