@@ -102,7 +102,7 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
 def _cell(value: object) -> str:
     if pd.isna(value):
         return ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:z.2f}" if isinstance(value, float) else str(value)
 
 
 def _markdown(table: pd.DataFrame, caption: str) -> str:

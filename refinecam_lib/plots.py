@@ -266,7 +266,7 @@ def rank_grid(table: pd.DataFrame, caption: str) -> Figure:
     maps, scores = list(dict.fromkeys(table["map"])), list(dict.fromkeys(table["score"]))
     rank = table.pivot(index="map", columns="score", values="rank").loc[maps, scores]
     mean = table.pivot(index="map", columns="score", values="mean").loc[maps, scores]
-    text = mean.map("{:.2f}".format) + rank.map("  #{:.0f}".format)
+    text = mean.map("{:z.2f}".format) + rank.map("  #{:.0f}".format)
     figure, axes = _figure(1, 1, 1.35 * len(scores) + 1.6, 0.34 * len(maps) + 1.0)
     sns.heatmap(rank, annot=text, fmt="", cmap="mako", cbar=False, ax=axes[0, 0], annot_kws={"fontsize": 8.5}, lw=1)
     axes[0, 0].set(xlabel="", ylabel="", xticklabels=[textwrap.fill(TITLES[s], 16) for s in scores])

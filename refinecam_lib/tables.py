@@ -12,7 +12,7 @@ from .plots import NAMES
 def cells(table: pd.DataFrame) -> pd.Series:
     """`mean ± std` as text, for a table with the columns mean and std; empty where there is no mean."""
     return pd.Series(
-        ["" if pd.isna(m) else f"{m:.2f} ± {s:.2f}" for m, s in zip(table["mean"], table["std"])], index=table.index
+        ["" if pd.isna(m) else f"{m:z.2f} ± {s:.2f}" for m, s in zip(table["mean"], table["std"])], index=table.index
     )
 
 
@@ -50,6 +50,6 @@ def beside_paper(table: pd.DataFrame, name: str, methods: Sequence[str]) -> pd.D
                 if len(row) and (method, aggregate) in theirs.index:
                     number = theirs[method, aggregate]
                     difference = row["mean"].iloc[0] - number
-                    record[f"{NAMES[aggregate]}, {source} (ours - it)"] = f"{number:.2f} ({difference:+.2f})"
+                    record[f"{NAMES[aggregate]}, {source} (ours - it)"] = f"{number:.2f} ({difference:+z.2f})"
             records.append(record)
     return pd.DataFrame(records, dtype=object).fillna("")
