@@ -83,15 +83,23 @@ def similarity(
     similarity); both 1 for equal maps. Lower is better: a map that stays does not show what the network has learned.
     """
     named_layers(model, layers)
-    trained = Capture(model, inputs, target, layers)
-    before = {(m, v): variant_maps(trained, m, v) for m in methods for v in variants}
-    records = []
-    stages = [("nothing", model), *cascade(model, inputs, layers, seed)]
-    for stage, (random, network) in enumerate(stages):
-        capture = Capture(network, inputs, target, layers)
-        for (method, variant), maps in before.items():
-            after = variant_maps(capture, method, variant)
-            for image, (a, b) in enumerate(zip(maps.cpu().numpy(), after.cpu().numpy())):
+    pairs = [(method, variant) for method in methods for variant in variants]
+
+    def explained(network: nn.Module) -> dict[tuple[str, Variant], Tensor]:
+        """All maps, a few images at a time, for a capture keeps every activation."""
+        maps: dict[tuple[str, Variant], list[Tensor]] = {pair: [] for pair in pairs}
+        for few, classes in zip(inputs.split(8), torch.as_tensor(target).split(8)):
+            capture = Capture(network, few, classes, layers)
+            for pair in pairs:
+                maps[pair].append(variant_maps(capture, *pair).cpu())
+        return {pair: torch.cat(parts) for pair, parts in maps.items()}
+
+    before, records = explained(model), []
+    for stage, (random, network) in enumerate([("nothing", model), *cascade(model, inputs, layers, seed)]):
+        after = before if stage == 0 else explained(network)
+        for method, variant in pairs:
+            both = before[method, variant].numpy(), after[method, variant].numpy()
+            for image, (a, b) in enumerate(zip(*both)):
                 records.append(
                     {"stage": stage, "random": random, "method": method, "layer": variant.layer}
                     | {"aggregate": variant.aggregate, "image": image}
