@@ -118,7 +118,7 @@ def audit():
     gain = table[table["claim"] == "RefineCAM beats Base in ARCC"].set_index("condition")
     ours, deep = gain.loc["none, few images"], gain.loc["deep maps"]
     yield (
-        f"That decides the claim: with RefineCAM's Coherency measured as the published code does, against the deep maps "
+        f"RefineCAM's claim does not: with RefineCAM's Coherency measured as the published code does, against the deep maps "
         f"of the unmasked image, the mean gain in ARCC is {number(deep['value'])} [{number(deep['low'])}, "
         f"{number(deep['high'])}]; measured as the paper defines it, {number(ours['value'])} [{number(ours['low'])}, "
         f"{number(ours['high'])}] on the same images."
