@@ -118,7 +118,8 @@ def _imagenet(root: Path) -> tuple[Photograph, ...]:
                 f"{ROOTS['imagenet']}: the class of {path.name!r} is not known; allowed: validation images with their "
                 "devkit or LOC_val_solution.csv, folders named by wnid, or file names that begin with one"
             )
-        files.append(Photograph(path, wnids()[wnid], path.stem))
+        name = path.relative_to(root).with_suffix("").as_posix()  # unique, where stems need not be
+        files.append(Photograph(path, wnids()[wnid], name))
     return tuple(files)
 
 

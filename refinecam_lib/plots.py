@@ -76,7 +76,7 @@ def score_bars(table: pd.DataFrame, caption: str) -> Figure:
             axis.plot(
                 part["mean"][pick], y[pick], marker, color=colour, ms=6, label="trivial map" if kind else "method"
             )
-        left = min(0, part["low"].min(), part["mean"].min()) - 0.05
+        left = min(0, part["low"].min(), (part["mean"] - part["std"]).min()) - 0.05
         axis.set(
             title=TITLES[score], yticks=y, yticklabels=part["method"], ylim=(-0.6, len(part) - 0.4), xlim=(left, 1.05)
         )
@@ -235,14 +235,14 @@ def verdict_grid(table: pd.DataFrame, caption: str) -> Figure:
     table: columns claim, condition, verdict, value, low, high.
     """
     claims, names = list(dict.fromkeys(table["claim"])), list(dict.fromkeys(table["condition"]))
-    figure, axes = _figure(1, 1, 1.12 * len(names) + 3.6, 0.46 * len(claims) + 1.0)
+    figure, axes = _figure(1, 1, 0.86 * len(names) + 3.2, 0.5 * len(claims) + 1.2)
     axis = axes[0, 0]
     for row in table.itertuples():
         x, y = names.index(row.condition), claims.index(row.claim)
         axis.add_patch(plt.Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=VERDICTS[row.verdict], alpha=0.85, lw=0))
-        text = row.verdict if row.verdict == "no value" else f"{row.verdict}\n{row.value:+.3f}"
+        text = row.verdict if row.verdict == "no value" else f"{row.verdict}\n{row.value:+.2g}"
         axis.text(
-            x, y, text, ha="center", va="center", fontsize=7.5, color="white" if row.verdict == "holds" else "black"
+            x, y, text, ha="center", va="center", fontsize=8.5, color="white" if row.verdict == "holds" else "black"
         )
     axis.set(
         xlim=(-0.5, len(names) - 0.5),
@@ -250,8 +250,8 @@ def verdict_grid(table: pd.DataFrame, caption: str) -> Figure:
         xticks=range(len(names)),
         yticks=range(len(claims)),
     )
-    axis.set_xticklabels([textwrap.fill(name.replace("_", " "), 12) for name in names], fontsize=8)
-    axis.set_yticklabels([textwrap.fill(claim, 44) for claim in claims], fontsize=8.5)
+    axis.set_xticklabels([textwrap.fill(name.replace("_", " "), 11) for name in names], fontsize=9)
+    axis.set_yticklabels([textwrap.fill(claim, 36) for claim in claims], fontsize=9.5)
     axis.xaxis.tick_top()
     axis.grid(False)
     sns.despine(figure, left=True, bottom=True)
@@ -283,7 +283,7 @@ def randomisation_curves(table: pd.DataFrame, caption: str) -> Figure:
     methods, stages = list(dict.fromkeys(table["method"])), list(dict.fromkeys(table["random"]))
     figure, axes = _figure(len(methods), 1, 2.5, 3.4, sharey=True)
     for axis, method in zip(axes[0], methods):
-        for aggregate, colour, style in (("none", FAKE, "o--"), ("product", REAL, "s-")):
+        for aggregate, colour, style in (("none", REAL, "o--"), ("product", FAKE, "s-")):
             part = table[(table["method"] == method) & (table["aggregate"] == aggregate)]
             x = [stages.index(name) for name in part["random"]]
             axis.plot(x, part["mean"], style, color=colour, ms=4, label=NAMES[aggregate])

@@ -44,7 +44,7 @@ def _last(order: Sequence[tuple[str, nn.Module]], layer: str) -> int:
 
 
 def _reset(module: nn.Module, seed: int) -> None:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed % 2**63)
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()

@@ -32,10 +32,13 @@ def bootstrap_interval(
 
 
 def summary(rows: pd.DataFrame, score: str, by: Sequence[str]) -> pd.DataFrame:
-    """Mean, standard deviation over images, n and the bootstrap 95 % interval (low, high) of a score for each group."""
+    """Mean, standard deviation over images, n and the bootstrap 95 % interval (low, high) of a score for each group.
+
+    Values that are not finite are left out, and n counts the rest.
+    """
 
     def one(values: pd.Series) -> pd.Series:
-        values = values.dropna()
+        values = values[np.isfinite(values)]
         low, high = bootstrap_interval(values) if len(values) else (np.nan, np.nan)
         return pd.Series({"mean": values.mean(), "std": values.std(ddof=0), "n": len(values), "low": low, "high": high})
 
@@ -102,9 +105,10 @@ def correlations(
     rows: columns image, model, method, `truth` and `scores`, all higher is better. Returns one row for each score, kind
     (CORRELATIONS) and level ("explanation": over all rows; "method mean": over the means of the methods): value, the
     mean over models; std, over models; low, high; and difference, `reference`'s correlation minus the score's, with
-    low_difference and high_difference, for both are drawn on the same images. Rows with an undefined value are left
-    out of that score's correlation; n counts the rest.
+    low_difference and high_difference, for both are drawn on the same images. Rows in which any score is
+    undefined are left out, so that all scores are compared on the same n rows.
     """
+    rows = rows[np.isfinite(rows[[truth, *scores]].to_numpy(float)).all(1)]
     values = rows[[truth, *scores]].to_numpy(float)
     method, names = pd.factorize(rows["method"])
     image, images = pd.factorize(rows["image"])
@@ -139,18 +143,16 @@ def correlations(
             record = {"level": level, "kind": kind, "score": score, "value": value[k], "std": found[:, k].std()}
             record |= {"low": low, "high": high, "difference": value[own] - value[k]}
             record |= {"low_difference": low_difference, "high_difference": high_difference}
-            records.append(record | {"n": int(np.isfinite(values[:, [0, 1 + k]]).all(1).sum())})
+            records.append(record | {"n": len(rows)})
     return pd.DataFrame(records)
 
 
 def _group_means(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
-    """Mean of each column in each group, of the finite values; NaN for a group without any."""
-    finite = np.isfinite(values)
-    sums, sizes = np.zeros((count, values.shape[1])), np.zeros((count, values.shape[1]))
-    np.add.at(sums, groups, np.where(finite, values, 0))
-    np.add.at(sizes, groups, finite)
-    with np.errstate(invalid="ignore"):
-        return sums / np.where(sizes > 0, sizes, np.nan)
+    """Mean of each column in each group; NaN for an empty group."""
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, groups, values)
+    sizes = np.bincount(groups, minlength=count)[:, None]
+    return sums / np.where(sizes > 0, sizes, np.nan)
 
 
 def _middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:

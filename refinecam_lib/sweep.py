@@ -377,10 +377,11 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
 
 
 def _list_photographs(rows: pd.DataFrame) -> None:
-    """Write which photographs were drawn, and the class explained, to results/photographs-<source>-seed<seed>.csv."""
+    """Write which photographs were drawn, and the class explained, to results/photographs-<source>-seed<seed>-<n>.csv."""
     for (source, seed), part in rows[rows["dataset"].isin(SOURCES)].groupby(["dataset", "seed"]):
         listed = part.drop_duplicates(["model", "image"])[["image", "model", "target", "correct"]]
-        listed.to_csv(paths.RESULTS / f"photographs-{source}-seed{seed}.csv", index=False)
+        name = f"photographs-{source}-seed{seed}-{listed['image'].nunique()}.csv"
+        listed.to_csv(paths.RESULTS / name, index=False)
 
 
 def _follow(work: Iterable[Done], total: int, done: int) -> None:

@@ -43,7 +43,8 @@ def test_wnids_are_imagenets():
 def test_a_folder_for_each_wnid(root):
     picture(root / TENCH / "a.JPEG")
     picture(root / CHURCH / "b.JPEG")
-    assert labels("imagenet", 2) == {"a": 0, "b": 497}
+    picture(root / CHURCH / "a.JPEG")  # the same name in another folder is another photograph
+    assert labels("imagenet", 3) == {f"{TENCH}/a": 0, f"{CHURCH}/a": 497, f"{CHURCH}/b": 497}
 
 
 def test_flat_files_named_by_wnid(root):
@@ -60,7 +61,7 @@ def test_the_official_list_with_its_devkit(root):
     (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("7\n3\n")
     synsets = np.array([(3, TENCH), (7, CHURCH)], dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O")])
     scipy.io.savemat(devkit / "meta.mat", {"synsets": synsets})
-    assert labels("imagenet", 2) == {"ILSVRC2012_val_00000001": 497, "ILSVRC2012_val_00000002": 0}
+    assert labels("imagenet", 2) == {"val/ILSVRC2012_val_00000001": 497, "val/ILSVRC2012_val_00000002": 0}
 
 
 def test_kaggles_list(root):
@@ -69,7 +70,7 @@ def test_kaggles_list(root):
         csv.writer(file).writerows(
             [["ImageId", "PredictionString"], ["ILSVRC2012_val_00000001", f"{CHURCH} 1 2 3 4 {CHURCH} 5 6 7 8"]]
         )
-    assert labels("imagenet", 1) == {"ILSVRC2012_val_00000001": 497}
+    assert labels("imagenet", 1) == {"CLS-LOC/val/ILSVRC2012_val_00000001": 497}
 
 
 def test_imagenette_is_downloaded_once_by_torchvision(monkeypatch, tmp_path):
@@ -83,7 +84,11 @@ def test_imagenette_is_downloaded_once_by_torchvision(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torchvision.datasets.Imagenette, "_download", unpack)
     monkeypatch.setattr(paths, "DATA", tmp_path)
-    assert labels("imagenette", 10) == labels("imagenette", 10) == {str(target): target for target in ten}
+    assert (
+        labels("imagenette", 10)
+        == labels("imagenette", 10)
+        == {f"{list(wnids())[target]}/{target}": target for target in ten}
+    )
     assert len(downloads) == 1
 
 

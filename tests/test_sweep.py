@@ -263,6 +263,6 @@ def test_the_photographs_that_were_drawn_are_listed(toy, monkeypatch):
     monkeypatch.setattr(sweep, "weights_of", lambda dataset: "synthetic")
     monkeypatch.setattr(sweep, "fingerprint", lambda *names: "0")
     rows = sweep.sweep(plan(images=3))
-    listed = pd.read_csv(paths.RESULTS / "photographs-toy-seed0.csv")
+    listed = pd.read_csv(paths.RESULTS / "photographs-toy-seed0-3.csv")
     assert list(listed["image"]) == ["toy-0", "toy-1", "toy-2"] and list(listed["target"]) == [0, 1, 2]
     assert set(listed["image"]) == set(rows["image"])

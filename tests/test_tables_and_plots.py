@@ -90,7 +90,7 @@ def test_correlation_bars_and_verdicts_show_every_row():
         {"claim": ["a", "a"], "condition": ["x", "y"], "verdict": ["holds", "fails"], "value": [0.5, -0.25]}
     )
     axis = plots.verdict_grid(table, "caption").axes[0]
-    assert [text.get_text() for text in axis.texts] == ["holds\n+0.500", "fails\n-0.250"]
+    assert [text.get_text() for text in axis.texts] == ["holds\n+0.5", "fails\n-0.25"]
     assert len({patch.get_facecolor() for patch in axis.patches}) == 2
 
 
