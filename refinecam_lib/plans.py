@@ -14,15 +14,18 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import joblib
 
 from .checks import InputError
 from .explain import CAMS, CONTROLS, OTHERS, TRIVIAL, Variant
-from .parameters import Notebook, find_notebooks, parameters
 from .photographs import SOURCES
 from .refine import AGGREGATES
 from .sweep import Shard, Stopped, load_shard, paper_plan, plan, sweep
+
+if TYPE_CHECKING:
+    from .parameters import Notebook
 
 HAZE = "GradCAM++^0.125"
 """The map of Fig. 4: the same order of pixels, other values."""
@@ -117,7 +120,7 @@ def plan_of(book: str, values: Mapping[str, object]) -> list[Shard]:
     return list(dict.fromkeys(shards))
 
 
-def status(notebooks: Sequence[Notebook], values: Mapping[str, Mapping[str, object]]) -> list[str]:
+def status(notebooks: "Sequence[Notebook]", values: Mapping[str, Mapping[str, object]]) -> list[str]:
     """One line a notebook that sweeps: shards done and missing, rows, failures and why; and one for all together.
 
     Notebooks share shards, so the last line is less than the sum. A file that is not whole counts as missing.
@@ -189,6 +192,8 @@ def engine(address: str | None) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    from .parameters import find_notebooks, parameters  # not above: notebooks import plans, and this is slow
+
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.plans", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="quick", help="quick (default), standard, paper")
     parser.add_argument("--only", nargs="+", default=[], metavar="07", help="what these notebooks measure")
