@@ -199,3 +199,18 @@ def test_the_runtimes_of_the_index_are_those_of_the_last_accepted_run():
         row = re.search(rf"\[{name[:2]} {name[3:]}\].*\| (\d+) s \|", readme())
         assert row, f"{name} is not in the README's index"
         assert int(row[1]) == pytest.approx(entry["seconds"], abs=0.5)
+
+
+def test_what_was_measured_by_hand_is_said_as_it_was_written_down():
+    measured = json.loads((paths.ROOT / "docs" / "measured.json").read_text())
+    m = measured["installation"]
+    for sentence in (
+        (
+            f"downloads {m['download_gb']} GB ({m['cuda_gb']} of them CUDA's libraries), takes {m['disk_gb']} GB of disk and took "
+            f"{m['seconds']} s"
+        ),
+        f"beside a CPU build of torch `.venv` is {m['venv_beside_cpu_torch_gb']} GB",
+        f"compiles for some {measured['imputation_compiles_seconds']} s",
+        f"about {({11: 'eleven'})[measured['first_reproduce_minutes']]} minutes on two cores",
+    ):
+        assert words(sentence) in words(readme())
