@@ -82,10 +82,10 @@ def measure(
     masked = capture.masked(
         usable, layers=variant.layers(capture.layers), seeds=None if "one_seed" in defects else masked_seeds
     )
-    again = variant_maps(masked, method, variant)
     if "deep_maps_unmasked" in defects and variant.aggregate != "none":
-        shallow = variant_maps(masked, method, Variant(variant.layer))
-        again = combined(shallow, capture, method, variant)
+        again = combined(variant_maps(masked, method, Variant(variant.layer)), capture, method, variant)
+    else:
+        again = variant_maps(masked, method, variant)
     keep = keep_percentiles if "percentiles" in defects else keep_ranks
     with evaluating(capture.model):
         morf, lerf = road_probabilities(

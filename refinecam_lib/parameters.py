@@ -77,6 +77,14 @@ def only_of(profile: str) -> list[str]:
     return [] if profile == "quick" else _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[0]
 
 
+def chosen(
+    profile: str, only: Sequence[str] = (), settings: Sequence[str] = ()
+) -> tuple[list[Notebook], dict[str, dict[str, object]]]:
+    """Return the notebooks of `only`, else those that the profile is for, and their parameters."""
+    notebooks = find_notebooks(only or only_of(profile))
+    return notebooks, parameters(notebooks, profile, settings)
+
+
 def parameters(
     notebooks: Sequence[Notebook], profile: str, settings: Sequence[str] = ()
 ) -> dict[str, dict[str, object]]:

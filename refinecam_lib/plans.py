@@ -47,7 +47,7 @@ def stress_plan(models: Sequence[str], n_images: int, seed: int = 0, data: str =
     return [
         shard
         for model in models
-        for shard in plan(model, [*controls, "GradCAM++^0.125", "GradCAM++^8"], n_images, dataset=data, seed=seed)
+        for shard in plan(model, [*controls, HAZE, "GradCAM++^8"], n_images, dataset=data, seed=seed)
     ]
 
 
@@ -192,7 +192,7 @@ def engine(address: str | None) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    from .parameters import find_notebooks, parameters  # not above: notebooks import plans, and this is slow
+    from .parameters import chosen  # not above: notebooks import plans, and this is slow
 
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.plans", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="quick", help="quick (default), standard, paper")
@@ -206,8 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask scheduler measure")
     options = parser.parse_args(arguments)
     try:
-        notebooks = find_notebooks(options.only)
-        values = parameters(notebooks, options.profile, options.settings)
+        notebooks, values = chosen(options.profile, options.only, options.settings)
         if options.status:
             print("\n".join(status(notebooks, values)))
             return 0

@@ -28,7 +28,7 @@ import nbformat
 from . import notebook, paths
 from .checks import InputError
 from .compare import compare_rows, compare_tables, read_rows
-from .parameters import Notebook, find_notebooks, only_of, parameters
+from .parameters import Notebook, chosen, find_notebooks
 from .plans import status
 from .provenance import KEYS, commit
 
@@ -310,8 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--accept", action="store_true", help="run nothing; make the last run the committed reference")
     try:
         options = parser.parse_args(arguments)
-        notebooks = find_notebooks(options.only or only_of(options.profile))
-        values = parameters(notebooks, options.profile, options.settings)
+        notebooks, values = chosen(options.profile, options.only, options.settings)
         if options.list:
             _list(notebooks, values)
         elif options.status:
