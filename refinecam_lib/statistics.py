@@ -138,8 +138,8 @@ def correlations(
         drawn = np.stack([each[level, kind].mean(0) for each in resampled])
         value = found.mean(0)
         for k, score in enumerate(scores):
-            low, high = _middle(drawn[:, k])
-            low_difference, high_difference = _middle(drawn[:, own] - drawn[:, k])
+            low, high = middle(drawn[:, k])
+            low_difference, high_difference = middle(drawn[:, own] - drawn[:, k])
             record = {"level": level, "kind": kind, "score": score, "value": value[k], "std": found[:, k].std()}
             record |= {"low": low, "high": high, "difference": value[own] - value[k]}
             record |= {"low_difference": low_difference, "high_difference": high_difference}
@@ -155,7 +155,8 @@ def _group_means(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarr
     return sums / np.where(sizes > 0, sizes, np.nan)
 
 
-def _middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+def middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The bounds of the middle `level` of resampled values (n,), without those not finite; NaN where none is left."""
     values = values[np.isfinite(values)]
     if not len(values):
         return np.nan, np.nan
