@@ -294,7 +294,7 @@ def test_scores_are_those_of_the_slow_definition(seed):
                 assert value == pytest.approx(wanted[name], nan_ok=True), (name, i, t)
     for name in TERMS:  # each is defined on some of the rows and takes several values
         assert len(np.unique(found[name][np.isfinite(found[name])])) > 1, name
-        assert np.isnan(found[name]).any()
+        assert name == "sd" or np.isnan(found[name]).any(), name  # equal importances are rare
 
 
 def test_summary_and_explanations_are_means_at_the_best_threshold():
