@@ -8,14 +8,14 @@ READY := .venv/.ready
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; exit; }; done; echo python3)
 
-# The folder of a torch that the base Python already has in the pinned version; a .pth file lets .venv see it,
-# whether that Python is the system's, conda's or another virtual environment's.
+# The folder of a torch and torchvision that the base Python already has in the pinned versions; a .pth file lets .venv
+# see them, whether that Python is the system's, conda's or another virtual environment's.
 define FIND_TORCH
 import importlib.metadata as m, re
-try: torch = m.distribution("torch")
+pins = dict(re.findall(r"^(torch|torchvision)=+(\S+)", open("constraints.txt").read(), re.M))
+try: found = {name: m.distribution(name) for name in pins}
 except m.PackageNotFoundError: raise SystemExit
-pin = re.search(r"^torch==(\S+)", open("constraints.txt").read(), re.M)[1]
-if torch.version.split("+")[0] == pin: print(torch.locate_file(""))
+if all(found[name].version.split("+")[0] == pin for name, pin in pins.items()): print(found["torch"].locate_file(""))
 endef
 export FIND_TORCH
 

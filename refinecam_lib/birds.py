@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 from .bird_shapes import BODY, EYE_REACH, SHAPES, Group, cloud, oval, polygon, star
 from .checks import InputError, one_of, rng
-from .fit import write_whole
+from .paths import write_whole
 
 SIDE = 256
 SPLITS = {"train": 50_000, "test": 500}
@@ -121,6 +121,11 @@ def scene(split: str, index: int, seed: int = 0) -> dict[str, Any]:
     }
     bird |= {key: "".join(f"{value}," for value in values.tolist()) for key, values in objects.items()}
     return bird | {"bg_sky": int(generator.integers(len(SKIES)))}
+
+
+def is_whole(bird: dict[str, Any]) -> bool:
+    """Whether a scene shows all parts of its bird."""
+    return all(bird[f"{part}_model"] != PLACEHOLDER for part in PARTS)
 
 
 _OBJECTS = (oval(0, 0, 1, 1), polygon(-1, -1, 1, -1, 1, 1, -1, 1), polygon(0, -1.1, 1, 1, -1, 1), cloud(), star())

@@ -1,7 +1,7 @@
-"""Fit a network to the synthetic set: the recipe, the resumable run, and the accuracy by size, class and background.
+"""Fit a network to a task: the recipe, the resumable run, and the accuracy by size, class and background.
 
-Training items are drawn fresh, first as small windows round the shape at native resolution, which cost a third of a
-whole frame, then as whole frames. Weights are an exponential moving average, chosen on validation alone.
+Training items are drawn fresh, first as small windows, which cost a third of a whole frame or less, then as whole
+frames. Weights are an exponential moving average, chosen on validation alone.
 """
 
 import hashlib
@@ -9,21 +9,21 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from . import paths
-from .checks import InputError, rng, seed_of
+from .checks import InputError, one_of, seed_of
 from .datasets import Sample, Samples
-from .models import ModelSpec, normalise, on_device, read_checkpoint, spec_of
-from .synthetic import BACKGROUNDS, CLASSES, SIZE, SIZES, SyntheticShapes
+from .models import ModelSpec, checkpoint_path, normalise, on_device, read_checkpoint, spec_of
+from .synthetic import BACKGROUNDS, CLASSES, SIZES
+from .tasks import TASKS, Task, task_of
 
 try:
     from tqdm.auto import tqdm
@@ -37,13 +37,14 @@ SAVE_SECONDS = 60
 class Recipe:
     """All that decides the weights.
 
-    weights: "imagenet", "none" or a .safetensors file to start from; freeze: with trained weights, keep those up to the
+    task: "synthetic", the shapes, or "birds"; weights: "imagenet", "none" or a .safetensors file to start from; freeze: with trained weights, keep those up to the
     shallowest explained layer, which halves the cost; stages: (window in pixels, share of the images), in order;
-    shares: how often small, medium and large shapes come; ema: decay of the averaged weights per step.
+    scenes, shares: of the shapes, their backgrounds and how often small, medium and large ones come; ema: decay of the averaged weights per step.
     Departs from the paper, which fine-tunes at lr 1e-4 for up to 40 x 4096 images on whole frames.
     """
 
     model: str = "efficientnet_lite0"
+    task: str = "synthetic"
     weights: str = "imagenet"
     freeze: bool = True
     images: int = 32_000
@@ -62,6 +63,7 @@ class Recipe:
 
     def __post_init__(self):
         spec_of(self.model)
+        side = TASKS[one_of("task", self.task, TASKS)].side
         for name in ("images", "batch", "validation", "validate_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}; allowed: 1 or more")
@@ -69,8 +71,8 @@ class Recipe:
             raise InputError(f"batch = {self.batch} with {self.images} images; allowed: 2 to the number of images")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr = {self.lr}; allowed: a positive number")
-        if abs(sum(share for _, share in self.stages) - 1) > 1e-6 or any(not 32 <= w <= SIZE for w, _ in self.stages):
-            raise InputError(f"stages {self.stages}; allowed: windows of 32 to {SIZE} px with shares that add up to 1")
+        if abs(sum(share for _, share in self.stages) - 1) > 1e-6 or any(not 32 <= w <= side for w, _ in self.stages):
+            raise InputError(f"stages {self.stages}; allowed: windows of 32 to {side} px with shares that add up to 1")
 
     @property
     def steps(self) -> int:
@@ -92,6 +94,11 @@ class Recipe:
             if step < done * self.steps:
                 return side
         return self.stages[-1][0]
+
+
+def training_folder(recipe: Recipe) -> Path:
+    """Where a recipe's state and its finished network are kept unless told otherwise."""
+    return paths.RESULTS / "training" / checkpoint_path(recipe.model, recipe.task).stem
 
 
 def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -123,38 +130,49 @@ def evaluate(model: nn.Module, dataset: Samples, spec: ModelSpec, batch: int = 5
 
     result = score(right)
     for key, names in (("size", SIZES), ("class", CLASSES), ("background", BACKGROUNDS)):
-        parts = {name: [r for r, info in zip(right, infos, strict=True) if info[key] == name] for name in names}
-        result[key] = {name: score(part) for name, part in parts.items() if part}
+        parts = {name: [r for r, info in zip(right, infos, strict=True) if info.get(key) == name] for name in names}
+        if any(parts.values()):
+            result[key] = {name: score(part) for name, part in parts.items() if part}
     return result
 
 
-def _crop(samples: list[Sample], side: int, generator: np.random.Generator) -> torch.Tensor:
-    """Windows of `side` px, each anywhere that holds the whole shape, or as much as fits: (B,3,side,side)."""
-    windows = []
-    for sample in samples:
-        corner, mask = [], cast(torch.Tensor, sample.mask)
-        for axis in (1, 0):
-            inside = torch.nonzero(mask.any(axis)).flatten()
-            low, high = max(0, int(inside[-1]) + 1 - side), min(SIZE - side, int(inside[0]))
-            corner.append(int(generator.integers(min(low, high), max(low, high) + 1)))
-        windows.append(sample.image[:, corner[0] : corner[0] + side, corner[1] : corner[1] + side])
-    return torch.stack(windows)
+class _Training(Dataset):
+    """The training items of a recipe, each in the window of its step."""
+
+    def __init__(self, recipe: Recipe, task: Task, first: int):
+        self.recipe, self.task, self.first = recipe, task, first * recipe.batch
+
+    def __len__(self) -> int:
+        return self.recipe.steps * self.recipe.batch - self.first
+
+    def __getitem__(self, index: int) -> Sample:
+        index += self.first
+        return self.task.item(index, self.recipe.window(index // self.recipe.batch))
 
 
-def _batches(recipe: Recipe, first: int, workers: int, progress: bool | None) -> Iterable[list[Sample]]:
+def _batches(recipe: Recipe, task: Task, first: int, workers: int, progress: bool | None) -> Iterable[list[Sample]]:
     """The batches of samples from step `first` on, the same whatever the number of workers, behind a progress bar."""
-    items = SyntheticShapes("train", recipe.images, recipe.seed, scenes=recipe.scenes, shares=recipe.shares)
-    rest: Subset = Subset(cast(Dataset, items), range(first * recipe.batch, recipe.steps * recipe.batch))
-    loader = DataLoader(rest, recipe.batch, collate_fn=list, num_workers=workers)
+    loader = DataLoader(_Training(recipe, task, first), recipe.batch, collate_fn=list, num_workers=workers)
     if tqdm is None or not (progress if progress is not None else not os.environ.get("CI")):
         return loader
     return tqdm(loader, recipe.model, total=recipe.steps, initial=first, unit="step", mininterval=1)
 
 
-def _start(recipe: Recipe) -> nn.Module:
+def _target(samples: list[Sample], classes: int) -> torch.Tensor:
+    """Class indices (B,), or where several classes fit a sample, as its info's "compatible" says, even shares (B,C)."""
+    if "compatible" not in samples[0].info:
+        return torch.tensor([s.target for s in samples])
+    shares = torch.zeros(len(samples), classes)
+    for row, sample in zip(shares, samples, strict=True):
+        fitting = [int(k) for k in sample.info["compatible"].split(",")]
+        row[fitting] = 1 / len(fitting)
+    return shares
+
+
+def _start(recipe: Recipe, classes: int) -> nn.Module:
     torch.manual_seed(seed_of("train", recipe.seed))  # of the new classifier's weights
     spec = spec_of(recipe.model)
-    model = spec.build(len(CLASSES), recipe.weights == "imagenet")
+    model = spec.build(classes, recipe.weights == "imagenet")
     if recipe.weights not in ("imagenet", "none"):
         state, card = read_checkpoint(Path(recipe.weights))
         if card["model"] != recipe.model:
@@ -179,14 +197,6 @@ def _average(averaged: dict[str, torch.Tensor], model: nn.Module, decay: float) 
             averaged[key].lerp_(value, 1 - decay)
         else:
             averaged[key].copy_(value)
-
-
-def write_whole(path: Path, save: Callable[[Path], object]) -> None:
-    """Let `save(path)` write beside the file, then put it in place: a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save(part)
-    os.replace(part, path)
 
 
 def device_of(name: str) -> torch.device:
@@ -215,7 +225,7 @@ class _Run:
     def save(self, path: Path) -> None:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimiser", "scaler")}
         content = parts | {"averaged": self.averaged, "best": self.best, "record": self.record}
-        write_whole(path, lambda part: torch.save(content, part))
+        paths.write_whole(path, lambda part: torch.save(content, part))
 
     def load(self, path: Path, device: torch.device) -> None:
         saved = torch.load(path, map_location=device, weights_only=True)
@@ -242,7 +252,7 @@ class _Run:
         """Write a line of history from the scores of the averaged weights, and keep these if none were better."""
         record = self.record
         line = {"images": record["step"] * batch, "loss": sum(record["losses"]) / max(1, len(record["losses"]))}
-        line |= {"validation": scores["accuracy"]} | {k: v["accuracy"] for k, v in scores["size"].items()}
+        line |= {"validation": scores["accuracy"]} | {k: v["accuracy"] for k, v in scores.get("size", {}).items()}
         print(f"{record['seconds']:6.0f} s  " + "  ".join(f"{k} {v:.4g}" for k, v in line.items()), flush=True)
         record["history"].append(line)
         record["losses"] = []
@@ -261,10 +271,11 @@ def fit(
     Raises InputError for a device that can't be used here and weights that can't be read.
     """
     place = device_of(device)
-    spec = spec_of(recipe.model)
+    spec = spec_of(recipe.model, recipe.task)
+    task = task_of(recipe.task, recipe.seed, scenes=recipe.scenes, shares=recipe.shares)
     key = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:12]
-    state = (folder or paths.RESULTS / "training" / recipe.model) / f"{key}.pt"
-    model = on_device(_start(recipe), place)
+    state = (folder or training_folder(recipe)) / f"{key}.pt"
+    model = on_device(_start(recipe, len(task.classes)), place)
     frozen = _freeze(model, spec.layers[0]) if recipe.freeze and recipe.weights != "none" else []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     half = torch.float16 if place.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
@@ -278,22 +289,20 @@ def fit(
     )
     if state.is_file():
         run.load(state, place)
-    examined = on_device(spec.build(len(CLASSES), False), place)
-    # Drawn once and kept in memory: the same items judge every state.
-    validation = SyntheticShapes("validation", recipe.validation, scenes=recipe.scenes)
-    exam = [validation[i] for i in range(len(validation))]
+    examined = on_device(spec.build(len(task.classes), False), place)
+    exam = task.exam(recipe.validation)  # drawn once and kept in memory: the same items judge every state
     every = max(1, recipe.validate_every // recipe.batch)
     before, begun = run.record["seconds"], time.monotonic()
     saved_at = begun
-    for samples in _batches(recipe, run.record["step"], workers, progress):
+    for samples in _batches(recipe, task, run.record["step"], workers, progress):
         step = run.record["step"]
         torch.manual_seed(seed_of("step", recipe.seed, step))  # of dropout and stochastic depth
-        images = _crop(samples, recipe.window(step), rng("window", recipe.seed, step))
-        images = normalise(images.to(place, memory_format=torch.channels_last), spec)
+        images = torch.stack([s.image for s in samples]).to(place, memory_format=torch.channels_last)
+        images = normalise(images, spec)
         model.train()
         for module in frozen:
             module.eval()
-        run.learn(images, torch.tensor([s.target for s in samples], device=place), recipe, half)
+        run.learn(images, _target(samples, len(task.classes)).to(place), recipe, half)
         run.record["seconds"] = before + time.monotonic() - begun
         if run.record["step"] % every == 0 or run.record["step"] == recipe.steps:
             examined.load_state_dict(run.averaged)

@@ -95,7 +95,7 @@ class FunnyBirds:
         """Test image `index`: float32 (3,256,256) in [0,1], its class the target."""
         bird = self.scene(index)
         image = self._image(birds.image_name("test", bird, index), lambda: birds.draw(bird))
-        return _sample(image, bird, f"test-{index:06d}", {})
+        return _sample(image, bird, f"test-{index:06d}")
 
     def train(self, index: int, side: int = SIDE) -> Sample:
         """Training image `index`: float32 (3,side,side), with the classes that its visible parts allow in `info`.
@@ -110,8 +110,8 @@ class FunnyBirds:
             pixels = self._pixels(birds.image_name("train", bird, index))
             if side != SIDE:
                 pixels = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX))
-        compatible = {"compatible": ",".join(map(str, self.compatible(bird)))}
-        return _sample(_tensor(pixels), bird, f"train-{index:06d}", compatible)
+        compatible = ",".join(map(str, self.compatible(bird)))
+        return sample_of(pixels, bird, f"train-{index:06d}", compatible=compatible)
 
     def compatible(self, bird: dict[str, Any]) -> list[int]:
         """The classes that have all parts that a scene shows; InputError for a scene that shows an unknown part."""
@@ -209,7 +209,12 @@ def _tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
 
 
-def _sample(image: torch.Tensor, bird: dict[str, Any], name: str, info: dict[str, str]) -> Sample:
+def sample_of(pixels: np.ndarray, bird: dict[str, Any], name: str, **info: str) -> Sample:
+    """The Sample of a bird's picture, uint8 (H,W,3)."""
+    return _sample(_tensor(pixels), bird, name, **info)
+
+
+def _sample(image: torch.Tensor, bird: dict[str, Any], name: str, **info: str) -> Sample:
     return Sample(image, int(bird["class_idx"]), name, info={"class": f"bird {bird['class_idx']:02d}"} | info)
 
 

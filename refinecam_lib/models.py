@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -21,6 +21,7 @@ from torch import nn
 from . import paths
 from .checks import InputError, one_of
 from .layers import layers_of
+from .small_networks import small_convnext, small_resnet, small_swin, small_vgg
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -73,7 +74,8 @@ def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
 
 
 def _swin_tiny(num_classes: int, pretrained: bool) -> nn.Module:
-    return timm.create_model("swin_tiny_patch4_window7_224", pretrained=pretrained, num_classes=num_classes)
+    name = "swin_tiny_patch4_window7_224"
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, strict_img_size=False)
 
 
 def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
@@ -131,9 +133,37 @@ MODELS = _specs(
 )
 
 
-def spec_of(name: str) -> ModelSpec:
-    """The ModelSpec called `name`; raises InputError with the nearest valid name."""
-    return MODELS[one_of("model", name, MODELS)]
+def _untrained(build: Callable[[int], nn.Module]) -> Callable[[int, bool], nn.Module]:
+    def of_imagenet(num_classes: int, pretrained: bool) -> nn.Module:
+        if pretrained:
+            raise InputError(f"ImageNet weights of {build.__name__}; allowed: none, it is a network for the birds")
+        return build(num_classes)
+
+    return of_imagenet
+
+
+SMALL = _specs(
+    ModelSpec("small_resnet", _untrained(small_resnet), MODELS["resnet18"].layers),
+    ModelSpec("small_vgg", _untrained(small_vgg), ("features.7", "features.14", "features.21", "features.28")),
+    ModelSpec("small_swin", _untrained(small_swin), tuple(f"layers.{k}.blocks.1.norm1" for k in range(4))),
+    ModelSpec("small_convnext", _untrained(small_convnext), tuple(f"stages.{k}.blocks.1" for k in range(4))),
+)
+"""Small members of the paper's four families, shipped for the birds."""
+
+
+def spec_of(name: str, weights: str = "synthetic") -> ModelSpec:
+    """The ModelSpec called `name`, for the images that its weights were made for; raises InputError for an unknown name.
+
+    weights: for "birds" images of 256 px come as they are, in [0,1], so that X ⊙ M masks to black.
+    """
+    known = MODELS | SMALL
+    spec = known[one_of("model", name, known)]
+    return replace(spec, mean=(0.0,) * 3, std=(1.0,) * 3, size=256) if weights == "birds" else spec
+
+
+def checkpoint_path(name: str, weights: str = "synthetic") -> Path:
+    """Where the shipped weights of a network are: those for the shapes ("synthetic") or for the birds."""
+    return paths.CHECKPOINTS / (f"{name}.safetensors" if weights == "synthetic" else f"{name}_{weights}.safetensors")
 
 
 def transform_of(spec: ModelSpec) -> Callable[[Image.Image], torch.Tensor]:
@@ -159,7 +189,7 @@ def normalise(images: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
 def load_model(name: str, weights: str | Path = "synthetic", device: str | torch.device = "cpu") -> nn.Module:
     """A network in evaluation mode, its weights frozen and channels-last, ready to be explained.
 
-    weights: "synthetic" (the shipped checkpoint, 6 classes), "imagenet" (1000 classes; downloaded where no installed
+    weights: "synthetic" (the shipped checkpoint, 6 classes), "birds" (that of the 50 birds), "imagenet" (1000 classes; downloaded where no installed
     package carries them), or the path of a .safetensors file with its .json card. Raises InputError for an unknown
     model, a missing or corrupt checkpoint, or one whose sha256 is not its card's.
     """
@@ -167,7 +197,7 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
     if weights == "imagenet":
         model = spec.build(1000, True)
     else:
-        path = paths.CHECKPOINTS / f"{name}.safetensors" if weights == "synthetic" else Path(weights)
+        path = checkpoint_path(name, str(weights)) if weights in ("synthetic", "birds") else Path(weights)
         state, card = read_checkpoint(path)
         if card["model"] != name:
             raise InputError(f"checkpoint {path.name} is of model {card['model']!r}; {name!r} was asked for")
@@ -229,7 +259,7 @@ def weights_hash(name: str, weights: str = "synthetic") -> str:
     """The sha256 that tells a network's weights from all others': its checkpoint file's, or of ImageNet's tensors."""
     if weights == "imagenet":
         return _imagenet_hash(spec_of(name).name)
-    return read_checkpoint(paths.CHECKPOINTS / f"{name}.safetensors")[1]["sha256"]
+    return read_checkpoint(checkpoint_path(name, weights))[1]["sha256"]
 
 
 def sha256_of(path: Path) -> str:

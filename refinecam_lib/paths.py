@@ -1,6 +1,7 @@
-"""Where data, results, figures and notebooks are; each can be moved by an environment variable."""
+"""Where data, results, figures and notebooks are, each moved by an environment variable; and how a file is written."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(os.environ.get("REFINECAM_ROOT", Path(__file__).resolve().parent.parent))
@@ -13,3 +14,11 @@ PAPER = DATA / "reference"
 """The paper's printed numbers, as csv."""
 REFERENCE = FIGURES / "reference"
 """The committed results of this project, one folder a profile."""
+
+
+def write_whole(path: Path, save: Callable[[Path], object]) -> None:
+    """Let `save(path)` write beside the file, then put it in place: a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save(part)
+    os.replace(part, path)

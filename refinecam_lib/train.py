@@ -1,4 +1,4 @@
-"""Train a network on the synthetic set and write its checkpoint: python -m refinecam_lib.train --model efficientnet_lite0
+"""Train a network on the shapes or the birds and write its checkpoint: python -m refinecam_lib.train --model resnet18
 
 The test set is read once, with the finished fp16 file. A killed run goes on from its last state when the same command
 is given.
@@ -19,16 +19,15 @@ import torch
 import torchvision
 from torch import nn
 
-from . import paths
 from .checks import InputError, one_of
-from .fit import Recipe, device_of, evaluate, fit, wilson, write_whole
-from .models import load_model, read_checkpoint, sha256_of, spec_of
+from .fit import Recipe, device_of, evaluate, fit, training_folder, wilson
+from .models import checkpoint_path, load_model, read_checkpoint, sha256_of, spec_of
+from .paths import write_whole
 from .provenance import commit
-from .synthetic import CLASSES, SyntheticShapes
+from .tasks import TASKS, task_of
 
 __all__ = ["SHIPPED", "Recipe", "evaluate", "fit", "retrain", "train", "wilson", "write_checkpoint"]
 
-TEST_ITEMS, FRESH_ITEMS, TRANSFER_ITEMS = 600, 6000, 600
 _LATER = Recipe(freeze=False, shares=(6, 1, 1), validation=1000)
 SHIPPED = {
     "efficientnet_lite0": (
@@ -36,9 +35,10 @@ SHIPPED = {
         replace(_LATER, images=16_000, lr=7e-4, stages=((96, 0.6), (224, 0.4)), seed=1),
         replace(_LATER, images=11_200, lr=5e-4, stages=((224, 1.0),), seed=2, ema=0.995, validate_every=2800),
         replace(_LATER, images=8_000, lr=4e-4, stages=((224, 1.0),), seed=3, ema=0.995, validate_every=2000),
-    )
+    ),
 }
-"""How each shipped network was made: recipes one after the other, each from the weights of the one before."""
+"""How each shipped network was made, by the name of its checkpoint: recipes one after the other, each from the weights
+of the one before."""
 
 
 def write_checkpoint(model: nn.Module, path: Path, card: dict) -> dict:
@@ -62,15 +62,16 @@ def train(
 ) -> dict:
     """Train, write the checkpoint, test the written file once, and return its card (also written, as JSON).
 
-    out: the .safetensors file, by default results/training/<model>/<model>.safetensors, so that the shipped one is
-    safe; transfer: a folder of pictures for one more test on backgrounds of another kind; tested: False leaves the
-    tests to a later run. The card holds the test on 600 items and on 6,000 fresh ones, overall, per shape size, class
-    and kind of background, with 95 % intervals.
+    out: the .safetensors file, by default results/training/<checkpoint>/<checkpoint>.safetensors, so that the shipped
+    one is safe; transfer: a folder of pictures for one more test of the shapes, on backgrounds of another kind; tested:
+    False leaves the tests to a later run. The card holds the data set's own test and that on 6,000 fresh items, with
+    95 % intervals, for the shapes also per size, class and kind of background.
     """
-    out = Path(out) if out else paths.RESULTS / "training" / recipe.model / f"{recipe.model}.safetensors"
+    shipped_as = checkpoint_path(recipe.model, recipe.task).name
+    out = Path(out) if out else training_folder(recipe) / shipped_as
     if out.suffix != ".safetensors":
         raise InputError(f"out {out.name!r}; allowed: a name that ends in .safetensors")
-    others = SyntheticShapes("all", TRANSFER_ITEMS, scenes=transfer) if transfer else None
+    task = task_of(recipe.task, recipe.seed, scenes=recipe.scenes, shares=recipe.shares, transfer=transfer)
     model, record = fit(recipe, device, workers, progress=progress)
     hyper = json.loads(json.dumps(asdict(recipe)))  # with lists for tuples, as it is read back
     for name, plain in (("scenes", ("crowd",)), ("weights", ("imagenet", "none"))):
@@ -78,10 +79,11 @@ def train(
             hyper[name] = Path(hyper[name]).name
     card = {
         "model": recipe.model,
+        "task": recipe.task,
         "architecture": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters",
-        "classes": list(CLASSES),
+        "classes": list(task.classes),
         "data_seed": recipe.seed,
-        "backgrounds": f"scenes {hyper['scenes']}; training half raw, half Perlin-mask imputed",
+        "data": task.data,
         "images_seen": record["step"] * recipe.batch,
         "chosen_after_images": record["best_step"] * recipe.batch,
         "epochs": 1,  # every training item is new
@@ -97,21 +99,15 @@ def train(
     card |= {"images_in_all": card["images_seen"], "seconds_in_all": card["seconds"], "test_readings": int(tested)}
     if recipe.weights not in ("imagenet", "none"):
         earlier = read_checkpoint(Path(recipe.weights))[1]
-        same = ("model", "architecture", "classes", "backgrounds", "versions", "bytes")
+        same = ("model", "task", "architecture", "classes", "data", "versions", "bytes")
         card["started_from"] = {name: fact for name, fact in earlier.items() if name not in same}
         for name in ("images_in_all", "seconds_in_all", "test_readings"):
             card[name] += earlier.get(name, 0)
     card = write_checkpoint(model, out, card)
     if not tested:
         return card
-    shipped, spec = load_model(recipe.model, out, device_of(device)), spec_of(recipe.model)
-    tests = {"test": SyntheticShapes("test", TEST_ITEMS, scenes=recipe.scenes)}
-    # Other shapes, flips, colours and masks over the scenes of the test split; of another seed for each recipe's seed,
-    # so that training on from a tested network meets items that nobody has looked at.
-    tests["fresh"] = SyntheticShapes("test", FRESH_ITEMS, recipe.seed + 1, scenes=recipe.scenes)
-    if others:
-        tests["transfer"] = others
-    for name, items in tests.items():
+    shipped, spec = load_model(recipe.model, out, device_of(device)), spec_of(recipe.model, recipe.task)
+    for name, items in task.tests().items():
         card[name] = evaluate(shipped, items, spec, workers=workers)
     return write_checkpoint(model, out, card)
 
@@ -129,9 +125,10 @@ def retrain(
     A killed call goes on where it was. Only the last recipe's network is tested.
     """
     recipes = SHIPPED[one_of("network with recipes", name, SHIPPED)]
+    folder = training_folder(recipes[0])
     weights = recipes[0].weights
     for number, recipe in enumerate(recipes[:-1], 1):
-        part = paths.RESULTS / "training" / name / f"{name}-{number}.safetensors"
+        part = folder / f"{name}-{number}.safetensors"
         train(replace(recipe, weights=weights), part, device, workers, progress=progress, tested=False)
         weights = str(part)
     return train(replace(recipes[-1], weights=weights), out, device, workers, transfer, progress)
@@ -154,7 +151,7 @@ def _stages(text: str) -> tuple[tuple[int, float], ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.train", description=__doc__.splitlines()[0])
-    plain = {"model": str, "weights": str, "images": int, "batch": int, "lr": float, "seed": int, "ema": float,
+    plain = {"model": str, "task": str, "weights": str, "images": int, "batch": int, "lr": float, "seed": int, "ema": float,
              "smoothing": float, "weight_decay": float, "scenes": str, "validation": int, "validate_every": int}  # fmt: skip
     defaults = {field.name: field.default for field in fields(Recipe)}
     for name, kind in plain.items():
@@ -176,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe["stages"] = _stages(options.stages)
         if options.shares:
             recipe["shares"] = _shares(options.shares)
-        card = retrain(options.model, *rest) if options.shipped else train(Recipe(**recipe), *rest)
+        name = checkpoint_path(options.model, one_of("task", options.task, TASKS)).stem
+        card = retrain(name, *rest) if options.shipped else train(Recipe(**recipe), *rest)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -24,7 +24,8 @@ def requirements(*extras):
 
 def pins():
     lines = (line.partition("#")[0].strip() for line in (paths.ROOT / "constraints.txt").read_text().splitlines())
-    return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if line)}
+    pairs = (line.partition("==") for line in lines if line)  # "===", too, which takes no other build of a version
+    return {canonicalize_name(name): version.lstrip("=") for name, _, version in pairs}
 
 
 def committed():

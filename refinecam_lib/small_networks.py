@@ -1,0 +1,51 @@
+"""Small members of the paper's four families, for the birds: each learns them on two CPU cores within an hour.
+
+Each builds `network(num_classes)`, takes 256 px images, and has four stages of strides 4, 8, 16 and 32, as its larger
+sister has, with half or less of the width and depth.
+"""
+
+import torchvision
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.swin_transformer import SwinTransformer
+from torch import nn
+
+SIDE = 256
+
+
+def small_resnet(num_classes: int) -> nn.Module:
+    """A ResNet of one basic block a stage, 32 to 256 channels wide, with timm's deep stem."""
+    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes, channels=(32, 64, 128, 256), stem_type="deep", stem_width=12)
+
+
+def small_vgg(num_classes: int) -> nn.Module:
+    """A VGG11 of a quarter of the width, with batch norm and, for its 4096-wide layers, a mean and one linear layer."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for widths in ((16,), (32,), (64, 64), (128, 128), (128, 128)):
+        for width in widths:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    model = torchvision.models.VGG(nn.Sequential(*layers))
+    model.avgpool = nn.AdaptiveAvgPool2d(1)
+    model.classifier = nn.Linear(channels, num_classes)
+    return model
+
+
+def small_swin(num_classes: int) -> nn.Module:
+    """A Swin Transformer of two blocks a stage, 32 to 256 channels wide, windows of 8 x 8 tokens, for images of any size."""
+    return SwinTransformer(
+        img_size=SIDE,
+        embed_dim=32,
+        depths=(2, 2, 2, 2),
+        num_heads=(1, 2, 4, 8),
+        window_size=8,
+        num_classes=num_classes,
+        strict_img_size=False,
+    )
+
+
+def small_convnext(num_classes: int) -> nn.Module:
+    """A ConvNeXt of two blocks a stage, 32 to 256 channels wide."""
+    return ConvNeXt(depths=(2, 2, 2, 2), dims=(32, 64, 128, 256), num_classes=num_classes)
