@@ -6,6 +6,7 @@
 A method is a function of a Capture; a new one reads `capture.activations` and `capture.gradients` and returns a list.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -94,6 +95,7 @@ class Capture:
         self.seeds = list(range(len(inputs))) if seeds is None else [int(seed) for seed in seeds]
         self.first = 0  # the number of layers[0] among the layers that variants count, see `masked`
         self._maps: dict[Callable, Maps] = {}
+        self._channel_logits: dict[int, list[Tensor]] = {}  # by number of the layer, see `score_cam`
         named_layers(model, layers)
 
     @property
@@ -157,6 +159,19 @@ class Capture:
         prefix = getattr(self.model, "num_prefix_tokens", None)
         channels_last = is_channels_last(self.model)
         return [to_nchw(tensor, self.size, prefix, channels_last) for tensor in tensors]
+
+    def of_target(self, target: Tensor, seeds: Sequence[int] | None = None) -> "Capture":
+        """The same forward pass, explained for other classes (B,); ScoreCAM's forwards are shared as well."""
+        logits = self._forward[1]
+        target = torch.as_tensor(target, device=self.inputs.device).long()
+        if target.shape != self.target.shape or not 0 <= int(target.min()) <= int(target.max()) < logits.shape[1]:
+            raise InputError(
+                f"target {target.tolist()}; allowed: {len(self.inputs)} classes of 0..{logits.shape[1] - 1}"
+            )
+        other = copy.copy(self)
+        other.__dict__.pop("gradients", None)
+        other.target, other.seeds, other._maps = target, self.seeds if seeds is None else list(seeds), {}
+        return other
 
     def maps(self, method: Callable[["Capture"], Maps]) -> Maps:
         """The method's maps, computed once: base, refined and every aggregate share them."""
@@ -249,26 +264,26 @@ def score_cam(capture: Capture, chunk: int | None = None) -> Maps:
     """
     maps, chunk = [], chunk or forward_chunk(capture.inputs.device)
     with torch.no_grad(), evaluating(capture.model):
-        for activations in capture.activations:
-            scores = torch.stack(
-                [
-                    _channel_scores(capture.model, x, c, a, chunk)
-                    for x, c, a in zip(capture.inputs, capture.target, activations)
+        for number, activations in enumerate(capture.activations):
+            if number not in capture._channel_logits:
+                capture._channel_logits[number] = [
+                    _channel_logits(capture.model, x, a, chunk) for x, a in zip(capture.inputs, activations)
                 ]
-            )
+            logits = capture._channel_logits[number]
+            scores = torch.stack([each[:, c] for each, c in zip(logits, capture.target)])
             maps.append(_weighted(scores.softmax(1)[:, :, None, None], activations))
     return maps
 
 
-def _channel_scores(model: nn.Module, x: Tensor, target: Tensor, channels: Tensor, chunk: int) -> Tensor:
-    """The target's logit (C,) on the image (3,H,W) masked by each of its channels (C,h,w)."""
-    scores = []
+def _channel_logits(model: nn.Module, x: Tensor, channels: Tensor, chunk: int) -> Tensor:
+    """The logits (C,K) on the image (3,H,W) masked by each of its channels (C,h,w)."""
+    logits = []
     for part in channels.split(chunk):
         up = F.interpolate(part[:, None], size=x.shape[-2:], mode="bilinear", align_corners=True)
         low, high = up.amin((2, 3), keepdim=True), up.amax((2, 3), keepdim=True)
         masked = x * ((up - low) / (high - low + 1e-8))
-        scores.append(model(masked.contiguous(memory_format=torch.channels_last))[:, target])
-    return torch.cat(scores)
+        logits.append(model(masked.contiguous(memory_format=torch.channels_last)))
+    return torch.cat(logits)
 
 
 def random_cam(capture: Capture) -> Maps:

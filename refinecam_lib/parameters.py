@@ -55,13 +55,13 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def find_notebooks(only: Sequence[str] = ()) -> list[Notebook]:
-    """Return the notebooks `NN_name.ipynb` in order, or those of `only`: numbers (`5`, `05`) or names."""
-    found = {path.stem: path for path in sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    """Return the notebooks `NN_name.ipynb` or `NNb_name.ipynb` in order, or those of `only`: numbers (`5`, `05`) or names."""
+    found = {path.stem: path for path in sorted(paths.NOTEBOOKS.glob("[0-9][0-9]*_*.ipynb"))}
     if not found:
         raise InputError(f"no notebooks named NN_name.ipynb in {str(paths.NOTEBOOKS)!r}")
     chosen = set()
     for wanted in only:
-        number = [name for name in found if wanted.isdigit() and int(name[:2]) == int(wanted)]
+        number = [name for name in found if name.partition("_")[0].lstrip("0") == wanted.lstrip("0")]
         chosen.update(number or [one_of("notebook", wanted, found)])
     return [read_notebook(path) for name, path in found.items() if not only or name in chosen]
 

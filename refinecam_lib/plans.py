@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import joblib
 
 from .checks import InputError
-from .explain import CAMS, CONTROLS, OTHERS, TRIVIAL, Variant
+from .explain import BASE, CAMS, CONTROLS, OTHERS, REFINED, TRIVIAL, Variant
+from .models import spec_of
 from .photographs import SOURCES
 from .refine import AGGREGATES
 from .sweep import Shard, Stopped, load_shard, paper_plan, plan, sweep
@@ -71,6 +72,28 @@ def table2_plan(
     return paper_plan(models, dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam}, seed, data)
 
 
+def birds_plan(
+    bird_models: Sequence[str], n_birds: int, n_birds_score_cam: int, n_birds_captum: int, seed: int = 0
+) -> list[Shard]:
+    """Fig. 3b: the ten methods and the trivial maps on birds; CAM methods from the shallowest layer and the deepest."""
+    images = dict.fromkeys([*CAMS, *TRIVIAL], n_birds) | {"ScoreCAM": n_birds_score_cam}
+    images |= dict.fromkeys(OTHERS, n_birds_captum)
+    return [
+        shard
+        for model in bird_models
+        for method, n in images.items()
+        for shard in plan(
+            model,
+            [method],
+            n,
+            [BASE, REFINED, Variant(len(spec_of(model).layers) - 1)],
+            "birds",
+            2 if method == "ScoreCAM" else 8,
+            seed,
+        )
+    ]
+
+
 def audit_plan(
     model: str, n_images: int, n_score_cam: int, n_captum: int, n_defects: int, seed: int = 0
 ) -> dict[str, list[Shard]]:
@@ -101,7 +124,7 @@ WAIT = 600
 
 PLANS: dict[str, Sequence[Callable[..., list[Shard] | dict[str, list[Shard]]]]] = {
     "03_trivial_cams": (fig1_plan, stress_plan),
-    "04_metric_correlation": (table1_plan,),
+    "04_metric_correlation": (table1_plan, birds_plan),
     "05_rank_vs_magnitude": (fig4_plan,),
     "07_refinecam_benchmark": (table1_plan,),
     "08_aggregation_ablation": (table2_plan,),

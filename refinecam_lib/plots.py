@@ -1,7 +1,7 @@
 """The figures: functions from a long frame, or from pictures, to a Figure in one style, colour-blind safe."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -197,11 +197,42 @@ def layer_curves(table: pd.DataFrame, caption: str) -> Figure:
     return _caption(figure, f"mean and 95 % bootstrap interval over images. {caption}")
 
 
+def radar_grid(table: pd.DataFrame, terms: Mapping[str, str], caption: str) -> Figure:
+    """The FunnyBirds picture: a panel a method, an axis a term in [0,1] (outside is better), a polygon an aggregate.
+
+    table: columns method, aggregate and those of `terms`, whose values are the names of the axes.
+    """
+    methods = list(dict.fromkeys(table["method"]))
+    columns = min(5, len(methods))
+    figure, axes = _figure(columns, -(-len(methods) // columns), 2.15, 2.45, subplot_kw={"projection": "polar"})
+    angles = np.linspace(0, 2 * np.pi, len(terms), endpoint=False)
+    for axis, method in zip(axes.flat, methods):
+        for aggregate, colour, style in (("none", REAL, "o-"), ("product", FAKE, "s--")):
+            part = table[(table["method"] == method) & (table["aggregate"] == aggregate)]
+            for values in part[list(terms)].to_numpy(float):
+                closed = [np.append(each, each[0]) for each in (angles, values)]
+                axis.plot(*closed, style, color=colour, lw=1.4, ms=3, label=NAMES[aggregate])
+                axis.fill(angles, values, color=colour, alpha=0.12)
+        axis.set(ylim=(0, 1), xticks=angles, yticks=[0.25, 0.5, 0.75, 1])
+        axis.set_xticklabels(terms.values(), fontsize=8)
+        axis.set_yticklabels(["", ".5", "", "1"], fontsize=6.5, color="0.4")
+        axis.tick_params(axis="x", pad=-2)
+        axis.set_title(method, fontsize=9.5, pad=10)
+    for axis in axes.flat[len(methods) :]:
+        axis.set_axis_off()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    shown = dict(zip(labels, handles))
+    figure.legend(shown.values(), shown, loc="outside upper right", ncols=2, frameon=False)
+    return _caption(figure, caption)
+
+
 VERDICTS = {"holds": "#0173b2", "undecided": "#bbbbbb", "fails": "#de8f05", "no value": "#ffffff"}
 
 
-def correlation_bars(table: pd.DataFrame, caption: str) -> Figure:
-    """Fig. 3: how well each score agrees with the truth, a panel a kind of correlation and level, a row a group.
+def correlation_bars(
+    table: pd.DataFrame, caption: str, truth: str = "the cosine similarity to the truth"
+) -> Figure:
+    """Fig. 3: how well each score agrees with the truth, a panel a kind of correlation and level, a colour a group.
 
     table: columns group, level, kind, score, value, low, high.
     """
@@ -226,7 +257,7 @@ def correlation_bars(table: pd.DataFrame, caption: str) -> Figure:
             axis.grid(axis="y", visible=False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(groups), frameon=False)
-    return _caption(figure, f"dot: correlation with the cosine similarity to the truth, line: 95 % interval. {caption}")
+    return _caption(figure, f"dot: correlation with {truth}, line: 95 % interval. {caption}")
 
 
 def verdict_grid(table: pd.DataFrame, caption: str) -> Figure:

@@ -34,10 +34,10 @@ def small_vgg(num_classes: int) -> nn.Module:
 
 
 def small_swin(num_classes: int) -> nn.Module:
-    """A Swin Transformer of two blocks a stage, 32 to 256 channels wide, windows of 8 x 8 tokens, for images of any size."""
+    """A Swin Transformer of two blocks a stage, 24 to 192 channels wide, windows of 8 x 8 tokens, for images of any size."""
     return SwinTransformer(
         img_size=SIDE,
-        embed_dim=32,
+        embed_dim=24,
         depths=(2, 2, 2, 2),
         num_heads=(1, 2, 4, 8),
         window_size=8,
@@ -47,5 +47,5 @@ def small_swin(num_classes: int) -> nn.Module:
 
 
 def small_convnext(num_classes: int) -> nn.Module:
-    """A ConvNeXt of two blocks a stage, 32 to 256 channels wide."""
-    return ConvNeXt(depths=(2, 2, 2, 2), dims=(32, 64, 128, 256), num_classes=num_classes)
+    """A ConvNeXt of two blocks a stage, 24 to 192 channels wide."""
+    return ConvNeXt(depths=(2, 2, 2, 2), dims=(24, 48, 96, 192), num_classes=num_classes)

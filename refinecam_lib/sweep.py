@@ -25,10 +25,12 @@ import torch
 from tqdm.auto import tqdm
 
 from . import paths
+from .bird_rows import BirdImages, SeenBirds
 from .cam import Capture
 from .checks import InputError, one_of, seed_of
 from .datasets import PREDICTED, Sample, Samples, batch_of
 from .explain import BASE, Variant, method_of, variant_maps
+from .funnybirds import FunnyBirds
 from .metrics import DEFECTS, measure
 from .models import ModelSpec, load_model, normalise, spec_of, transform_of, weights_hash
 from .photographs import SOURCES, file_list, photographs
@@ -49,6 +51,7 @@ DATASETS: dict[str, Callable[[int, int, ModelSpec], Samples]] = {
     "synthetic": lambda n, seed, spec: SyntheticShapes("test", n),
     "synthetic_leaked": lambda n, seed, spec: SyntheticShapes("train", n, seed=1),
     "synthetic_shifted": lambda n, seed, spec: ShiftedShapes(SyntheticShapes("test", n)),
+    "birds": lambda n, seed, spec: BirdImages(n, seed),
     **{source: partial(_photographs, source) for source in SOURCES},
 }
 """Name -> the data set's first n samples, as a network's `spec` wants them, the photographs in an order drawn by seed.
@@ -58,17 +61,21 @@ Leaked: on scenes that were trained on (D1). Shifted: images cropped and masks n
 
 
 def weights_of(dataset: str) -> str:
-    """Which weights explain a data set: "imagenet" for photographs, else "synthetic"."""
-    return "imagenet" if dataset in SOURCES else "synthetic"
+    """Which weights explain a data set: "imagenet" for photographs, "birds" for birds, else "synthetic"."""
+    return "imagenet" if dataset in SOURCES else "birds" if dataset == "birds" else "synthetic"
 
 
 def fingerprint(dataset: str, seed: int, spec: ModelSpec) -> str:
     """A hash of a data set's first samples, so that rows of another data set, or of one drawn otherwise, never mix in.
 
-    Of photographs also the hash of the names of all the source's files.
+    Of photographs also the hash of the names of all the source's files, of birds that of the list of their scenes.
     """
-    names = [photograph.name for photograph in file_list(dataset)] if dataset in SOURCES else []
-    n = min(4, len(names) or 4)
+    names, n = [], 4
+    if dataset in SOURCES:
+        names = [photograph.name for photograph in file_list(dataset)]
+        n = min(n, len(names))
+    elif dataset == "birds":
+        names = [sha256((FunnyBirds().root / "dataset_test.json").read_bytes()).hexdigest()]
     samples = DATASETS[dataset](n, seed, spec)
     parts = [(s.id, s.target, sha256(s.image.numpy().tobytes()).hexdigest()) for s in (samples[i] for i in range(n))]
     return f"{seed_of(dataset, parts, names):016x}"
@@ -121,8 +128,8 @@ def plan(
     A method without a map for each layer is measured as it is, once. defects: of the published code's, names in
     metrics.DEFECTS, to measure with. Raises InputError for an unknown name.
     """
-    spec = spec_of(model)
     one_of("dataset", dataset, DATASETS)
+    spec = spec_of(model, weights_of(dataset))
     if images < 1:
         raise InputError(f"images = {images}; allowed: 1 or more")
     for variant in variants:
@@ -194,16 +201,20 @@ def _model(name: str, weights: str, checkpoint: str, thread: int) -> torch.nn.Mo
     return model
 
 
+def _dataset(shard: Shard) -> Samples:
+    return DATASETS[shard.dataset](shard.stop, shard.seed, spec_of(shard.model, weights_of(shard.dataset)))
+
+
 def _samples(shard: Shard) -> list[Sample]:
-    samples = DATASETS[shard.dataset](shard.stop, shard.seed, spec_of(shard.model))
+    samples = _dataset(shard)
     return [samples[i] for i in range(shard.start, shard.stop)]
 
 
 def _measure(shard: Shard) -> pd.DataFrame:
     """One row an explanation: who, what, and the raw measurements."""
-    spec = spec_of(shard.model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = weights_of(shard.dataset)
+    spec = spec_of(shard.model, weights)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _model(shard.model, weights, shard.checkpoint, threading.get_ident()).to(device)
     samples = _samples(shard)
     images, target, masks = batch_of(samples)
@@ -211,16 +222,23 @@ def _measure(shard: Shard) -> pd.DataFrame:
     masks = None if masks is None else masks.to(device)
     seeds = {step: [seed_of(shard.seed, s.id, step) for s in samples] for step in ("clean", "masked", "road")}
     if (target == PREDICTED).any():
-        with torch.inference_mode():
+        with torch.no_grad():  # a tensor of inference mode can't take part in what is differentiated
             target = torch.where(target == PREDICTED, model(inputs).argmax(1).cpu(), target)
     capture = Capture(model, inputs, target, spec.layers, seeds["clean"], masks)
+    seen = None
+    if shard.dataset == "birds":
+        key = f"{shard.model}-{shard.checkpoint[:16]}-{shard.data}"
+        seen = SeenBirds(capture, _dataset(shard), range(shard.start, shard.stop), key, shard.seed)
     frames = []
     for variant in shard.variants:
         maps = variant_maps(capture, shard.method, variant)
         frame = measure(
             capture, shard.method, variant, maps, masks, seeds["masked"], seeds["road"], shard.fractions, shard.defects
         )
-        frames.append(pd.concat([_names(shard, variant, samples), frame.assign(target=target.numpy())], axis=1))
+        frame = frame.assign(target=target.numpy())
+        if seen:  # whose `correct` is of the label, not of the class that is explained
+            frame = frame.assign(**seen.columns(shard.method, variant, maps))
+        frames.append(pd.concat([_names(shard, variant, samples), frame], axis=1))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -21,7 +21,7 @@ from .datasets import Sample, Samples
 from .funnybirds import FunnyBirds, sample_of
 from .synthetic import SyntheticShapes
 
-FRESH_ITEMS, TRANSFER_ITEMS = 6000, 600
+TEST_ITEMS, FRESH_ITEMS, TRANSFER_ITEMS = 600, 6000, 600
 HELD_OUT = 1000
 """The last training images of the birds, which choose among states instead."""
 
@@ -73,7 +73,7 @@ class Shapes:
         return [validation[i] for i in range(n)]
 
     def tests(self) -> dict[str, Samples]:
-        tests: dict[str, Samples] = {"test": SyntheticShapes("test", 600, scenes=self.scenes)}
+        tests: dict[str, Samples] = {"test": SyntheticShapes("test", TEST_ITEMS, scenes=self.scenes)}
         # Other shapes, flips, colours and masks over the scenes of the test split; of another seed for each recipe's
         # seed, so that training on from a tested network meets items that nobody has looked at.
         tests["fresh"] = SyntheticShapes("test", FRESH_ITEMS, self.seed + 1, scenes=self.scenes)

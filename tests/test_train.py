@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from torch import nn
 
-from refinecam_lib import fit, models, paths, train
+from refinecam_lib import birds, fit, models, paths, tasks, train
 from refinecam_lib.checks import rng
 from refinecam_lib.datasets import Sample
 from refinecam_lib.synthetic import CLASSES, SyntheticShapes
@@ -29,6 +29,7 @@ TINY = Recipe(
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
     monkeypatch.delenv("WALDO_ROOT", raising=False)
+    monkeypatch.delenv("FUNNYBIRDS_ROOT", raising=False)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
@@ -91,11 +92,13 @@ def test_freezing_keeps_the_first_layers_and_their_statistics():
 def test_windows_hold_the_whole_shape_at_native_resolution():
     samples = list(SyntheticShapes("train", 12, background="raw", shares=(1, 1, 0)))
     marked = [Sample(torch.stack([s.mask.float()] * 3), s.target, s.id, s.mask, s.info) for s in samples]
-    windows = fit._crop(marked, 128, rng("w"))
-    assert windows.shape == (12, 3, 128, 128)
-    assert windows[:, 0].sum((1, 2)).tolist() == [float(s.mask.sum()) for s in samples]
-    assert not torch.equal(windows, fit._crop(marked, 128, rng("other")))
-    assert torch.equal(fit._crop(samples, 224, rng("w")), torch.stack([s.image for s in samples]))
+    windows = [tasks._window(s, 128, rng("w", s.id)) for s in marked]
+    assert {w.image.shape for w in windows} == {(3, 128, 128)} and windows[0].mask.shape == (128, 128)
+    assert [float(w.image[0].sum()) for w in windows] == [float(s.mask.sum()) for s in samples]
+    assert all(torch.equal(w.image[0].bool(), w.mask) for w in windows)
+    others = [tasks._window(s, 128, rng("other", s.id)) for s in marked]
+    assert not all(torch.equal(a.image, b.image) for a, b in zip(windows, others))
+    assert torch.equal(tasks._window(samples[0], 224, rng("w")).image, samples[0].image)
 
 
 def test_schedule():
@@ -108,9 +111,70 @@ def test_schedule():
 
 def test_batches_do_not_depend_on_workers_or_start():
     def ids(first: int, workers: int) -> list[list[str]]:
-        return [[sample.id for sample in batch] for batch in fit._batches(TINY, first, workers, False)]
+        batches = fit._batches(TINY, tasks.Shapes(), first, workers, False)
+        return [[(sample.id, float(sample.image.sum())) for sample in batch] for batch in batches]
 
     assert ids(0, 0)[3:] == ids(3, 2) and len(ids(0, 0)) == 6
+
+
+def test_birds_are_trained_towards_every_class_that_fits():
+    task = tasks.Birds()
+    samples = [task.item(i, 64) for i in range(40)]
+    target = fit._target(samples, 50)
+    assert target.shape == (40, 50) and torch.allclose(target.sum(1), torch.ones(40))
+    for row, sample, i in zip(target, samples, range(40)):
+        bird = birds.scene("train", i)
+        visible = [p for p in birds.PARTS if bird[f"{p}_model"] != birds.PLACEHOLDER]
+        own = birds.CLASSES[sample.target]
+        fits = [k for k, c in enumerate(birds.CLASSES) if all(c[p] == own[p] for p in visible)]
+        assert row.nonzero().flatten().tolist() == fits
+    assert (target.max(1).values < 1).any() and (target.max(1).values == 1).any()
+    shapes = fit._target([Sample(torch.zeros(3, 2, 2), 4, "a"), Sample(torch.zeros(3, 2, 2), 1, "b")], 6)
+    assert shapes.tolist() == [4, 1]
+
+
+def test_birds_that_judge_are_whole_and_never_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    task = tasks.Birds()
+    exam = task.exam(30)
+    assert len(exam) == 30 and all("," not in s.info["compatible"] for s in exam)
+    held_out = {s.id for s in exam}
+    around = range(task.seen - 3, task.seen + 3)  # the training items beside those held out
+    assert not held_out & {task.item(i, 32).id for i in around}
+    assert len({task.item(i, 32).id for i in around}) == 6
+    later = tasks.Birds(seed=1)
+    assert not {later.item(i, 32).id for i in range(5)} & {task.item(i, 32).id for i in range(5)}
+    tests, again = task.tests(), later.tests()
+    assert len(tests["test"]) == 500 and len(tests["fresh"]) == tasks.FRESH_ITEMS
+    assert not torch.equal(tests["fresh"][0].image, again["fresh"][0].image)
+    assert not torch.equal(tests["fresh"][0].image, tests["test"][0].image)
+
+
+def test_files_come_in_a_new_order_each_epoch(tmp_path, monkeypatch):
+    birds.write(tmp_path, train=12, test=1)
+    monkeypatch.setenv("FUNNYBIRDS_ROOT", str(tmp_path))
+    monkeypatch.setattr(tasks, "HELD_OUT", 4)
+    task = tasks.Birds()
+    epochs = [[task.item(i, 64).id for i in range(8 * k, 8 * k + 8)] for k in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == [f"train-{i:06d}" for i in range(8)] and epochs[0] != epochs[1]
+    assert {s.id for s in task.exam(9)} <= {f"train-{i:06d}" for i in range(8, 12)}
+    assert task.tests().keys() == {"test"}, "what is read from files has no fresh items"
+    monkeypatch.setattr(tasks, "HELD_OUT", 12)
+    with pytest.raises(train.InputError, match="12 training birds; allowed: more than the 12 held out"):
+        tasks.Birds()
+
+
+def test_a_network_for_birds_is_trained_written_and_tested(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(tasks, "FRESH_ITEMS", 5)
+    monkeypatch.setitem(birds.SPLITS, "test", 3)
+    recipe = Recipe("small_resnet", "birds", "none", images=12, batch=6, stages=((32, 0.5), (64, 0.5)), validation=4)
+    card = train.train(recipe, device="cpu", workers=0, progress=False)
+    path = tmp_path / "training" / "small_resnet_birds" / "small_resnet_birds.safetensors"
+    assert models.read_checkpoint(path)[1] == card and len(card["classes"]) == 50 and card["task"] == "birds"
+    assert card["test"]["n"] == 3 and card["fresh"]["n"] == 5 and "size" not in card["test"]
+    model = models.load_model("small_resnet", path)
+    assert model(torch.zeros(1, 3, 256, 256)).shape == (1, 50)
 
 
 @pytest.mark.parametrize("right, n", [(596, 600), (0, 10), (10, 10), (5937, 6000)])
@@ -156,7 +220,7 @@ def test_evaluate_counts_by_size_class_and_background():
 def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     for name, n in (("TEST_ITEMS", 8), ("FRESH_ITEMS", 10)):
-        monkeypatch.setattr(train, name, n)
+        monkeypatch.setattr(tasks, name, n)
     tested, evaluate = [], train.evaluate
 
     def remember(model, dataset, spec, **options):
@@ -180,7 +244,7 @@ def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypa
     assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 6)
     # It can be trained on from; the card then tells of both runs, and fresh items are fresh again.
     again = Recipe(weights=str(path), images=4, batch=4, stages=((32, 1.0),), validation=2, seed=1)
-    assert torch.equal(next(fit._start(again).parameters()), first.float())
+    assert torch.equal(next(fit._start(again, 6).parameters()), first.float())
     second = train.train(again, tmp_path / "second.safetensors", "cpu", 0, progress=False)
     assert second["started_from"]["sha256"] == card["sha256"] != second["sha256"]
     assert second["started_from"]["test"] == card["test"]
@@ -211,6 +275,9 @@ def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch)
     "arguments, message",
     [
         (["--model", "efficientnet"], "unknown model 'efficientnet'. Did you mean 'efficientnet_lite0'?"),
+        (["--task", "bird"], "unknown task 'bird'. Did you mean 'birds'?"),
+        (["--task", "birds", "--transfer", "x"], "a transfer test of birds; allowed: of the task synthetic"),
+        (["--task", "birds", "--weights", "imagenet", "--model", "small_vgg"], "ImageNet weights of small_vgg"),
         (["--images", "0"], "images = 0; allowed: 1 or more"),
         (["--batch", "64", "--images", "32"], "batch = 64 with 32 images"),
         (["--lr", "-1"], "lr = -1.0; allowed: a positive number"),
@@ -229,10 +296,28 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_p
     assert train.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if path.name != "birds"]  # the list of their scenes
 
 
-SHIPPED = sorted(paths.CHECKPOINTS.glob("*.safetensors"))
+SHIPPED = [path for path in sorted(paths.CHECKPOINTS.glob("*.safetensors")) if not path.stem.endswith("_birds")]
+SHIPPED_FOR_BIRDS = sorted(paths.CHECKPOINTS.glob("*_birds.safetensors"))
+
+
+@pytest.mark.parametrize("path", SHIPPED_FOR_BIRDS, ids=lambda p: p.stem)
+def test_shipped_network_for_birds_is_what_its_card_says(path):
+    name, card = path.stem.removesuffix("_birds"), models.read_checkpoint(path)[1]
+    assert card["model"] == name and card["task"] == "birds" and card["classes"] == list(tasks.Birds.classes)
+    assert path.stem in train.SHIPPED and path.stat().st_size < 8e6
+    assert card["test"]["n"] == 500 and card["fresh"]["n"] == 6000 and card["test_readings"] == 1
+    assert card["test"]["accuracy"] >= 0.95 and card["fresh"]["accuracy"] >= 0.95 and card["seconds_in_all"] < 3600
+    unseen = tasks.FreshBirds(seed=1000)
+    found = train.evaluate(models.load_model(name, "birds"), [unseen[i] for i in range(60)], models.spec_of(name, "birds"))
+    assert found["accuracy"] >= 0.9
+
+
+def test_the_four_families_ship_for_the_birds():
+    names = [path.stem.removesuffix("_birds") for path in SHIPPED_FOR_BIRDS]
+    assert names == ["small_convnext", "small_resnet", "small_swin", "small_vgg"] == sorted(models.SMALL)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
