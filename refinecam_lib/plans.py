@@ -128,7 +128,7 @@ PLANS: dict[str, Sequence[Callable[..., list[Shard] | dict[str, list[Shard]]]]] 
     "05_rank_vs_magnitude": (fig4_plan,),
     "07_refinecam_benchmark": (table1_plan,),
     "08_aggregation_ablation": (table2_plan,),
-    "09_conventions_audit": (audit_plan,),
+    "09_conventions_audit": (audit_plan, birds_plan),
 }
 """Notebook -> the plans that it sweeps; a plan's arguments are parameters of the notebook, by the same names."""
 

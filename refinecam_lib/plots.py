@@ -213,10 +213,12 @@ def radar_grid(table: pd.DataFrame, terms: Mapping[str, str], caption: str) -> F
                 closed = [np.append(each, each[0]) for each in (angles, values)]
                 axis.plot(*closed, style, color=colour, lw=1.4, ms=3, label=NAMES[aggregate])
                 axis.fill(angles, values, color=colour, alpha=0.12)
+        axis.set_theta_offset(np.pi / 2)
+        axis.set_theta_direction(-1)
         axis.set(ylim=(0, 1), xticks=angles, yticks=[0.25, 0.5, 0.75, 1])
         axis.set_xticklabels(terms.values(), fontsize=8)
         axis.set_yticklabels(["", ".5", "", "1"], fontsize=6.5, color="0.4")
-        axis.tick_params(axis="x", pad=-2)
+        axis.tick_params(axis="x", pad=-1)
         axis.set_title(method, fontsize=9.5, pad=10)
     for axis in axes.flat[len(methods) :]:
         axis.set_axis_off()
@@ -229,9 +231,7 @@ def radar_grid(table: pd.DataFrame, terms: Mapping[str, str], caption: str) -> F
 VERDICTS = {"holds": "#0173b2", "undecided": "#bbbbbb", "fails": "#de8f05", "no value": "#ffffff"}
 
 
-def correlation_bars(
-    table: pd.DataFrame, caption: str, truth: str = "the cosine similarity to the truth"
-) -> Figure:
+def correlation_bars(table: pd.DataFrame, caption: str, truth: str = "the cosine similarity to the truth") -> Figure:
     """Fig. 3: how well each score agrees with the truth, a panel a kind of correlation and level, a colour a group.
 
     table: columns group, level, kind, score, value, low, high.

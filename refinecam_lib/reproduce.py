@@ -67,6 +67,7 @@ def _environment(products: Path) -> Iterator[None]:
     values["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, not one that the user's home has by the same name
     values[notebook.PRODUCTS] = str(products)
     values["REFINECAM_QUIET"] = "1"  # no progress bars in executed copies
+    values["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # or the user's own would leave the figures out
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

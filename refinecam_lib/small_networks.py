@@ -47,5 +47,5 @@ def small_swin(num_classes: int) -> nn.Module:
 
 
 def small_convnext(num_classes: int) -> nn.Module:
-    """A ConvNeXt of two blocks a stage, 24 to 192 channels wide."""
-    return ConvNeXt(depths=(2, 2, 2, 2), dims=(24, 48, 96, 192), num_classes=num_classes)
+    """A ConvNeXt of two blocks a stage, 24 to 192 channels wide, without layer scale, which is for deep ones."""
+    return ConvNeXt(depths=(2, 2, 2, 2), dims=(24, 48, 96, 192), num_classes=num_classes, ls_init_value=None)

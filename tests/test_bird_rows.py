@@ -94,7 +94,9 @@ def test_columns_are_those_of_their_definition(method, variant):
     for i, number in enumerate(images.numbers):
         masks, label = images.birds.masks(number), images.birds[number].target
         with torch.no_grad():
-            parts, objects = (capture.model(x) for x in (images.birds.interventions(number), images.birds.without_objects(number)))
+            parts, objects = (
+                capture.model(x) for x in (images.birds.interventions(number), images.birds.without_objects(number))
+            )
         wanted = facts(parts, objects, label, images.birds.classes)
         assert found.loc[i, list(wanted)].to_list() == pytest.approx(list(wanted.values()), abs=1e-5)
         sums = importances(maps[i : i + 1], [masks]).iloc[0]
@@ -114,7 +116,9 @@ def test_random_maps_are_drawn_anew_for_each_class():
     seen = SeenBirds(capture, images, range(3), "net")
     found = seen.columns("RandomCAM", BASE, variant_maps(capture, "RandomCAM"))
     assert (found["ts_1A"] != found["ts_2A"]).all()
-    again = SeenBirds(capture, images, range(3), "net", seed=1).columns("RandomCAM", BASE, variant_maps(capture, "RandomCAM"))
+    again = SeenBirds(capture, images, range(3), "net", seed=1).columns(
+        "RandomCAM", BASE, variant_maps(capture, "RandomCAM")
+    )
     assert (found["ts_1A"] != again["ts_1A"]).all()
 
 

@@ -311,7 +311,9 @@ def test_shipped_network_for_birds_is_what_its_card_says(path):
     assert card["test"]["n"] == 500 and card["fresh"]["n"] == 6000 and card["test_readings"] == 1
     assert card["test"]["accuracy"] >= 0.95 and card["fresh"]["accuracy"] >= 0.95 and card["seconds_in_all"] < 3600
     unseen = tasks.FreshBirds(seed=1000)
-    found = train.evaluate(models.load_model(name, "birds"), [unseen[i] for i in range(60)], models.spec_of(name, "birds"))
+    found = train.evaluate(
+        models.load_model(name, "birds"), [unseen[i] for i in range(60)], models.spec_of(name, "birds")
+    )
     assert found["accuracy"] >= 0.9
 
 
