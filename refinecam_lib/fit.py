@@ -37,9 +37,11 @@ SAVE_SECONDS = 60
 class Recipe:
     """All that decides the weights.
 
-    task: "synthetic", the shapes, or "birds"; weights: "imagenet", "none" or a .safetensors file to start from; freeze: with trained weights, keep those up to the
-    shallowest explained layer, which halves the cost; stages: (window in pixels, share of the images), in order;
-    scenes, shares: of the shapes, their backgrounds and how often small, medium and large ones come; ema: decay of the averaged weights per step.
+    task: "synthetic", the shapes, or "birds"; weights: "imagenet", "none" or a .safetensors file to start from; freeze:
+    with trained weights, keep those up to the shallowest explained layer, which halves the cost; stages: (window in
+    pixels, share of the images), in order; clip: the norm to which gradients are cut, if to any; ema: decay of the
+    averaged weights per step; scenes, shares: of the shapes, their backgrounds, and how often small, medium and large
+    ones come.
     Departs from the paper, which fine-tunes at lr 1e-4 for up to 40 x 4096 images on whole frames.
     """
 
@@ -53,6 +55,7 @@ class Recipe:
     weight_decay: float = 1e-4
     warmup: float = 0.04
     smoothing: float = 0.0
+    clip: float | None = None
     ema: float = 0.99
     stages: tuple[tuple[int, float], ...] = ((128, 0.6), (224, 0.4))
     shares: tuple[float, float, float] = (2, 1, 1)
@@ -242,6 +245,9 @@ class _Run:
             loss = nn.functional.cross_entropy(self.model(images), target, label_smoothing=recipe.smoothing)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        if recipe.clip is not None:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.record["step"] += 1

@@ -8,7 +8,7 @@ import torchvision
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
-from torch import nn
+from torch import Tensor, nn
 
 SIDE = 256
 
@@ -33,9 +33,30 @@ def small_vgg(num_classes: int) -> nn.Module:
     return model
 
 
+class _Last(nn.Module):
+    """(B,C,h,w) -> (B,h,w,C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+def _stem(width: int) -> list[nn.Module]:
+    """Two strided convolutions with batch norm in the place of 4 x 4 patches (Xiao et al. 2021).
+
+    Without pretrained weights a network with layer norms learns several times faster so.
+    """
+    return [
+        nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width // 2),
+        nn.ReLU(),
+        nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+    ]
+
+
 def small_swin(num_classes: int) -> nn.Module:
     """A Swin Transformer of two blocks a stage, 24 to 192 channels wide, windows of 8 x 8 tokens, for images of any size."""
-    return SwinTransformer(
+    model = SwinTransformer(
         img_size=SIDE,
         embed_dim=24,
         depths=(2, 2, 2, 2),
@@ -44,8 +65,12 @@ def small_swin(num_classes: int) -> nn.Module:
         num_classes=num_classes,
         strict_img_size=False,
     )
+    model.patch_embed = nn.Sequential(*_stem(24), _Last())
+    return model
 
 
 def small_convnext(num_classes: int) -> nn.Module:
     """A ConvNeXt of two blocks a stage, 24 to 192 channels wide, without layer scale, which is for deep ones."""
-    return ConvNeXt(depths=(2, 2, 2, 2), dims=(24, 48, 96, 192), num_classes=num_classes, ls_init_value=None)
+    model = ConvNeXt(depths=(2, 2, 2, 2), dims=(24, 48, 96, 192), num_classes=num_classes, ls_init_value=None)
+    model.stem = nn.Sequential(*_stem(24))
+    return model

@@ -31,6 +31,7 @@ __all__ = ["SHIPPED", "Recipe", "evaluate", "fit", "retrain", "train", "wilson",
 _BIRDS = Recipe(
     task="birds", weights="none", freeze=False, batch=50, lr=2e-3, validation=500, stages=((128, 0.75), (256, 0.25))
 )
+_NORMS = replace(_BIRDS, batch=25, lr=1e-3, clip=1.0, warmup=0.05, stages=((128, 0.8), (256, 0.2)), validate_every=5000)
 _LATER = Recipe(freeze=False, shares=(6, 1, 1), validation=1000)
 SHIPPED = {
     "efficientnet_lite0": (
@@ -40,11 +41,9 @@ SHIPPED = {
         replace(_LATER, images=8_000, lr=4e-4, stages=((224, 1.0),), seed=3, ema=0.995, validate_every=2000),
     ),
     "small_resnet_birds": (replace(_BIRDS, model="small_resnet", images=80_000, validate_every=5000),),
-    "small_convnext_birds": (replace(_BIRDS, model="small_convnext", images=44_000, validate_every=4000),),
     "small_vgg_birds": (replace(_BIRDS, model="small_vgg", images=40_000, validate_every=4000),),
-    "small_swin_birds": (
-        replace(_BIRDS, model="small_swin", images=56_000, validate_every=4000, lr=1.5e-3, warmup=0.1),
-    ),
+    "small_convnext_birds": (replace(_NORMS, model="small_convnext", images=60_000, lr=2e-3),),
+    "small_swin_birds": (replace(_NORMS, model="small_swin", images=70_000),),
 }
 """How each shipped network was made, by the name of its checkpoint: recipes one after the other, each from the weights
 of the one before."""
@@ -161,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.train", description=__doc__.splitlines()[0])
     plain = {"model": str, "task": str, "weights": str, "images": int, "batch": int, "lr": float, "seed": int, "ema": float,
-             "smoothing": float, "warmup": float, "weight_decay": float, "scenes": str, "validation": int, "validate_every": int}  # fmt: skip
+             "smoothing": float, "warmup": float, "clip": float, "weight_decay": float, "scenes": str, "validation": int, "validate_every": int}  # fmt: skip
     defaults = {field.name: field.default for field in fields(Recipe)}
     for name, kind in plain.items():
         flag = "--" + name.replace("_", "-")

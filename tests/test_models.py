@@ -60,3 +60,15 @@ def test_weights_have_a_hash_of_their_own(downloads):
     assert models.weights_hash("resnet18", "imagenet") != ours[1]
     with pytest.raises(InputError, match="unknown model 'resnet81'. Did you mean 'resnet18'"):
         models.weights_hash("resnet81", "imagenet")
+
+
+@pytest.mark.parametrize("name", [*models.SMALL, "resnet18", "vgg11", "swin_tiny", "convnext_tiny"])
+def test_a_network_for_birds_takes_windows_and_whole_images_as_they_are(name):
+    spec = models.spec_of(name, "birds")
+    model = spec.build(50, False).eval()
+    image = torch.rand(1, 3, spec.size, spec.size)
+    assert spec.size == 256 and torch.equal(models.normalise(image, spec), image)
+    assert model(image[..., :128, :128]).shape == (1, 50)
+    capture = Capture(model, image, [7], spec.layers)
+    assert [a.shape[-1] for a in capture.activations] == [64, 32, 16, 8]
+    assert all(maps.shape[0] == 1 and bool(torch.isfinite(maps).all()) for maps in layer_cam(capture))
