@@ -116,9 +116,9 @@ class SeenBirds:
             sums = importances(variant_maps(capture, method, variant), self.masks)[PART_COLUMNS]
             by_class.append(sums.set_axis(list(PARTS), axis=1))
         for name in TARGET_COLUMNS:  # ts_1A: the importance, for class 1, of the parts A
-            sums, parts = by_class[int(name[3]) - 1], {"A": 2, "B": 3}[name[4]]
+            sums, letter = by_class[int(name[3]) - 1], name[4]
             found[name] = [
-                np.nan if pair is None else float(sums.loc[i, list(pair[parts])].sum())
+                np.nan if pair is None else float(sums.loc[i, list(pair[2] if letter == "A" else pair[3])].sum())
                 for i, pair in enumerate(self.pairs)
             ]
         return pd.concat([self.facts, found], axis=1)

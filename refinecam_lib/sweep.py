@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import joblib
 import pandas as pd
@@ -228,7 +228,7 @@ def _measure(shard: Shard) -> pd.DataFrame:
     seen = None
     if shard.dataset == "birds":
         key = f"{shard.model}-{shard.checkpoint[:16]}-{shard.data}"
-        seen = SeenBirds(capture, _dataset(shard), range(shard.start, shard.stop), key, shard.seed)
+        seen = SeenBirds(capture, cast(BirdImages, _dataset(shard)), range(shard.start, shard.stop), key, shard.seed)
     frames = []
     for variant in shard.variants:
         maps = variant_maps(capture, shard.method, variant)

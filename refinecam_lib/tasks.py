@@ -29,8 +29,8 @@ HELD_OUT = 1000
 class Task(Protocol):
     """Training items by number, and the items that judge; `side` is a whole image's, `data` says what it is made of."""
 
-    classes: tuple[str, ...]
-    side: int
+    classes: ClassVar[tuple[str, ...]]
+    side: ClassVar[int]
     data: str
 
     def item(self, index: int, side: int) -> Sample:
