@@ -42,7 +42,10 @@ SHIPPED = {
     ),
     "small_resnet_birds": (replace(_BIRDS, model="small_resnet", images=80_000, validate_every=5000),),
     "small_vgg_birds": (replace(_BIRDS, model="small_vgg", images=40_000, validate_every=4000),),
-    "small_convnext_birds": (replace(_NORMS, model="small_convnext", images=60_000, lr=2e-3),),
+    "small_convnext_birds": (
+        replace(_NORMS, model="small_convnext", images=60_000, lr=2e-3),
+        replace(_NORMS, model="small_convnext", images=15_000, stages=((256, 1.0),), seed=1, validate_every=3000),
+    ),
     "small_swin_birds": (replace(_NORMS, model="small_swin", images=70_000),),
 }
 """How each shipped network was made, by the name of its checkpoint: recipes one after the other, each from the weights
