@@ -9,6 +9,7 @@ import pytest
 from toys import SPEC, Toy, write_checkpoint
 
 from refinecam_lib import models, notebook, parameters, paths, plans, reproduce, sweep
+from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED, TRIVIAL, Variant
 from refinecam_lib.provenance import commit
 
 
@@ -31,13 +32,23 @@ def test_every_notebook_that_sweeps_calls_its_plans_with_its_parameters():
         assert planned(book) == expected, book.name
 
 
+def test_birds_are_measured_by_ten_methods_and_the_trivial_maps():
+    found = plans.birds_plan(["small_resnet", "small_vgg"], 20, 4, 8)
+    assert {shard.method for shard in found} == {*CAMS, *OTHERS, *TRIVIAL} and {s.dataset for s in found} == {"birds"}
+    images = {(s.model, s.method): s.stop for s in sorted(found, key=lambda s: s.stop)}
+    wanted = dict.fromkeys([*CAMS, *TRIVIAL], 20) | dict.fromkeys(OTHERS, 8) | {"ScoreCAM": 4}
+    assert images == {(model, method): n for model in ("small_resnet", "small_vgg") for method, n in wanted.items()}
+    assert {v for s in found if s.method in CAMS for v in s.variants} == {BASE, REFINED, Variant(3)}
+
+
 def test_the_audit_measures_each_defect_with_its_switch(toy):
     found = plans.audit_plan("tiny", 4, 1, 2, 2)
     assert {shard.defects for shard in found["D4"]} == {("percentiles",)}
     assert {shard.dataset for shard in found["D1"]} == {"synthetic_leaked"}
     assert {shard.stop for name, part in found.items() for shard in part if name != "ours"} == {2}
     assert plans.plan_of("09_conventions_audit", {"model": "tiny", "n_images": 4, "n_score_cam": 1, "n_captum": 2,
-                         "n_defects": 2, "seed": 0}) == [*dict.fromkeys(s for part in found.values() for s in part)]  # fmt: skip
+                         "n_defects": 2, "seed": 0, "bird_models": [], "n_birds": 1,
+                         "n_birds_score_cam": 1, "n_birds_captum": 1}) == [*dict.fromkeys(s for part in found.values() for s in part)]  # fmt: skip
 
 
 @pytest.fixture
