@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from refinecam_lib import paths
+from refinecam_lib.bird_score import per_explanation, summary
 from refinecam_lib.compare import read_rows
 from refinecam_lib.explain import CAMS, TRIVIAL
 from refinecam_lib.metrics import scores
+from refinecam_lib.plots import TITLES
 from refinecam_lib.statistics import correlations, paired_test
 
 STANDARD = paths.REFERENCE / "standard"
@@ -86,6 +88,46 @@ def fig3():
     yield (
         f"Over the means of the ten methods ARCC ({number(means.loc['arcc', 'value'])}) and ROAD "
         f"({number(road['value'])}) {apart} be told apart."
+    )
+
+
+def funnybirds():
+    raw = read_rows(STANDARD / "rows_fig3b.parquet")
+    raw = raw[raw["status"] != "failed"].reset_index(drop=True)
+    rows = raw.join(per_explanation(raw).rename(columns={"score": "funnybirds"})).join(scores(raw))
+    rows["one_minus_average_drop"] = 1 - rows["average_drop"]
+    rows["one_minus_complexity"] = 1 - rows["complexity"]
+    rows = rows[(rows["layer"] == 0) & (rows["correct"] == True) & ~rows["method"].isin(TRIVIAL)]
+    rows = rows[rows["aggregate"] == "none"].reset_index(drop=True)
+    compared = ["arcc", "road", "coherency", "one_minus_complexity", "adcc", "one_minus_average_drop"]
+    table = correlations(rows, compared, "funnybirds").set_index(["level", "kind", "score"]).sort_index()
+    each = table.loc["explanation", "spearman"]
+    best, lead = each["value"].idxmax(), each.drop(index="arcc")
+    rival = lead.loc[lead["value"].idxmax()]
+    text = {name: f"{number(r['value'])} [{number(r['low'])}, {number(r['high'])}]" for name, r in each.iterrows()}
+    verdict = "better" if rival["low_difference"] > 0 else "worse" if rival["high_difference"] < 0 else "not told apart"
+    yield (
+        f"Over {len(rows):,} explanations of birds by {rows['model'].nunique()} networks Spearman's correlation with the "
+        f"FunnyBirds score is {text['arcc']} for ARCC, {text['road']} for ROAD, {text['coherency']} for Coherency, "
+        f"{text['adcc']} for ADCC, {text['one_minus_average_drop']} for 1 - Average Drop and "
+        f"{text['one_minus_complexity']} for 1 - Complexity; the highest is {TITLES[best].rstrip(' ↑')}'s, and ARCC is "
+        f"{verdict if verdict == 'not told apart' else verdict + ' than'} {'from ' if verdict == 'not told apart' else ''}"
+        f"the best of the others."
+    )
+    table = summary(raw, draws=2)
+    means = table[(table["layer"] == 0)].groupby(["method", "aggregate"])[["score", "completeness"]].mean()
+    base = means.xs("none", level="aggregate")
+    real = base.drop(index=list(TRIVIAL))
+    fooled = listed(real.index[real["completeness"] < base.loc["RandomCAM", "completeness"]])
+    yield (
+        f"RandomCAM has a Completeness of {number(base.loc['RandomCAM', 'completeness'])}, above {fooled}, and a FunnyBirds "
+        f"score of {number(base.loc['RandomCAM', 'score'])}, where {real['score'].idxmax()}, the best, has "
+        f"{number(real['score'].max())}."
+    )
+    gain = (means.xs("product", level="aggregate")["score"] - base["score"]).loc[list(CAMS)]
+    yield (
+        f"RefineCAM's mean score is above Base's for {listed(gain.index[gain > 0])} and below for "
+        f"{listed(gain.index[gain < 0])}."
     )
 
 
@@ -166,7 +208,7 @@ def photographs():
     )
 
 
-FINDINGS = [fig1, stress, fig3, table1, audit, photographs]
+FINDINGS = [fig1, stress, fig3, funnybirds, table1, audit, photographs]
 
 
 def readme():
