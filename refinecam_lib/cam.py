@@ -259,7 +259,7 @@ def score_cam(capture: Capture, chunk: int | None = None) -> Maps:
     """ScoreCAM (Wang et al. 2020): channels weighted by the softmax of the target's logit on X ⊙ upsampled channel.
 
     Exact, over every channel, in chunks of `chunk` forwards (None: `forward_chunk`); memory does not grow with the
-    number of channels. The channel is upsampled with aligned corners and min-max scaled; no baseline is taken off,
+    number of channels but for their logits, kept for `of_target`. The channel is upsampled with aligned corners and min-max scaled; no baseline is taken off,
     which softmax ignores.
     """
     maps, chunk = [], chunk or forward_chunk(capture.inputs.device)
