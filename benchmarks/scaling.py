@@ -22,7 +22,7 @@ from refinecam_lib import sweep
 from refinecam_lib.cam import Capture, forward_chunk
 from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED
 from refinecam_lib.models import load_model, spec_of
-from refinecam_lib.sweep import Shard, plan
+from refinecam_lib.shards import Shard, plan
 
 PAPER = ("vgg11", "resnet18", "swin_tiny", "convnext_tiny")
 """The paper's four networks."""

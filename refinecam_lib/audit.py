@@ -13,8 +13,9 @@ from .checks import rng
 from .explain import CAMS, OTHERS, TRIVIAL
 from .metrics import CONVENTIONS, scores
 from .plans import HAZE
+from .shards import Shard
 from .statistics import correlation
-from .sweep import Shard, sweep
+from .sweep import sweep
 
 REAL = ("GradCAM++", "LayerCAM", "ScoreCAM")
 """The methods of Fig. 1."""

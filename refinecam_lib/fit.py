@@ -23,7 +23,7 @@ from .checks import InputError, one_of, seed_of
 from .datasets import Sample, Samples
 from .models import ModelSpec, checkpoint_path, normalise, on_device, read_checkpoint, spec_of
 from .synthetic import BACKGROUNDS, CLASSES, SIZES
-from .tasks import TASKS, Task, task_of
+from .tasks import TASKS, Task, faded, task_of
 
 try:
     from tqdm.auto import tqdm
@@ -39,9 +39,10 @@ class Recipe:
 
     task: "synthetic", the shapes, or "birds"; weights: "imagenet", "none" or a .safetensors file to start from; freeze:
     with trained weights, keep those up to the shallowest explained layer, which halves the cost; stages: (window in
-    pixels, share of the images), in order; clip: the norm to which gradients are cut, if to any; ema: decay of the
-    averaged weights per step; scenes, shares: of the shapes, their backgrounds, and how often small, medium and large
-    ones come.
+    pixels, share of the images), in order; faint: the share of the images over which the shapes' backgrounds gain
+    contrast, from none to their own, without which a network that starts from nothing learns nothing; clip: the norm to
+    which gradients are cut, if to any; ema: decay of the averaged weights per step; scenes, shares: of the shapes, their
+    backgrounds, and how often small, medium and large ones come.
     Departs from the paper, which fine-tunes at lr 1e-4 for up to 40 x 4096 images on whole frames.
     """
 
@@ -59,6 +60,7 @@ class Recipe:
     ema: float = 0.99
     stages: tuple[tuple[int, float], ...] = ((128, 0.6), (224, 0.4))
     shares: tuple[float, float, float] = (2, 1, 1)
+    faint: float = 0.0
     seed: int = 0
     scenes: str = "crowd"
     validation: int = 600
@@ -74,6 +76,8 @@ class Recipe:
             raise InputError(f"batch = {self.batch} with {self.images} images; allowed: 2 to the number of images")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr = {self.lr}; allowed: a positive number")
+        if not 0 <= self.faint <= (1 if self.task == "synthetic" else 0):
+            raise InputError(f"faint = {self.faint} for the task {self.task!r}; allowed: 0 to 1 for the shapes, else 0")
         if abs(sum(share for _, share in self.stages) - 1) > 1e-6 or any(not 32 <= w <= side for w, _ in self.stages):
             raise InputError(f"stages {self.stages}; allowed: windows of 32 to {side} px with shares that add up to 1")
 
@@ -150,7 +154,9 @@ class _Training(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         index += self.first
-        return self.task.item(index, self.recipe.window(index // self.recipe.batch))
+        sample = self.task.item(index, self.recipe.window(index // self.recipe.batch))
+        full = self.recipe.faint * self.recipe.images
+        return faded(sample, index / full) if index < full else sample
 
 
 def _batches(recipe: Recipe, task: Task, first: int, workers: int, progress: bool | None) -> Iterable[list[Sample]]:

@@ -189,9 +189,9 @@ def normalise(images: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
 def load_model(name: str, weights: str | Path = "synthetic", device: str | torch.device = "cpu") -> nn.Module:
     """A network in evaluation mode, its weights frozen and channels-last, ready to be explained.
 
-    weights: "synthetic" (the shipped checkpoint, 6 classes), "birds" (that of the 50 birds), "imagenet" (1000 classes; downloaded where no installed
-    package carries them), or the path of a .safetensors file with its .json card. Raises InputError for an unknown
-    model, a missing or corrupt checkpoint, or one whose sha256 is not its card's.
+    weights: "synthetic" (the shipped checkpoint, 6 classes), "birds" (that of the 50 birds), "imagenet" (1000 classes;
+    downloaded where no installed package carries them), or the path of a .safetensors file with its .json card. Raises
+    InputError for an unknown model, a missing or corrupt checkpoint, or one whose sha256 is not its card's.
     """
     spec = spec_of(name)
     if weights == "imagenet":

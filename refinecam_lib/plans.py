@@ -23,7 +23,9 @@ from .explain import BASE, CAMS, CONTROLS, OTHERS, REFINED, TRIVIAL, Variant
 from .models import spec_of
 from .photographs import SOURCES
 from .refine import AGGREGATES
-from .sweep import Shard, Stopped, load_shard, paper_plan, plan, sweep
+from .results import load_shard
+from .shards import Shard, plan
+from .sweep import Stopped, sweep
 
 if TYPE_CHECKING:
     from .parameters import Notebook
@@ -31,6 +33,27 @@ if TYPE_CHECKING:
 HAZE = "GradCAM++^0.125"
 """The map of Fig. 4: the same order of pixels, other values."""
 POWERS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
+
+
+def paper_plan(
+    models: Sequence[str], images: Mapping[str, int], seed: int = 0, dataset: str = "synthetic"
+) -> list[Shard]:
+    """The shards behind Fig. 1, Table 1 and Table 2, which so share their rows.
+
+    images: method -> number of images, the cheap methods being worth more of them. Base and RefineCAM from every
+    layer, and every aggregate from the shallowest; ScoreCAM, whose cost is in its channels, has the shallowest layer's
+    variants and the deepest Base map alone.
+    """
+    shards = []
+    for model in models:
+        deepest = len(spec_of(model).layers) - 1
+        first = [Variant(0, aggregate) for aggregate in ("none", *AGGREGATES)] + [Variant(deepest)]
+        others = [Variant(layer, aggregate) for layer in range(1, deepest) for aggregate in ("none", "product")]
+        for method, n in images.items():
+            variants = first if method == "ScoreCAM" else first + others
+            size = 2 if method == "ScoreCAM" else 8
+            shards += plan(model, [method], n, variants, dataset, size, seed)
+    return shards
 
 
 def fig1_plan(

@@ -5,176 +5,30 @@
 
 import contextlib
 import ctypes
-import json
 import os
 import random
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
-from hashlib import sha256
-from pathlib import Path
+from functools import lru_cache
 from typing import NamedTuple, cast
 
 import joblib
 import pandas as pd
-import pyarrow
 import torch
 from tqdm.auto import tqdm
 
 from . import paths
 from .bird_rows import BirdImages, SeenBirds
 from .cam import Capture
-from .checks import InputError, one_of, seed_of
+from .checks import InputError, seed_of
 from .datasets import PREDICTED, Sample, Samples, batch_of
-from .explain import BASE, Variant, method_of, variant_maps
-from .funnybirds import FunnyBirds
-from .metrics import DEFECTS, measure
-from .models import ModelSpec, load_model, normalise, spec_of, transform_of, weights_hash
-from .photographs import SOURCES, file_list, photographs
-from .provenance import KEYS
-from .refine import AGGREGATES
-from .road import FRACTIONS
-from .synthetic import ShiftedShapes, SyntheticShapes
-
-RESULTS_VERSION = 2
-"""Part of every cache key: raise it when what a row means changes."""
-
-
-def _photographs(source: str, n: int, seed: int, spec: ModelSpec) -> Samples:
-    return photographs(source, n, transform_of(spec), seed)
-
-
-DATASETS: dict[str, Callable[[int, int, ModelSpec], Samples]] = {
-    "synthetic": lambda n, seed, spec: SyntheticShapes("test", n),
-    "synthetic_leaked": lambda n, seed, spec: SyntheticShapes("train", n, seed=1),
-    "synthetic_shifted": lambda n, seed, spec: ShiftedShapes(SyntheticShapes("test", n)),
-    "birds": lambda n, seed, spec: BirdImages(n, seed),
-    **{source: partial(_photographs, source) for source in SOURCES},
-}
-"""Name -> the data set's first n samples, as a network's `spec` wants them, the photographs in an order drawn by seed.
-
-Leaked: on scenes that were trained on (D1). Shifted: images cropped and masks not, as by the published code (D11).
-"""
-
-
-def weights_of(dataset: str) -> str:
-    """Which weights explain a data set: "imagenet" for photographs, "birds" for birds, else "synthetic"."""
-    return "imagenet" if dataset in SOURCES else "birds" if dataset == "birds" else "synthetic"
-
-
-def fingerprint(dataset: str, seed: int, spec: ModelSpec) -> str:
-    """A hash of a data set's first samples, so that rows of another data set, or of one drawn otherwise, never mix in.
-
-    Of photographs also the hash of the names of all the source's files, of birds that of the list of their scenes.
-    """
-    names, n = [], 4
-    if dataset in SOURCES:
-        names = [photograph.name for photograph in file_list(dataset)]
-        n = min(n, len(names))
-    elif dataset == "birds":
-        names = [sha256((FunnyBirds().root / "dataset_test.json").read_bytes()).hexdigest()]
-    samples = DATASETS[dataset](n, seed, spec)
-    parts = [(s.id, s.target, sha256(s.image.numpy().tobytes()).hexdigest()) for s in (samples[i] for i in range(n))]
-    return f"{seed_of(dataset, parts, names):016x}"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A piece of a sweep, by names and seeds alone: one method and its variants on images start..stop-1.
-
-    checkpoint: sha256 of the network's weights; data: the data set's fingerprint. Both are part of the key, so that a
-    change of either never mixes stale rows in.
-    """
-
-    dataset: str
-    data: str
-    start: int
-    stop: int
-    model: str
-    checkpoint: str
-    method: str
-    variants: tuple[Variant, ...]
-    fractions: tuple[float, ...] = FRACTIONS
-    seed: int = 0
-    defects: tuple[str, ...] = ()
-    version: int = RESULTS_VERSION
-
-    @property
-    def key(self) -> str:
-        """The cache key: a hash of every field."""
-        return f"{seed_of(json.dumps(asdict(self), sort_keys=True)):016x}"
-
-    @property
-    def path(self) -> Path:
-        """The file its rows are in, once they are measured."""
-        return paths.RESULTS / "rows" / f"{self.dataset}-{self.model}-{self.method}-{self.start:05d}-{self.key}.parquet"
-
-
-def plan(
-    model: str,
-    methods: Sequence[str],
-    images: int,
-    variants: Sequence[Variant] = (BASE,),
-    dataset: str = "synthetic",
-    size: int = 8,
-    seed: int = 0,
-    defects: Sequence[str] = (),
-) -> list[Shard]:
-    """The shards that measure `methods` on the first `images` images of a data set, `size` images a shard.
-
-    A method without a map for each layer is measured as it is, once. defects: of the published code's, names in
-    metrics.DEFECTS, to measure with. Raises InputError for an unknown name.
-    """
-    one_of("dataset", dataset, DATASETS)
-    spec = spec_of(model, weights_of(dataset))
-    if images < 1:
-        raise InputError(f"images = {images}; allowed: 1 or more")
-    for variant in variants:
-        variant.layers(spec.layers)
-    for name in defects:
-        one_of("defect", name, DEFECTS)
-    checkpoint = weights_hash(model, weights_of(dataset))
-    data = fingerprint(dataset, seed, spec)
-    return [
-        Shard(
-            dataset,
-            data,
-            start,
-            min(start + size, images),
-            model,
-            checkpoint,
-            method,
-            tuple(variants) if method_of(method).refines else (BASE,),
-            seed=seed,
-            defects=tuple(defects),
-        )
-        for method in methods
-        for start in range(0, images, size)
-    ]
-
-
-def paper_plan(
-    models: Sequence[str], images: Mapping[str, int], seed: int = 0, dataset: str = "synthetic"
-) -> list[Shard]:
-    """The shards behind Fig. 1, Table 1 and Table 2, which so share their rows.
-
-    images: method -> number of images, the cheap methods being worth more of them. Base and RefineCAM from every
-    layer, and every aggregate from the shallowest; ScoreCAM, whose cost is in its channels, has the shallowest layer's
-    variants and the deepest Base map alone.
-    """
-    shards = []
-    for model in models:
-        deepest = len(spec_of(model).layers) - 1
-        first = [Variant(0, aggregate) for aggregate in ("none", *AGGREGATES)] + [Variant(deepest)]
-        others = [Variant(layer, aggregate) for layer in range(1, deepest) for aggregate in ("none", "product")]
-        for method, n in images.items():
-            variants = first if method == "ScoreCAM" else first + others
-            size = 2 if method == "ScoreCAM" else 8
-            shards += plan(model, [method], n, variants, dataset, size, seed)
-    return shards
+from .explain import Variant, variant_maps
+from .metrics import measure
+from .models import load_model, normalise, spec_of, weights_hash
+from .photographs import SOURCES
+from .results import failures, finished, load_shard, table, write_rows
+from .shards import DATASETS, Shard, weights_of
 
 
 class Stopped(RuntimeError):
@@ -256,7 +110,7 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
     Torch is set to one thread: with another number sums are taken in another order, and Grad-CAM++ on signed
     activations, whose denominator crosses zero, makes another map of the last bits. Use more processes instead.
     """
-    rows = _finished(shard, retry_failed)
+    rows = finished(shard, retry_failed)
     if rows is None:
         torch.set_num_threads(1)
         try:
@@ -270,7 +124,7 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
         rows.attrs["shard"] = shard.key
         write_rows(rows, shard.path)
         _give_back()
-    return Done(len(rows), _failures(rows))
+    return Done(len(rows), failures(rows))
 
 
 def _give_back() -> None:
@@ -278,89 +132,6 @@ def _give_back() -> None:
     process anew whose memory grows, would take that for a leak and the network would be loaded again and again."""
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _failures(rows: pd.DataFrame) -> int:
-    return int((rows["status"] == "failed").sum())
-
-
-def write_rows(rows: pd.DataFrame, path: Path) -> None:
-    """Write rows as parquet in one step: a reader sees the whole file or none. InputError where there is no writing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            try:
-                rows.to_parquet(file, index=False, write_page_checksum=True)
-                file.flush()
-                os.fchmod(file.fileno(), 0o644)  # a temporary file is its owner's alone
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise InputError(
-            f"results can't be written to {str(path.parent)!r}: {error.strerror or error}; allowed: a folder with room "
-            "that may be written to. What is measured is kept: run the same again"
-        ) from error
-
-
-def load_shard(shard: Shard) -> pd.DataFrame:
-    """The rows of a finished shard; raises InputError where its file is missing, not whole, or another shard's."""
-    name = shard.path.name
-    try:
-        rows = pd.read_parquet(shard.path, page_checksum_verification=True, partitioning=None)
-    except FileNotFoundError:
-        raise InputError(f"no results file {name}; run the sweep first") from None
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:  # the last three by pandas
-        reason = str(error).splitlines()[0]
-        raise InputError(f"results file {name} is not whole ({reason}); run the sweep again") from error
-    if stranger := _stranger(rows, shard):
-        raise InputError(f"results file {name} is of another shard ({stranger}); run the sweep again")
-    return rows
-
-
-def _stranger(rows: pd.DataFrame, shard: Shard) -> str:
-    """What in the rows can't be the shard's; empty where nothing is. Files of earlier code don't carry its key."""
-    if rows.attrs.get("shard", shard.key) != shard.key:
-        return f"its key is {rows.attrs['shard']}"
-    names = {"dataset": shard.dataset, "model": shard.model, "method": shard.method, "seed": shard.seed}
-    if missing := [name for name in (*KEYS, "seed", "status") if name not in rows]:
-        return f"no columns {', '.join(missing)}"
-    for name, value in names.items():
-        if (rows[name] != value).any():
-            return f"{name} is not {value}"
-    n = shard.stop - shard.start
-    if rows.groupby(["layer", "aggregate"]).size().to_dict() != {(v.layer, v.aggregate): n for v in shard.variants}:
-        return f"not {n} rows for each of {len(shard.variants)} variants"
-    return ""
-
-
-def _finished(shard: Shard, retry_failed: bool = False) -> pd.DataFrame | None:
-    """The rows of a shard that is done, else None; a file that is not whole is said so and taken as not there.
-
-    It stays until the new one replaces it: another sweep may have put a whole one in its place by now.
-    """
-    if not shard.path.exists():
-        return None
-    try:
-        rows = load_shard(shard)
-    except InputError as problem:
-        tqdm.write(f"{problem}: it is measured anew")
-        return None
-    return None if retry_failed and _failures(rows) else rows
-
-
-def _table(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    frames = list(frames)
-    for frame in frames:
-        frame.attrs = {}
-    return pd.concat(frames, ignore_index=True).sort_values(KEYS, ignore_index=True)
-
-
-def load_results(shards: Iterable[Shard]) -> pd.DataFrame:
-    """The rows of finished shards, sorted by KEYS; raises InputError as `load_shard`."""
-    return _table(load_shard(shard) for shard in shards)
 
 
 def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) -> pd.DataFrame:
@@ -372,14 +143,14 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
     of the same shards at once share the work. Raises InputError for bad input, and Stopped where a worker process died.
     """
     shards = list(dict.fromkeys(shards))
-    finished = {shard: rows for shard in shards if (rows := _finished(shard, retry_failed)) is not None}
-    missing = [shard for shard in shards if shard not in finished]
+    done = {shard: rows for shard in shards if (rows := finished(shard, retry_failed)) is not None}
+    missing = [shard for shard in shards if shard not in done]
     threads = torch.get_num_threads()
     work = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
         joblib.delayed(run_shard)(s, retry_failed) for s in random.Random().sample(missing, len(missing))
     )
     try:
-        _follow(work, len(shards), len(finished))
+        _follow(work, len(shards), len(done))
     except BrokenProcessPool:
         raise Stopped(
             "a process of the sweep died: killed, or out of memory (fewer n_jobs need less). "
@@ -387,9 +158,9 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
         ) from None
     finally:
         torch.set_num_threads(threads)
-    rows = _table(finished[s] if s in finished else load_shard(s) for s in shards)
+    rows = table(done[s] if s in done else load_shard(s) for s in shards)
     _list_photographs(rows)
-    failed = _failures(rows)
+    failed = failures(rows)
     print(f"{len(rows)} rows from {len(shards)} shards, {len(missing)} of them measured now; {failed} rows failed")
     return rows
 

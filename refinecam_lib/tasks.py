@@ -8,6 +8,7 @@ A task gives training items in windows of any side, the items that choose among 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
@@ -90,6 +91,13 @@ def _window(sample: Sample, side: int, generator: np.random.Generator) -> Sample
         corner.append(int(generator.integers(min(low, high), max(low, high) + 1)))
     rows, columns = (slice(start, start + side) for start in corner)
     return Sample(sample.image[:, rows, columns], sample.target, sample.id, mask[rows, columns], sample.info)
+
+
+def faded(sample: Sample, contrast: float) -> Sample:
+    """The sample with its background, all outside its mask, drawn towards its mean colour: contrast 1 leaves it as it is."""
+    image, mask = sample.image, cast(torch.Tensor, sample.mask)
+    mean = image.mean((1, 2), keepdim=True)
+    return replace(sample, image=torch.where(mask, image, mean + contrast * (image - mean)))
 
 
 class Birds:

@@ -17,6 +17,7 @@ from refinecam_lib.checks import InputError
 from refinecam_lib.datasets import PREDICTED
 from refinecam_lib.explain import BASE, REFINED, variant_maps
 from refinecam_lib.metrics import scores
+from refinecam_lib.shards import plan
 
 SPEC = models.ModelSpec("tiny", lambda classes, pretrained: TinyNet(classes), LAYERS)
 
@@ -124,7 +125,7 @@ def test_random_maps_are_drawn_anew_for_each_class():
 
 def test_a_sweep_over_birds_gives_scores_and_does_not_depend_on_shards():
     def swept(size, methods=("LayerCAM", "RandomCAM")):
-        return sweep.sweep(sweep.plan("tiny", methods, 5, [BASE, REFINED], "birds", size))
+        return sweep.sweep(plan("tiny", methods, 5, [BASE, REFINED], "birds", size))
 
     rows, other = swept(2), swept(5)
     assert len(rows) == 5 * 3 and (rows["status"] != "failed").all()
@@ -144,12 +145,12 @@ def test_a_sweep_over_birds_gives_scores_and_does_not_depend_on_shards():
 
 
 def test_rows_of_another_set_of_birds_never_mix_in(tmp_path, monkeypatch):
-    first = sweep.plan("tiny", ["LayerCAM"], 2, dataset="birds")
+    first = plan("tiny", ["LayerCAM"], 2, dataset="birds")
     from refinecam_lib import birds
 
     birds.write(tmp_path / "set", train=1, test=5)
     monkeypatch.setenv("FUNNYBIRDS_ROOT", str(tmp_path / "set"))
-    assert sweep.plan("tiny", ["LayerCAM"], 2, dataset="birds")[0].key != first[0].key
+    assert plan("tiny", ["LayerCAM"], 2, dataset="birds")[0].key != first[0].key
     with pytest.raises(InputError, match="6 birds; allowed: up to the 5 test images"):
         bird_rows.BirdImages(6)
     assert all(part in bird_rows.PARTS for part in PARTS)

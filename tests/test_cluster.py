@@ -49,12 +49,13 @@ from pathlib import Path
 import distributed, torch
 from refinecam_lib import paths, sweep
 from refinecam_lib.plans import engine
+from refinecam_lib.shards import plan
 folder, address = Path(sys.argv[1]), sys.argv[2]
 def at(name):
     paths.RESULTS = folder / name
     os.environ["REFINECAM_RESULTS"] = str(paths.RESULTS)  # for the processes that are started
 torch.set_num_threads(2)  # of which none may be left to chance: Grad-CAM++ would tell
-shards = sweep.plan("efficientnet_lite0", ["GradCAM++"], 4, size=1)
+shards = plan("efficientnet_lite0", ["GradCAM++"], 4, size=1)
 at("sequential")
 rows = sweep.sweep(shards)
 at("processes")
@@ -87,7 +88,8 @@ import os, signal, sys, threading, time
 import distributed
 from refinecam_lib import sweep
 from refinecam_lib.plans import engine
-shards = sweep.plan("efficientnet_lite0", ["GradCAM"], 8, size=2)
+from refinecam_lib.shards import plan
+shards = plan("efficientnet_lite0", ["GradCAM"], 8, size=2)
 if len(sys.argv) == 1:
     sweep.sweep(shards)
     raise SystemExit

@@ -22,11 +22,12 @@ SEED = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(2**31)))
 PLAN = """
 import sys
 from pathlib import Path
-from refinecam_lib import sweep
+from refinecam_lib import results, sweep
 from refinecam_lib.checks import InputError
+from refinecam_lib.shards import plan
 """
 TOYS = PLAN + "import toys\nfolder = Path(sys.argv[1])\ntoys.register(folder)\nshards = toys.plan(images=12)\n"
-NETWORK = PLAN + "shards = sweep.plan('efficientnet_lite0', ['GradCAM'], 6, size=1)\n"
+NETWORK = PLAN + "shards = plan('efficientnet_lite0', ['GradCAM'], 6, size=1)\n"
 
 
 def environment(**more):
@@ -105,7 +106,7 @@ assert 0 < len(part) < len(shards) and all(expected[name] == content for name, c
 assert not list(disk.rglob("*.part")), "what is not whole is gone"
 mount("remount,ro")
 refused("Read-only file system")
-assert sweep._finished(min(shards, key=lambda s: s.path.name not in part)) is not None, "what is there can be read"
+assert results.finished(min(shards, key=lambda s: s.path.name not in part)) is not None, "what is there can be read"
 mount("remount,rw,size=10m")
 assert sweep.sweep(shards).equals(undisturbed) and toys.files(disk) == expected
 mount("remount,ro")

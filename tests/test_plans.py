@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from toys import SPEC, Toy, write_checkpoint
 
-from refinecam_lib import models, notebook, parameters, paths, plans, reproduce, sweep
+from refinecam_lib import models, notebook, parameters, paths, plans, reproduce, shards, sweep
 from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED, TRIVIAL, Variant
 from refinecam_lib.provenance import commit
 
@@ -57,7 +57,7 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     for name in ("synthetic", "synthetic_leaked", "synthetic_shifted"):
-        monkeypatch.setitem(sweep.DATASETS, name, Toy)
+        monkeypatch.setitem(shards.DATASETS, name, Toy)
     monkeypatch.setitem(models.MODELS, "tiny", SPEC)
     monkeypatch.setattr(plans, "CAMS", ("GradCAM++", "LayerCAM"))
     monkeypatch.setattr(plans, "OTHERS", ("InputXGradient",))

@@ -8,7 +8,7 @@ import pytest
 import toys
 
 from benchmarks import scaling
-from refinecam_lib import models, paths, sweep
+from refinecam_lib import models, paths, shards, sweep
 
 DOCUMENT = (paths.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
@@ -24,7 +24,7 @@ DOCUMENT = (paths.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 def test_passes_are_counted_as_the_formulas_say(tmp_path, monkeypatch, method, forward, back):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    monkeypatch.setitem(sweep.DATASETS, "toy", toys.Toy)
+    monkeypatch.setitem(shards.DATASETS, "toy", toys.Toy)
     monkeypatch.setitem(models.MODELS, "tiny", toys.SPEC)
     toys.write_checkpoint(tmp_path, seed=0)
     sweep._model.cache_clear()

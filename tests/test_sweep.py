@@ -9,8 +9,10 @@ import pytest
 import torch
 from toys import SPEC, Toy, plan, same, write_checkpoint
 
-from refinecam_lib import checks, models, paths, sweep
+from refinecam_lib import checks, models, paths, results, shards, sweep
 from refinecam_lib.checks import InputError
+from refinecam_lib.photographs import SOURCES
+from refinecam_lib.provenance import KEYS
 
 
 @pytest.fixture
@@ -18,7 +20,7 @@ def toy(monkeypatch, tmp_path):
     """A toy data set, network and checkpoint under names of their own, and results in a folder of their own."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    monkeypatch.setitem(sweep.DATASETS, "toy", Toy)
+    monkeypatch.setitem(shards.DATASETS, "toy", Toy)
     monkeypatch.setitem(models.MODELS, "tiny", SPEC)
     write_checkpoint(tmp_path, seed=0)
     sweep._model.cache_clear()
@@ -29,7 +31,7 @@ def toy(monkeypatch, tmp_path):
 def test_one_row_an_explanation(toy):
     rows = sweep.sweep(plan())
     assert len(rows) == 6 * 2 + 6  # RandomCAM has no map for each layer: measured once
-    assert not rows.duplicated(sweep.KEYS).any()
+    assert not rows.duplicated(KEYS).any()
     assert set(rows["status"]) == {"ok"}
     assert {"probability", "probability_masked", "mean_activation", "pearson", "morf_20", "lerf_80", "cosine"} <= set(
         rows
@@ -80,7 +82,7 @@ def test_a_truncated_file_is_said_and_computed_again(toy, capsys):
     file = min((paths.RESULTS / "rows").iterdir())
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match="is not whole"):
-        sweep.load_results(plan())
+        results.load_results(plan())
     same(sweep.sweep(plan()), rows)
     assert f"results file {file.name} is not whole" in capsys.readouterr().out
 
@@ -108,7 +110,7 @@ def test_a_damaged_or_foreign_file_is_said_and_computed_again(toy, capsys, damag
         frame.assign(method="GradCAM").to_parquet(file)
     words = "is not whole" if damage in ("empty", "flipped") else "is of another shard"
     with pytest.raises(InputError, match=words) as refusal:
-        sweep.load_results(shards)
+        results.load_results(shards)
     assert "\n" not in str(refusal.value)
     capsys.readouterr()
     pd.testing.assert_frame_equal(sweep.sweep(shards), rows)
@@ -259,9 +261,10 @@ def test_seeds_differ_by_part_and_are_stable():
 
 
 def test_the_photographs_that_were_drawn_are_listed(toy, monkeypatch):
-    monkeypatch.setitem(sweep.SOURCES, "toy", None)
-    monkeypatch.setattr(sweep, "weights_of", lambda dataset: "synthetic")
-    monkeypatch.setattr(sweep, "fingerprint", lambda *names: "0")
+    monkeypatch.setitem(SOURCES, "toy", None)
+    for module in (shards, sweep):
+        monkeypatch.setattr(module, "weights_of", lambda dataset: "synthetic")
+    monkeypatch.setattr(shards, "fingerprint", lambda *names: "0")
     rows = sweep.sweep(plan(images=3))
     listed = pd.read_csv(paths.RESULTS / "photographs-toy-seed0-3.csv")
     assert list(listed["image"]) == ["toy-0", "toy-1", "toy-2"] and list(listed["target"]) == [0, 1, 2]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from refinecam_lib import birds, fit, models, paths, tasks, train
-from refinecam_lib.checks import rng
+from refinecam_lib.checks import InputError, rng
 from refinecam_lib.datasets import Sample
 from refinecam_lib.synthetic import CLASSES, SyntheticShapes
 from refinecam_lib.train import Recipe
@@ -99,6 +100,20 @@ def test_windows_hold_the_whole_shape_at_native_resolution():
     others = [tasks._window(s, 128, rng("other", s.id)) for s in marked]
     assert not all(torch.equal(a.image, b.image) for a, b in zip(windows, others))
     assert torch.equal(tasks._window(samples[0], 224, rng("w")).image, samples[0].image)
+
+
+def test_backgrounds_gain_their_contrast_over_the_first_share_of_the_images():
+    recipe = replace(TINY, images=40, batch=4, faint=0.5, stages=((224, 1.0),))
+    items = fit._Training(recipe, tasks.Shapes(), 0)
+    task = tasks.Shapes()
+    for index, contrast in ((0, 0.0), (10, 0.5), (20, 1.0), (39, 1.0)):
+        plain, seen = task.item(index, 224), items[index].image
+        mean = plain.image.mean((1, 2), keepdim=True)
+        torch.testing.assert_close(seen[:, plain.mask], plain.image[:, plain.mask], rtol=0, atol=0)
+        expected = mean + contrast * (plain.image - mean)
+        torch.testing.assert_close(seen[:, ~plain.mask], expected[:, ~plain.mask])
+    with pytest.raises(InputError, match="faint = 0.5 for the task 'birds'; allowed: 0 to 1 for the shapes, else 0"):
+        Recipe(task="birds", faint=0.5)
 
 
 def test_schedule():

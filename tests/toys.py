@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from networks import LAYERS, TinyNet, batch, tiny_net
 
-from refinecam_lib import datasets, models, paths, sweep
+from refinecam_lib import datasets, models, paths, shards
 from refinecam_lib.explain import BASE, REFINED
 
 
@@ -38,12 +38,12 @@ def write_checkpoint(folder, seed):
 def register(folder):
     """Put the toys into this process's registries, their checkpoint and results into a folder."""
     paths.RESULTS, paths.CHECKPOINTS = folder / "results", folder
-    sweep.DATASETS["toy"], models.MODELS["tiny"] = Toy, SPEC
+    shards.DATASETS["toy"], models.MODELS["tiny"] = Toy, SPEC
     write_checkpoint(folder, seed=0)
 
 
 def plan(images=6, size=2, methods=("LayerCAM", "RandomCAM"), **options):
-    return sweep.plan("tiny", methods, images, [BASE, REFINED], dataset="toy", size=size, **options)
+    return shards.plan("tiny", methods, images, [BASE, REFINED], dataset="toy", size=size, **options)
 
 
 def same(a, b):
