@@ -67,6 +67,7 @@ class Recipe:
     validate_every: int = 3200
 
     def __post_init__(self):
+        object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 2 and 2.0 are one recipe, and one state
         spec_of(self.model)
         side = TASKS[one_of("task", self.task, TASKS)].side
         for name in ("images", "batch", "validation", "validate_every"):

@@ -116,6 +116,10 @@ def test_backgrounds_gain_their_contrast_over_the_first_share_of_the_images():
         Recipe(task="birds", faint=0.5)
 
 
+def test_a_recipe_is_one_whether_its_shares_are_whole_numbers_or_not():
+    assert repr(Recipe(shares=(2, 1, 0))) == repr(Recipe(shares=(2.0, 1.0, 0.0)))
+
+
 def test_schedule():
     recipe = Recipe(images=3200, batch=32, lr=1.0, warmup=0.1, stages=((64, 0.25), (224, 0.75)))
     rates = [recipe.rate(step) for step in range(recipe.steps)]
