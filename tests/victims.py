@@ -85,7 +85,7 @@ def moments(folder: Path, kills: int, dice: random.Random) -> dict:
 
 
 def training(folder: Path, kills: int, dice: random.Random) -> dict:
-    """Kill a training at random moments; the last start goes on to weights equal to the undisturbed run's."""
+    """Kill a training at random moments, and while it writes its state; the last start goes on to the undisturbed weights."""
     recipe = fit.Recipe(
         weights="none", images=48, batch=4, lr=1e-2, stages=((32, 0.5), (48, 0.5)), validation=6, validate_every=8
     )
@@ -103,10 +103,29 @@ def training(folder: Path, kills: int, dice: random.Random) -> dict:
         steps += [torch.load(path, weights_only=True)["record"]["step"] for path in states]
         if steps and steps[-1] == recipe.steps:
             shutil.rmtree(folder / "killed")
-    resumed, after = train("killed")
-    equal = all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
-    equal &= after["history"] == record["history"]
-    return {"kills": mid, "steps": steps, "of": recipe.steps, "equal": equal, "seconds": seconds}
+
+    def ends_as_planned() -> bool:
+        resumed, after = train("killed")
+        equal = [torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items()]
+        return all(equal) and after["history"] == record["history"]
+
+    equal, real = ends_as_planned(), torch.save
+
+    def dies(content: object, part: Path):
+        """Write the state at half of the run, but only half of it, and end."""
+        written = io.BytesIO()
+        real(content, written)
+        if content["record"]["step"] == recipe.steps // 2:
+            Path(part).write_bytes(written.getvalue()[: written.tell() // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        Path(part).write_bytes(written.getvalue())
+
+    shutil.rmtree(folder / "killed", ignore_errors=True)
+    torch.save = dies
+    in_writing = killed(lambda: train("killed"))
+    torch.save = real
+    equal &= ends_as_planned()
+    return {"kills": mid, "in writing": in_writing, "steps": steps, "of": recipe.steps, "equal": equal}
 
 
 if __name__ == "__main__":
