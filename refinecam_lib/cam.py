@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checks import InputError, images, rng
 from .layers import is_channels_last, named_layers, to_nchw
+from .memory import KEEPS
 
 Maps = list[Tensor]
 
@@ -248,19 +249,16 @@ def shapley_cam(capture: Capture) -> Maps:
 
 
 def forward_chunk(device: torch.device) -> int:
-    """Images in one forward of many: on a CPU so few that the memory of one layer's output is used again for the next.
-
-    Larger outputs are mapped anew by each layer, and clearing their pages can take as long as the network itself.
-    """
-    return 8 if device.type == "cpu" else 32
+    """Images in one forward of many: few where each layer's output is mapped anew, which costs more the larger it is."""
+    return 32 if device.type != "cpu" or KEEPS else 8
 
 
 def score_cam(capture: Capture, chunk: int | None = None) -> Maps:
     """ScoreCAM (Wang et al. 2020): channels weighted by the softmax of the target's logit on X ⊙ upsampled channel.
 
     Exact, over every channel, in chunks of `chunk` forwards (None: `forward_chunk`); memory does not grow with the
-    number of channels but for their logits, kept for `of_target`. The channel is upsampled with aligned corners and min-max scaled; no baseline is taken off,
-    which softmax ignores.
+    number of channels but for their logits, kept for `of_target`. The channel is upsampled with aligned corners and
+    min-max scaled; no baseline is taken off, which softmax ignores.
     """
     maps, chunk = [], chunk or forward_chunk(capture.inputs.device)
     with torch.no_grad(), evaluating(capture.model):

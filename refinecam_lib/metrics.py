@@ -173,8 +173,8 @@ def scores(rows: pd.DataFrame, convention: str = "recommended") -> pd.DataFrame:
     """The scores of measured rows: average_drop and complexity (lower is better), coherency, road, adcc, arcc (higher).
 
     Equations 1-6 under a named convention. Rows without a measurement ("not finite") have NaN scores; where a map or
-    that of the masked image has no contrast, Coherency is 0 and so are ADCC and ARCC under `recommended`. Raises InputError for an unknown convention or for
-    rows without a needed column.
+    that of the masked image has no contrast, Coherency is 0 and so are ADCC and ARCC under `recommended`.
+    Raises InputError for an unknown convention or for rows without a needed column.
     """
     rules = CONVENTIONS[one_of("convention", convention, CONVENTIONS)]
     morf = [name for name in rows if str(name).startswith("morf_")]

@@ -3,8 +3,6 @@
 >>> rows = sweep(plan("efficientnet_lite0", ["GradCAM", "LayerCAM"], images=24, variants=[BASE, REFINED]))
 """
 
-import contextlib
-import ctypes
 import os
 import random
 import threading
@@ -24,6 +22,7 @@ from .cam import Capture
 from .checks import InputError, seed_of
 from .datasets import PREDICTED, Sample, Samples, batch_of
 from .explain import Variant, variant_maps
+from .memory import give_back
 from .metrics import measure
 from .models import load_model, normalise, spec_of, weights_hash
 from .photographs import SOURCES
@@ -123,15 +122,8 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
             rows = pd.concat([_names(shard, v, samples).assign(status="failed", reason=reason) for v in shard.variants])
         rows.attrs["shard"] = shard.key
         write_rows(rows, shard.path)
-        _give_back()
+        give_back()
     return Done(len(rows), failures(rows))
-
-
-def _give_back() -> None:
-    """Return freed memory to the system where the C library is asked to: it would keep it, and joblib, which starts a
-    process anew whose memory grows, would take that for a leak and the network would be loaded again and again."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) -> pd.DataFrame:
