@@ -253,6 +253,6 @@ def test_what_was_measured_by_hand_is_said_as_it_was_written_down():
         ),
         f"beside a CPU build of torch `.venv` is {m['venv_beside_cpu_torch_gb']} GB",
         f"compiles for some {measured['imputation_compiles_seconds']} s",
-        f"about {({11: 'eleven'})[measured['first_reproduce_minutes']]} minutes on two cores",
+        f"about {({9: 'nine'})[measured['first_reproduce_minutes']]} minutes on two cores",
     ):
         assert words(sentence) in words(readme())
