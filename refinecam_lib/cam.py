@@ -17,22 +17,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checks import InputError, images, rng
-from .layers import is_channels_last, named_layers, to_nchw
+from .layers import evaluating, is_channels_last, named_layers, to_nchw
 from .memory import KEEPS
 
 Maps = list[Tensor]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model` in evaluation mode, and each back in the mode it had, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

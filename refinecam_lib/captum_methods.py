@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cam import Capture, Maps, evaluating, grad_cam
+from .cam import Capture, Maps, grad_cam
 from .checks import InputError, seed_of
+from .layers import evaluating
 
 SAMPLES = 25
 """Forwards of LIME and KernelShap an image: captum's default, which for about 100 superpixels is under-determined."""

@@ -5,7 +5,8 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,18 @@ import torchvision
 from torch import Tensor, nn
 
 from .checks import InputError, one_of
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module of `model` in evaluation mode, and each back in the mode it had, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def named_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
@@ -135,8 +148,6 @@ def layers_of(model: nn.Module, image_size: int | tuple[int, int] = 224, count: 
 
 def _probe(model: nn.Module, size: tuple[int, int]) -> dict[str, _Seen]:
     """The modules that run once and give a map, by name, in the order in which they end."""
-    from .cam import evaluating  # cam builds on this module
-
     batch = 2  # tells images from windows of an image, which Swin puts in the first dimension too
     shapes: dict[str, list[torch.Size | None]] = {}
     live: set[str] = set()

@@ -12,9 +12,10 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from .cam import Capture, Maps, evaluating
+from .cam import Capture, Maps
 from .checks import InputError, one_of
 from .explain import Variant, combined, variant_maps
+from .layers import evaluating
 from .road import FRACTIONS, keep_percentiles, keep_ranks, road_probabilities
 
 DEFECTS = ("percentiles", "deep_maps_unmasked", "one_seed")
