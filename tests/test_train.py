@@ -302,7 +302,7 @@ def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch)
         (["--lr", "-1"], "lr = -1.0; allowed: a positive number"),
         (["--stages", "128"], "stages '128'; allowed: window:share"),
         (["--stages", "128:.5"], "shares that add up to 1"),
-        (["--shipped", "--model", "resnet18"], "unknown network with recipes 'resnet18'"),
+        (["--shipped", "--model", "vgg11"], "unknown network with recipes 'vgg11'"),
         (["--device", "abacus"], "device 'abacus' can't be used here"),
         (["--weights", "nowhere.safetensors"], "no checkpoint file 'nowhere.safetensors'"),
         (["--out", "network.bin"], "out 'network.bin'; allowed: a name that ends in .safetensors"),
