@@ -15,6 +15,7 @@ from .shards import Shard
 
 
 def failures(rows: pd.DataFrame) -> int:
+    """How many rows failed."""
     return int((rows["status"] == "failed").sum())
 
 
@@ -86,6 +87,7 @@ def finished(shard: Shard, retry_failed: bool = False) -> pd.DataFrame | None:
 
 
 def table(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of several shards as one table, sorted by KEYS."""
     frames = list(frames)
     for frame in frames:
         frame.attrs = {}

@@ -54,13 +54,10 @@ def _model(name: str, weights: str, checkpoint: str, thread: int) -> torch.nn.Mo
     return model
 
 
-def _dataset(shard: Shard) -> Samples:
-    return DATASETS[shard.dataset](shard.stop, shard.seed, spec_of(shard.model, weights_of(shard.dataset)))
-
-
-def _samples(shard: Shard) -> list[Sample]:
-    samples = _dataset(shard)
-    return [samples[i] for i in range(shard.start, shard.stop)]
+def _read(shard: Shard) -> tuple[Samples, list[Sample]]:
+    """The shard's data set, and its own samples of it."""
+    dataset = DATASETS[shard.dataset](shard.stop, shard.seed, spec_of(shard.model, weights_of(shard.dataset)))
+    return dataset, [dataset[i] for i in range(shard.start, shard.stop)]
 
 
 def _measure(shard: Shard) -> pd.DataFrame:
@@ -69,7 +66,7 @@ def _measure(shard: Shard) -> pd.DataFrame:
     spec = spec_of(shard.model, weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _model(shard.model, weights, shard.checkpoint, threading.get_ident()).to(device)
-    samples = _samples(shard)
+    dataset, samples = _read(shard)
     images, target, masks = batch_of(samples)
     inputs = normalise(images.to(device), spec).contiguous(memory_format=torch.channels_last)
     masks = None if masks is None else masks.to(device)
@@ -81,7 +78,7 @@ def _measure(shard: Shard) -> pd.DataFrame:
     seen = None
     if shard.dataset == "birds":
         key = f"{shard.model}-{shard.checkpoint[:16]}-{shard.data}"
-        seen = SeenBirds(capture, cast(BirdImages, _dataset(shard)), range(shard.start, shard.stop), key, shard.seed)
+        seen = SeenBirds(capture, cast(BirdImages, dataset), range(shard.start, shard.stop), key, shard.seed)
     frames = []
     for variant in shard.variants:
         maps = variant_maps(capture, shard.method, variant)
@@ -117,7 +114,7 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001 - kept as rows, counted and shown; never silently dropped
-            samples = _samples(shard)
+            _, samples = _read(shard)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             rows = pd.concat([_names(shard, v, samples).assign(status="failed", reason=reason) for v in shard.variants])
         rows.attrs["shard"] = shard.key
