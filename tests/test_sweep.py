@@ -88,15 +88,19 @@ def test_a_truncated_file_is_said_and_computed_again(toy, capsys):
     assert f"results file {file.name} is not whole" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["empty", "no rows", "other columns", "another shard", "other method"])
+@pytest.mark.parametrize("damage", ["empty", "flipped", "no rows", "other columns", "another shard", "other method"])
 def test_a_damaged_or_foreign_file_is_said_and_computed_again(toy, capsys, damage):
     shards = plan(methods=["LayerCAM"])
     rows = sweep.sweep(shards)
-    file = shards[0].path
+    file, content = shards[0].path, bytearray(shards[0].path.read_bytes())
     frame = pd.read_parquet(file)
     frame.attrs = {}  # as rows of code that didn't write the shard's key
     if damage == "empty":
         file.write_bytes(b"")
+    elif damage == "flipped":
+        chunk = pyarrow.parquet.read_metadata(file).row_group(0).column(5)
+        content[chunk.data_page_offset + chunk.total_compressed_size - chunk.total_compressed_size // 4] ^= 1
+        file.write_bytes(content)
     elif damage == "no rows":
         frame.head(0).to_parquet(file)
     elif damage == "other columns":
@@ -105,7 +109,7 @@ def test_a_damaged_or_foreign_file_is_said_and_computed_again(toy, capsys, damag
         file.write_bytes(shards[1].path.read_bytes())
     else:
         frame.assign(method="GradCAM").to_parquet(file)
-    words = "is not whole" if damage == "empty" else "is of another shard"
+    words = "is not whole" if damage in ("empty", "flipped") else "is of another shard"
     with pytest.raises(InputError, match=words) as refusal:
         results.load_results(shards)
     assert "\n" not in str(refusal.value)
