@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from pytorch_grad_cam.utils.image import scale_cam_image
 from torch import Tensor, nn
 
 from refinecam_lib.cam import Capture, Maps
-from refinecam_lib.explain import BASE, METHODS, REFINED, variant_maps
+from refinecam_lib.explain import BASE, METHODS, REFINED, Variant, variant_maps
 from refinecam_lib.metrics import complexity, measure, pearson
 from refinecam_lib.road import FRACTIONS, impute, keep_masks, removal_order, road_noise, road_probabilities
 
@@ -90,7 +90,8 @@ class Part:
     ours(subject, batch) and theirs(subject, i) prepare, untimed, and return what is timed: the same work for a batch
     of images, i being the first, and for image i. compare(subject, i, result of ours, of theirs) gives differences.
     needs(subject): passes forward and back, and forwards alone, that the definition needs for an image; None: no floor.
-    tolerances: the largest differences at which both sides agree.
+    tolerances: the largest differences at which both sides agree. exact: of which of them float32 is no test, and that
+    difference on image i, for a subject in float64.
     """
 
     title: str
@@ -99,6 +100,7 @@ class Part:
     compare: Callable[[Subject, int, object, object], Differences]
     tolerances: Differences
     needs: Callable[[Subject], tuple[int, int]] | None = None
+    exact: tuple[str, Callable[[Subject, int], float]] | None = None
     single: bool = False
 
 
@@ -119,7 +121,10 @@ def _cams(title: str, methods: Sequence[str], **options) -> Part:
         size = s.singles[i].shape[-2:]
         return {"map": max(_largest(_scaled(raw, size), maps) for raw, maps in zip(a, b))}
 
-    return Part(title, ours, theirs, compare, {"map": 1e-5}, **options)
+    def exact(s: Subject, i: int) -> float:
+        return compare(s, i, ours(s, [i])(), theirs(s, i)())["map"]
+
+    return Part(title, ours, theirs, compare, {"map": 1e-5}, exact=("map", exact), **options)
 
 
 def _keep(s: Subject, i: int) -> Tensor:
@@ -161,6 +166,19 @@ def _road_theirs(s: Subject, i: int) -> Callable:
 
 def _road_compare(s: Subject, i: int, ours: tuple[Tensor, Tensor], theirs: float) -> Differences:
     return {"ROAD": abs(float((ours[1][0] - ours[0][0]).mean()) - theirs)}
+
+
+def _coherency_exact(kinds: Sequence[tuple[str, Variant]], s: Subject, i: int) -> float:
+    """The largest difference of Coherency over some kinds of map."""
+    capture, differences = s.capture([i]), []
+    for method, variant in kinds:
+        maps = s.maps[SIX.index((method, variant)), i : i + 1]
+        again = variant_maps(capture.masked(maps, layers=variant.layers(s.layers)), method, variant)
+        theirs = public.coherency_and_drop(
+            s.public, s.singles[i], s.classes[i], maps.cpu().numpy(), s.layers, method, variant == REFINED
+        )
+        differences.append(abs((float(pearson(again, maps)) + 1) / 2 - theirs["coherency"]))
+    return max(differences)
 
 
 def _coherency_ours(s: Subject, batch: list[int]) -> Callable:
@@ -226,7 +244,7 @@ def _six_compare(s: Subject, i: int, ours: list[dict], theirs: list[dict]) -> Di
     return {name: float(max(abs(a[name] - b[name]) for a, b in zip(ours, theirs))) for name in theirs[0]}
 
 
-METRICS = {"coherency": 1e-3, "complexity": 1e-5, "drop": 1e-5}
+METRICS = {"coherency": 1e-5, "complexity": 1e-5, "drop": 1e-5}
 PARTS: dict[str, Part] = {
     "gradient": _cams("3 gradient CAMs x all layers, an image", GRADIENT, needs=lambda s: (1, 0)),
     "shapley": _cams("ShapleyCAM x all layers, an image", ["ShapleyCAM"]),
@@ -253,6 +271,7 @@ PARTS: dict[str, Part] = {
         _coherency_compare,
         METRICS,
         needs=lambda s: (1, 0),
+        exact=("coherency", partial(_coherency_exact, [("LayerCAM", BASE)])),
     ),
     "six": Part(
         "6 maps (3 gradient methods, base and refined), all metrics, an image",
@@ -261,6 +280,7 @@ PARTS: dict[str, Part] = {
         _six_compare,
         METRICS | {"ROAD": 2e-4},
         needs=lambda s: (1 + len(SIX), 2 * len(FRACTIONS) * len(SIX)),
+        exact=("coherency", partial(_coherency_exact, SIX)),
     ),
     "scorecam": _cams(
         "ScoreCAM x all layers, an image", ["ScoreCAM"], needs=lambda s: (0, s.channels + 1), single=True

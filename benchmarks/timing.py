@@ -106,8 +106,8 @@ class Row:
 def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int, batch: int, checked: int) -> Row:
     """Time a part on `images` images: for each, our batch that starts with it and the public code, taking turns to start.
 
-    checked: images on which differences of maps are taken in float64, untimed, beside those of the timed results; maps
-    are scaled by their own range, and where that cancels (Grad-CAM++ of signed activations) float32 is no test.
+    checked: images on which differences of maps are taken in float64, untimed, beside those of the timed results: where
+    Grad-CAM++ of signed activations cancels, float32 is no test of two programs.
     """
     n = len(subject.inputs)
     size = 1 if rules.single else min(batch, n)
@@ -128,15 +128,13 @@ def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int,
             for name, value in rules.compare(subject, i, results["ours"], results["theirs"]).items():
                 differences.setdefault(name, []).append(value)
         largest = {name: max(values) for name, values in differences.items()}
-        if checked and "map" in largest:
-            double = subject.double(checked)
-            exact = [
-                rules.compare(double, i, rules.ours(double, [i])(), rules.theirs(double, i)())["map"]
-                for i in range(len(double.inputs))
-            ]
-            largest |= {"map": max(exact), "map, float32": largest["map"]}
-        else:
+        if rules.exact is None:
             checked = 0
+        elif checked:
+            double = subject.double(checked)
+            name, difference = rules.exact
+            exact = max(difference(double, i) for i in range(len(double.inputs)))
+            largest |= {f"{name}, float32": largest[name], name: exact}
     floored = None if rules.needs is None else ratio(seconds["ours"], seconds["floor"])
     return Row(
         subject.name,

@@ -44,7 +44,7 @@ def recording(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Ten
 
         return hook
 
-    handles = [module.register_forward_hook(record(n)) for n, module in zip(layers, named_layers(model, layers))]
+    handles = [model.get_submodule(name).register_forward_hook(record(name)) for name in layers]
     try:
         yield outputs
     finally:

@@ -10,21 +10,27 @@ from numba import njit
 
 from .multigrid_torch import MAX_ITERATIONS, TOLERANCE
 
+OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+ROWS = 8
+"""Rows of the image's own grid that are worked on at a time, while they are in the fastest cache."""
+
+_inlined = njit(inline="always", **OPTIONS)
+
 
 def _compiled(function: Callable) -> Callable:
     """Compile without the GIL; kept on disk for the next process where any cache folder can be written."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
     try:
-        return njit(cache=True, **options)(function)
+        return njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # no folder to write to: compile once in each process
-        return njit(**options)(function)
+        return njit(**OPTIONS)(function)
 
 
-def solve_on_cpu(images: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """The compiled solver over all (image, mask) pairs, on as many threads as torch uses."""
+def solve_on_cpu(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """The compiled solver over all (image, mask) pairs, on as many threads as torch uses; noise on removed pixels."""
     n, channels, height, width = images.shape
+    noise = torch.zeros_like(images) if noise is None else noise
     filled = torch.empty(n, keep.shape[1], channels, height, width, dtype=images.dtype)
-    arrays = images.contiguous().numpy(), keep.contiguous().numpy(), filled.numpy()
+    arrays = images.contiguous().numpy(), keep.contiguous().numpy(), noise.contiguous().numpy(), filled.numpy()
     limits = TOLERANCE[images.dtype], MAX_ITERATIONS[images.dtype]
     threads = min(torch.get_num_threads(), n * keep.shape[1])
     if threads == 1:
@@ -139,26 +145,92 @@ def _build(keep, levels, ops):
         ops[KNOWN, i] = 1 / ops[KNOWN, i] if ops[KNOWN, i] > 0 else 0  # from here on: one over the number of known
 
 
+@_inlined
+def _stencil(x, first, n, own, scale, sums, out):
+    """out = S x - scale * own * x for n elements of x from `first` on, on the image's own grid, flat and padded."""
+    stride = len(own) // ROWS
+    up, here, down = x[first - stride - 1 :], x[first - 1 :], x[first + stride - 1 :]
+    for j in range(n + 2):
+        sums[j] = up[j] + here[j] + here[j] + down[j]
+    left, mid, right, centre = sums, sums[1:], sums[2:], x[first:]
+    for j in range(n):
+        out[j] = left[j] + mid[j] + mid[j] + right[j] - scale * own[j] * centre[j]
+
+
+@_inlined
+def _rows_alike(i, height):
+    """How many rows from row i on have the same s, of ROWS at most: the image's first and last are by themselves."""
+    return 1 if i == 1 or i == height else min(ROWS, height - i)
+
+
 @_compiled
-def _fine_residual(x, b, factor, out):
-    """out = factor * (b - (s_i s_j x - S x)) on the image's own grid; b = None means 0."""
-    height, width = x.shape[0] - 3, x.shape[1] - 3
-    sums, own = np.empty(width + 2, x.dtype), np.empty(width, x.dtype)
-    for i in range(1, height + 1):
-        if i < 3 or i == height:
-            for j in range(width):
-                own[j] = (2 + (i > 1) + (i < height)) * (2 + (j > 0) + (j < width - 1))
-        up, here, down = x[i - 1], x[i], x[i + 1]
-        for j in range(width + 2):
-            sums[j] = up[j] + here[j] + here[j] + down[j]
-        left, mid, right, centre, f, o = sums, sums[1:], sums[2:], here[1:], factor[i, 1:], out[i, 1:]
-        if b is None:
-            for j in range(width):
-                o[j] = f[j] * (left[j] + mid[j] + mid[j] + right[j] - own[j] * centre[j])
-        else:
-            rhs = b[i, 1:]
-            for j in range(width):
-                o[j] = f[j] * (rhs[j] + left[j] + mid[j] + mid[j] + right[j] - own[j] * centre[j])
+def _descend(b, inverse, x, coarse, ones, sums, rest):
+    """x = inverse * b, and coarse = the sums over cells of what that leaves of b, in one pass over the image's grid."""
+    stride = len(ones) // ROWS
+    height, ready, zero, four = len(x) // stride - 3, stride, x.dtype.type(0), x.dtype.type(4)
+    for i in range(1, height + 1, ROWS):
+        rows = min(ROWS, height + 1 - i)
+        ahead, start = (i + rows + 1) * stride, i * stride + 1
+        f, right_side, o = inverse[ready:ahead], b[ready:ahead], x[ready:ahead]
+        for j in range(len(o)):
+            o[j] = f[j] * right_side[j]
+        ready = ahead
+        _stencil(x, start, rows * stride - 1, ones, four, sums, rest)  # of the neighbours: the diagonal took all of b
+        f = inverse[start:]
+        for j in range(rows * stride - 1):
+            rest[j] = rest[j] if f[j] > 0 else zero
+        if rows % 2:
+            rest[rows * stride - 1 : (rows + 1) * stride] = 0
+        for k in range(0, rows, 2):
+            _sum_row(rest[k * stride :], rest[(k + 1) * stride :], coarse[(i + k + 1) // 2, 1:], coarse.shape[1] - 3)
+
+
+@_compiled
+def _ascend(coarse, inverse, b, q, x, z, along, sums, rest, wide):
+    """x += interpolated coarse and z = x smoothed once, in one pass over the image's own grid; returns z.b and z.q."""
+    stride = len(along) // ROWS
+    height, ready, i = len(x) // stride - 3, 0, 1
+    zb, zq = x.dtype.type(0), x.dtype.type(0)
+    grids = x.reshape(-1, stride), inverse.reshape(-1, stride)
+    while i <= height:
+        rows = _rows_alike(i, height)
+        upto = min(i + rows, height)
+        _add_interpolated(coarse, grids[0], grids[1], ready, upto, wide)
+        ready, start, n = upto, i * stride + 1, rows * stride - 1
+        _stencil(x, start, n, along, x.dtype.type(2 + (i > 1) + (i < height)), sums, rest)
+        here, f, right_side, before, o = x[start:], inverse[start:], b[start:], q[start:], z[start:]
+        for j in range(n):
+            value = here[j] + f[j] * (right_side[j] + rest[j])
+            zb += value * right_side[j]
+            zq += value * before[j]
+            o[j] = value
+        i += rows
+    return zb, zq
+
+
+@_compiled
+def _advance(p, beta, z, r, inverse, q, along, sums, rest):
+    """p = beta p + z and q = -A p, in one pass over the image's own grid; returns p.r and p.q."""
+    stride = len(along) // ROWS
+    height, ready, i = len(p) // stride - 3, stride, 1
+    zero = p.dtype.type(0)
+    pr, pq = zero, zero
+    while i <= height:
+        rows = _rows_alike(i, height)
+        ahead, start, n = (i + rows + 1) * stride, i * stride + 1, rows * stride - 1
+        new, o = z[ready:ahead], p[ready:ahead]
+        for j in range(len(o)):
+            o[j] = beta * o[j] + new[j]
+        ready = ahead
+        _stencil(p, start, n, along, p.dtype.type(2 + (i > 1) + (i < height)), sums, rest)
+        here, f, left, o = p[start:], inverse[start:], r[start:], q[start:]
+        for j in range(n):
+            value = rest[j] if f[j] > 0 else zero
+            pr += here[j] * left[j]
+            pq += here[j] * value
+            o[j] = value
+        i += rows
+    return pr, pq
 
 
 @_compiled
@@ -182,55 +254,63 @@ def _coarse_residual(x, b, factor, out, diagonal, right, below, se, sw, stride):
         o[j] = f[j] * (rhs[j] - g[j] * here[j + 1] + w[j + 1] * here[j + 2] + w[j] * here[j] + o[j])
 
 
+@_inlined
+def _sum_row(top, bottom, out, width):
+    """out = sums of 2x2 cells of two rows."""
+    for j in range(width):
+        out[j] = top[2 * j] + top[2 * j + 1] + bottom[2 * j] + bottom[2 * j + 1]
+
+
 @_compiled
 def _sum_cells(fine, coarse, height, width):
     """coarse = sums of 2x2 cells of fine."""
     for i in range(1, height + 1):
-        top, bottom, o = fine[2 * i - 1, 1:], fine[2 * i, 1:], coarse[i, 1:]
-        for j in range(width):
-            o[j] = top[2 * j] + top[2 * j + 1] + bottom[2 * j] + bottom[2 * j + 1]
+        _sum_row(fine[2 * i - 1, 1:], fine[2 * i, 1:], coarse[i, 1:], width)
 
 
 @_compiled
-def _add_interpolated(coarse, fine, factor, height, width):
-    """fine += factor * bilinear upsampling of coarse; factor is 0 beyond an odd edge."""
-    near, far = coarse.dtype.type(0.75), coarse.dtype.type(0.25)
-    row = np.empty(width + 2, coarse.dtype)
-    for i in range(2 * height):
-        here = coarse[i // 2 + 1, 1:]
-        other = coarse[min(max(i // 2 + i % 2 * 2, 1), height), 1:]
-        for j in range(width):
-            row[j + 1] = near * here[j] + far * other[j]
-        row[0], row[width + 1] = row[1], row[width]
-        f, o = factor[i + 1, 1:], fine[i + 1, 1:]
-        for j in range(width):
-            o[2 * j] += f[2 * j] * (near * row[j + 1] + far * row[j])
-            o[2 * j + 1] += f[2 * j + 1] * (near * row[j + 1] + far * row[j + 2])
+def _add_interpolated(coarse, fine, inverse, first, last, wide):
+    """Rows first..last-1, counted from 0, of fine += bilinear upsampling of coarse, where inverse > 0.
+
+    wide: two rows of coarse upsampled along themselves, as they were left by the call for the rows before.
+    """
+    height, width = coarse.shape[0] - 3, coarse.shape[1] - 3
+    near, far, zero = coarse.dtype.type(0.75), coarse.dtype.type(0.25), coarse.dtype.type(0)
+    for i in range(first, last):
+        here = i // 2
+        if i == 0 or (i % 2 and here + 1 < height):
+            row = here + i % 2
+            given, o = coarse[row + 1, 1:], wide[row % 2]
+            for j in range(width - 1):
+                o[2 * j + 1] = near * given[j] + far * given[j + 1]
+                o[2 * j + 2] = far * given[j] + near * given[j + 1]
+            o[0], o[2 * width - 1] = given[0], given[width - 1]
+        other = min(max(here + i % 2 * 2 - 1, 0), height - 1)
+        a, b, f, o = wide[here % 2], wide[other % 2], inverse[i + 1, 1:], fine[i + 1, 1:]
+        for j in range(2 * width):
+            o[j] += near * a[j] + far * b[j] if f[j] > 0 else zero
 
 
 @_compiled
 def _residual(k, x, b, factor, out, levels, ops):
-    """out = factor * (b - A x) on level k."""
-    if k == 0:
-        _fine_residual(_at(x, levels, 0), _at(b, levels, 0), _at(ops[factor], levels, 0), _at(out, levels, 0))
-    else:
-        _coarse_residual(
-            _flat(x, levels, k),
-            _flat(b, levels, k),
-            _flat(ops[factor], levels, k),
-            _flat(out, levels, k),
-            _flat(ops[DIAGONAL], levels, k),
-            _flat(ops[RIGHT], levels, k),
-            _flat(ops[BELOW], levels, k),
-            _flat(ops[BELOW_RIGHT], levels, k),
-            _flat(ops[BELOW_LEFT], levels, k),
-            levels[k, 1] + 3,
-        )
+    """out = factor * (b - A x) on level k > 0."""
+    _coarse_residual(
+        _flat(x, levels, k),
+        _flat(b, levels, k),
+        _flat(ops[factor], levels, k),
+        _flat(out, levels, k),
+        _flat(ops[DIAGONAL], levels, k),
+        _flat(ops[RIGHT], levels, k),
+        _flat(ops[BELOW], levels, k),
+        _flat(ops[BELOW_RIGHT], levels, k),
+        _flat(ops[BELOW_LEFT], levels, k),
+        levels[k, 1] + 3,
+    )
 
 
 @_compiled
 def _smooth(k, x, b, spare, levels, ops):
-    """One Jacobi sweep on level k."""
+    """One Jacobi sweep on level k > 0."""
     _residual(k, x, b, INVERSE, spare, levels, ops)
     x, spare = _flat(x, levels, k), _flat(spare, levels, k)
     for i in range(len(x)):
@@ -238,33 +318,32 @@ def _smooth(k, x, b, spare, levels, ops):
 
 
 @_compiled
-def _interpolate(k, x, levels, ops):
+def _interpolate(k, x, levels, ops, wide):
     """Add level k + 1 of x to its level k."""
-    coarse, fine, factor = _at(x, levels, k + 1), _at(x, levels, k), _at(ops[REMOVED], levels, k)
-    _add_interpolated(coarse, fine, factor, levels[k + 1, 0], levels[k + 1, 1])
+    _add_interpolated(_at(x, levels, k + 1), _at(x, levels, k), _at(ops[INVERSE], levels, k), 0, levels[k, 0], wide)
 
 
 @_compiled
-def _cycle(x, b, spare, levels, ops):
-    """x ~ A^-1 b on the finest level, by one V-cycle."""
+def _cycle(x, b, q, z, spare, levels, ops, own, rows):
+    """z ~ A^-1 b on the finest level, by one V-cycle; returns z.b and z.q."""
+    inverse, start, right_side = _flat(ops[INVERSE], levels, 0), _flat(x, levels, 0), _flat(b, levels, 0)
+    _descend(right_side, inverse, start, _at(b, levels, 1), own[0], rows[0], rows[1])
     last = len(levels) - 2
-    for k in range(last + 1):
-        inverse, rhs, start = _flat(ops[INVERSE], levels, k), _flat(b, levels, k), _flat(x, levels, k)
-        for i in range(len(start)):
-            start[i] = inverse[i] * rhs[i]
+    for k in range(1, last + 1):
+        f, given, o = _flat(ops[INVERSE], levels, k), _flat(b, levels, k), _flat(x, levels, k)
+        for i in range(len(o)):
+            o[i] = f[i] * given[i]
         if k < last:
-            if k > 0:
-                _smooth(k, x, b, spare, levels, ops)
             _residual(k, x, b, REMOVED, spare, levels, ops)
             _sum_cells(_at(spare, levels, k), _at(b, levels, k + 1), levels[k + 1, 0], levels[k + 1, 1])
-    for k in range(last - 1, -1, -1):
-        _interpolate(k, x, levels, ops)
-        for _ in range(1 if k == 0 else 2):
-            _smooth(k, x, b, spare, levels, ops)
+    for k in range(last - 1, 0, -1):
+        _interpolate(k, x, levels, ops, rows[2:])
+        _smooth(k, x, b, spare, levels, ops)
+    return _ascend(_at(x, levels, 1), inverse, right_side, q, start, z, own[1], rows[0], rows[1], rows[2:])
 
 
 @_compiled
-def _first_guess(x, values, levels, ops):
+def _first_guess(x, values, levels, ops, wide):
     """x on the finest level: the removed pixels from known means of ever larger cells, interpolated."""
     last = len(levels) - 2
     for k in range(last):
@@ -272,7 +351,7 @@ def _first_guess(x, values, levels, ops):
     for k in range(last, -1, -1):
         x[levels[k, 2] : levels[k + 1, 2]] = 0
         if k < last:
-            _interpolate(k, x, levels, ops)
+            _interpolate(k, x, levels, ops, wide)
         if k > 0:
             fill, v, known = _flat(x, levels, k), _flat(values, levels, k), _flat(ops[KNOWN], levels, k)
             for i in range(len(fill)):
@@ -280,43 +359,31 @@ def _first_guess(x, values, levels, ops):
 
 
 @_compiled
-def _products(a, b, c):
-    """a.b and a.c, in one pass."""
-    ab, ac = a.dtype.type(0), a.dtype.type(0)
-    for i in range(len(a)):
-        ab += a[i] * b[i]
-        ac += a[i] * c[i]
-    return ab, ac
-
-
-@_compiled
 def _within(a, limit):
     """Whether no |a| is larger than the limit; far from the solution that's known after a few elements."""
-    for i in range(len(a)):
-        if abs(a[i]) > limit:
+    for first in range(0, len(a), 1024):
+        part, beyond = a[first : first + 1024], 0
+        for i in range(len(part)):  # a count vectorises, an early end doesn't
+            beyond += abs(part[i]) > limit
+        if beyond:
             return False
     return True
 
 
 @_compiled
-def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, spare, levels, ops):
+def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, levels, ops, own, rows):
     """Solve A x = b from the residual r of a first x, both on the finest level, until a cycle changes x by <= limit."""
-    z0, r0 = _flat(z, levels, 0), _flat(r, levels, 0)
+    r0, inverse = _flat(r, levels, 0), _flat(ops[INVERSE], levels, 0)
     step, rz_before = x.dtype.type(0), x.dtype.type(1)
     p[:] = 0
     for _ in range(max_iterations):
-        _cycle(z, r, spare, levels, ops)
-        if _within(z0, limit):
+        rz, qz = _cycle(start, r, q, z, spare, levels, ops, own, rows)
+        if _within(z, limit):
             for i in range(len(x)):
-                x[i] += z0[i]
+                x[i] += z[i]
             return
-        rz, qz = _products(z0, r0, q)
         # The cycle isn't symmetric, hence the flexible form: beta = z.(r - r_before) / rz_before.
-        beta = step * qz / rz_before
-        for i in range(len(x)):
-            p[i] = z0[i] + beta * p[i]
-        _fine_residual(_at(p, levels, 0), None, _at(ops[REMOVED], levels, 0), _at(q, levels, 0))  # q = -A p
-        rp, pq = _products(p, r0, q)
+        rp, pq = _advance(p, step * qz / rz_before, z, r0, inverse, q, own[1], rows[0], rows[1])
         if not (rz > 0 and pq < 0):  # solved to the last place before the limit
             return
         step, rz_before = -rp / pq, rz
@@ -326,36 +393,46 @@ def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, spare, levels, op
 
 
 @_compiled
-def _solve(images, keep, filled, tolerance, max_iterations, first, step):
-    """Fill systems first, first + step, ... of the N*M: images (N,C,H,W), keep (N,M,H,W) -> filled (N,M,C,H,W)."""
+def _solve(images, keep, noise, filled, tolerance, max_iterations, first, step):
+    """Fill systems first, first + step, ... of the N*M: images, noise (N,C,H,W), keep (N,M,H,W) -> (N,M,C,H,W)."""
     _, masks, channels, height, width = filled.shape
     levels = _grids(height, width)
+    stride, finest = width + 3, levels[1, 2]
+    own = np.ones((2, ROWS * stride), images.dtype)  # 1, and s along a row
+    for j in range(ROWS * stride):
+        own[1, j] = 2 + (j % stride > 0) + (j % stride < width - 1)
+    rows = np.zeros((4, (ROWS + 1) * stride), images.dtype)
     ops = np.zeros((9, levels[-1, 2]), images.dtype)
-    z, r, spare = np.zeros_like(ops[0]), np.zeros_like(ops[0]), np.zeros_like(ops[0])
-    x, p, q = np.zeros_like(z[: levels[1, 2]]), np.zeros_like(z[: levels[1, 2]]), np.zeros_like(z[: levels[1, 2]])
+    start, r, spare = np.zeros_like(ops[0]), np.zeros_like(ops[0]), np.zeros_like(ops[0])
+    fine = r[:finest]
+    x, z, p, q = np.zeros_like(fine), np.zeros_like(fine), np.zeros_like(fine), np.zeros_like(fine)
     values, guess, known = _at(spare, levels, 0), _at(x, levels, 0), _at(ops[KNOWN], levels, 0)
     beyond = images.dtype.type(1e30)
+    least, most = np.empty(width, images.dtype), np.empty(width, images.dtype)
     for system in range(first, filled.shape[0] * masks, step):
         _build(keep[system // masks, system % masks], levels, ops)
         for channel in range(channels):
             image, out = images[system // masks, channel], filled[system // masks, system % masks, channel]
-            low, high = beyond, -beyond
+            least[:], most[:] = beyond, -beyond
             for i in range(height):
                 given, kept, v = image[i], known[i + 1, 1:], values[i + 1, 1:]
                 for j in range(width):
                     v[j] = given[j] * kept[j]
-                    low = min(low, given[j] if kept[j] > 0 else beyond)
-                    high = max(high, given[j] if kept[j] > 0 else -beyond)
-            _first_guess(z, spare, levels, ops)
-            for i in range(len(x)):
-                x[i] = z[i]
-                q[i] = z[i] + spare[i]
-            _fine_residual(_at(q, levels, 0), None, _at(ops[REMOVED], levels, 0), _at(r, levels, 0))
+                for j in range(width):
+                    least[j] = min(least[j], given[j] if kept[j] > 0 else beyond)
+                    most[j] = max(most[j], given[j] if kept[j] > 0 else -beyond)
+            low, high = least.min(), most.max()
+            _first_guess(start, spare, levels, ops, rows[2:])
+            for i in range(finest):
+                x[i] = start[i]
+                z[i] = start[i] + spare[i]
+            _advance(p, 0, z, z, _flat(ops[INVERSE], levels, 0), _flat(r, levels, 0), own[1], rows[0], rows[1])
             # The floor: rounding leaves corrections of some units in the last place.
             limit = max(tolerance * (high - low), 1e-2 * tolerance * max(abs(low), abs(high)))
             if high > low:  # else the guess, a constant, is the solution
-                _conjugate_gradients(x, r, limit, max_iterations, p, q, z, spare, levels, ops)
+                _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, levels, ops, own, rows)
             for i in range(height):
                 given, kept, found, o = image[i], known[i + 1, 1:], guess[i + 1, 1:], out[i]
+                added = noise[system // masks, channel, i]
                 for j in range(width):
-                    o[j] = given[j] if kept[j] > 0 else found[j]
+                    o[j] = given[j] if kept[j] > 0 else found[j] + added[j]

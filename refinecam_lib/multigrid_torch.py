@@ -95,12 +95,8 @@ def _batched_cycle(levels: list[_Level], b: torch.Tensor) -> torch.Tensor:
     x = level.inverse * b
     if not coarser:
         return x
-    if level.weights:
-        x = level.smooth(x, b)
     x = x + level.removed * _upsampled(_batched_cycle(coarser, _cell_sums(level.removed * level.residual(x, b))), x)
-    for _ in range(2 if level.weights else 1):
-        x = level.smooth(x, b)
-    return x
+    return level.smooth(x, b)
 
 
 def _batched_guess(levels: list[_Level], values: torch.Tensor) -> torch.Tensor:
@@ -112,8 +108,8 @@ def _batched_guess(levels: list[_Level], values: torch.Tensor) -> torch.Tensor:
     return torch.where(level.known > 0, means, _upsampled(_batched_guess(coarser, _cell_sums(values)), values))
 
 
-def solve_batched(images: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """All (image, mask) pairs at once, on the images' device; each stops by itself, whatever else is in the batch."""
+def solve_batched(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """All (image, mask) pairs at once, on the images' device, with noise on removed pixels; each stops by itself."""
     n, masks, height, width = keep.shape
     levels = _levels(keep.reshape(n * masks, 1, height, width).to(images))
     fine = levels[0]
@@ -149,4 +145,6 @@ def solve_batched(images: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         rz = rz.where(running, 1)
         step = torch.where(running, dot(p, r) / curvature.where(running, 1), 0)
         x, r = x + step * p, r + step * q
+    if noise is not None:
+        x = x + fine.removed * noise.repeat_interleave(masks, 0)
     return (values + x).view(n, masks, -1, height, width)

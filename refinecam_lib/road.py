@@ -1,7 +1,9 @@
 """ROAD (eq. 5): remove pixels most relevant first and least relevant first, impute them, and ask the network again."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 
 from . import checks
@@ -38,13 +40,27 @@ def removal_order(maps: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         raise InputError(f"{len(seeds)} seeds for {len(maps)} maps; allowed: one for each map")
     flat = maps.detach().flatten(1)
     size = flat.shape[1]
-    shuffled = torch.stack([torch.from_numpy(checks.rng(int(seed), "ties").permutation(size)) for seed in seeds])
-    shuffled = shuffled.to(flat.device)
-    # A stable sort leaves equal values in the order in which it found them: the shuffled one.
-    order = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
+    shuffled = torch.from_numpy(np.stack([_ties(int(seed), size) for seed in seeds])).to(flat.device)
+    order = shuffled.gather(1, _descending(flat.gather(1, shuffled)))
     ranks = torch.empty_like(order)
     ranks.scatter_(1, order, torch.arange(size, device=flat.device).expand_as(order))
     return ranks.view(maps.shape)
+
+
+@lru_cache(maxsize=32)  # the maps of an image are measured one after the other, with its seed
+def _ties(seed: int, size: int) -> np.ndarray:
+    return checks.rng(seed, "ties").permutation(size)
+
+
+def _descending(values: torch.Tensor) -> torch.Tensor:
+    """Indices that sort each row of values (B,N), the largest first, equal ones in the order in which they come."""
+    if values.dtype != torch.float32 or values.device.type != "cpu":
+        return values.argsort(dim=1, descending=True, stable=True)
+    # Whole numbers in the order of the values and then of their places: no two are equal, so numpy's fastest sort will do.
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 makes one zero of two
+    ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    keys = (~ascending << 32) | torch.arange(values.shape[1])
+    return torch.from_numpy(np.sort(keys.numpy(), 1)) & 0xFFFFFFFF
 
 
 def keep_masks(ranks: torch.Tensor, fractions: Sequence[float] = FRACTIONS) -> torch.Tensor:
@@ -86,8 +102,12 @@ def road_noise(seeds: Sequence[int], shape: tuple[int, ...], std: float = 0.01) 
     shape (C,H,W); std in units of the normalised image. The same field serves all masks of an image: common random
     numbers, so that the noise doesn't blur the difference of LeRF and MoRF.
     """
-    fields = [checks.rng(int(seed), "road noise").standard_normal(shape, dtype="float32") for seed in seeds]
-    return torch.stack([torch.from_numpy(field) for field in fields]) * std
+    return torch.from_numpy(np.stack([_noise(int(seed), shape) for seed in seeds])) * std
+
+
+@lru_cache(maxsize=32)
+def _noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    return checks.rng(seed, "road noise").standard_normal(shape, dtype="float32")
 
 
 def road_probabilities(

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from refinecam_lib import cam, checks
 from refinecam_lib.cam import Capture
 from refinecam_lib.explain import BASE, METHODS, REFINED, Explainer, variant_maps
+from refinecam_lib.layers import evaluating
 from refinecam_lib.models import MODELS
 
 FAMILIES = tuple(MODELS)
@@ -59,6 +60,7 @@ def calibrated(model: nn.Module, size: tuple[int, int], seed: int = 0) -> nn.Mod
 
 def network(name: str) -> tuple[nn.Module, tuple[str, ...], torch.Tensor]:
     """A random network of a family, its layers, and two images of a size that it takes."""
+    torch.manual_seed(1)  # of 0, a whole map is 0
     if name == "swin_tiny":
         model, side = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, num_classes=7), 56
     else:
@@ -93,7 +95,7 @@ def package_raw(kind, model, layer, inputs, targets, reshape=None) -> np.ndarray
         return raw[-1]
 
     explain.get_cam_image = keep
-    with sdpa_kernel(SDPBackend.MATH):
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH):  # the convolutions and attention that a Capture goes through
         explain(inputs.clone().requires_grad_(), targets)
     for handle in explain.activations_and_grads.handles:  # its own release waits for the garbage collector
         handle.remove()
@@ -148,7 +150,8 @@ def test_grad_cam_equals_captum(name):
     model, layers, inputs = network(name)
     for layer, raw in zip(layers, cam.grad_cam(Capture(model, inputs, TARGET, layers))):
         explain = captum.attr.LayerGradCam(model, model.get_submodule(layer))
-        oracle = explain.attribute(inputs.clone().requires_grad_(), TARGET, relu_attributions=True)
+        with evaluating(model):
+            oracle = explain.attribute(inputs.clone().requires_grad_(), TARGET, relu_attributions=True)
         assert_close(raw, oracle[:, 0].detach(), 1e-5)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from refinecam_lib import cam
 from refinecam_lib.cam import Capture
 from refinecam_lib.checks import InputError
-from refinecam_lib.layers import layers_of, to_nchw
+from refinecam_lib.layers import evaluating, layers_of, to_nchw
 
 vision = torchvision.models
 
@@ -279,3 +279,23 @@ def test_a_layer_that_runs_twice_is_not_chosen_and_the_network_comes_back_as_it_
     with pytest.raises(ZeroDivisionError):
         layers_of(model, 32)
     assert all(module.training and not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_evaluating_leads_small_kernels_another_way_on_one_thread_and_leaves_no_trace(threads):
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 4, 1))
+    images, before = torch.randn(2, 3, 16, 16), torch.get_num_threads()
+    expected = model.double().eval()(images.double())
+    model.float().train()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(KeyError), evaluating(model):
+            pointwise = (2, 2) if threads == 1 else (1, 1)
+            assert [model[k].dilation for k in (0, 2, 3)] == [pointwise, (2, 2), pointwise]
+            assert not model[1].training
+            torch.testing.assert_close(model(images).double(), expected, rtol=0, atol=1e-5)
+            raise KeyError
+    finally:
+        torch.set_num_threads(before)
+    assert [model[k].dilation for k in (0, 2, 3)] == [(1, 1), (2, 2), (1, 1)]
+    assert model[1].training
