@@ -324,10 +324,10 @@ def _interpolate(k, x, levels, ops, wide):
 
 
 @_compiled
-def _cycle(x, b, q, z, spare, levels, ops, own, rows):
+def _cycle(x, b, q, z, spare, levels, ops, own, scratch):
     """z ~ A^-1 b on the finest level, by one V-cycle; returns z.b and z.q."""
     inverse, start, right_side = _flat(ops[INVERSE], levels, 0), _flat(x, levels, 0), _flat(b, levels, 0)
-    _descend(right_side, inverse, start, _at(b, levels, 1), own[0], rows[0], rows[1])
+    _descend(right_side, inverse, start, _at(b, levels, 1), own[0], scratch[0], scratch[1])
     last = len(levels) - 2
     for k in range(1, last + 1):
         f, given, o = _flat(ops[INVERSE], levels, k), _flat(b, levels, k), _flat(x, levels, k)
@@ -337,9 +337,9 @@ def _cycle(x, b, q, z, spare, levels, ops, own, rows):
             _residual(k, x, b, REMOVED, spare, levels, ops)
             _sum_cells(_at(spare, levels, k), _at(b, levels, k + 1), levels[k + 1, 0], levels[k + 1, 1])
     for k in range(last - 1, 0, -1):
-        _interpolate(k, x, levels, ops, rows[2:])
+        _interpolate(k, x, levels, ops, scratch[2:])
         _smooth(k, x, b, spare, levels, ops)
-    return _ascend(_at(x, levels, 1), inverse, right_side, q, start, z, own[1], rows[0], rows[1], rows[2:])
+    return _ascend(_at(x, levels, 1), inverse, right_side, q, start, z, own[1], scratch[0], scratch[1], scratch[2:])
 
 
 @_compiled
@@ -371,19 +371,18 @@ def _within(a, limit):
 
 
 @_compiled
-def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, levels, ops, own, rows):
+def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, levels, ops, own, scratch):
     """Solve A x = b from the residual r of a first x, both on the finest level, until a cycle changes x by <= limit."""
     r0, inverse = _flat(r, levels, 0), _flat(ops[INVERSE], levels, 0)
     step, rz_before = x.dtype.type(0), x.dtype.type(1)
-    p[:] = 0
     for _ in range(max_iterations):
-        rz, qz = _cycle(start, r, q, z, spare, levels, ops, own, rows)
+        rz, qz = _cycle(start, r, q, z, spare, levels, ops, own, scratch)
         if _within(z, limit):
             for i in range(len(x)):
                 x[i] += z[i]
             return
         # The cycle isn't symmetric, hence the flexible form: beta = z.(r - r_before) / rz_before.
-        rp, pq = _advance(p, step * qz / rz_before, z, r0, inverse, q, own[1], rows[0], rows[1])
+        rp, pq = _advance(p, step * qz / rz_before, z, r0, inverse, q, own[1], scratch[0], scratch[1])
         if not (rz > 0 and pq < 0):  # solved to the last place before the limit
             return
         step, rz_before = -rp / pq, rz
@@ -401,7 +400,7 @@ def _solve(images, keep, noise, filled, tolerance, max_iterations, first, step):
     own = np.ones((2, ROWS * stride), images.dtype)  # 1, and s along a row
     for j in range(ROWS * stride):
         own[1, j] = 2 + (j % stride > 0) + (j % stride < width - 1)
-    rows = np.zeros((4, (ROWS + 1) * stride), images.dtype)
+    scratch = np.zeros((4, (ROWS + 1) * stride), images.dtype)  # sums, what is left, and two rows widened
     ops = np.zeros((9, levels[-1, 2]), images.dtype)
     start, r, spare = np.zeros_like(ops[0]), np.zeros_like(ops[0]), np.zeros_like(ops[0])
     fine = r[:finest]
@@ -422,15 +421,17 @@ def _solve(images, keep, noise, filled, tolerance, max_iterations, first, step):
                     least[j] = min(least[j], given[j] if kept[j] > 0 else beyond)
                     most[j] = max(most[j], given[j] if kept[j] > 0 else -beyond)
             low, high = least.min(), most.max()
-            _first_guess(start, spare, levels, ops, rows[2:])
+            _first_guess(start, spare, levels, ops, scratch[2:])
             for i in range(finest):
                 x[i] = start[i]
                 z[i] = start[i] + spare[i]
-            _advance(p, 0, z, z, _flat(ops[INVERSE], levels, 0), _flat(r, levels, 0), own[1], rows[0], rows[1])
+            p[:] = 0
+            q[:] = 0
+            _advance(p, 0, z, z, _flat(ops[INVERSE], levels, 0), _flat(r, levels, 0), own[1], scratch[0], scratch[1])
             # The floor: rounding leaves corrections of some units in the last place.
             limit = max(tolerance * (high - low), 1e-2 * tolerance * max(abs(low), abs(high)))
             if high > low:  # else the guess, a constant, is the solution
-                _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, levels, ops, own, rows)
+                _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, levels, ops, own, scratch)
             for i in range(height):
                 given, kept, found, o = image[i], known[i + 1, 1:], guess[i + 1, 1:], out[i]
                 added = noise[system // masks, channel, i]
