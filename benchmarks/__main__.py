@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 import refinecam_lib  # noqa: F401 - before anything imports torchvision
-from refinecam_lib import paths
 from refinecam_lib.cam import Capture
 from refinecam_lib.checks import InputError, one_of
+from refinecam_lib.datasets import batch_of
 from refinecam_lib.explain import REFINED, variant_maps
 from refinecam_lib.models import load_model, normalise, spec_of
 from refinecam_lib.synthetic import SyntheticShapes
@@ -31,43 +31,11 @@ FOLDER = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "torchvision", "timm", "grad-cam", "numba", "scipy", "numpy")
 
 
-def calibrated(model: torch.nn.Module, inputs: torch.Tensor, spread: float = 3.0) -> torch.nn.Module:
-    """A network with random weights made alive: batch norms from the images, logits of standard deviation `spread`."""
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches, here of one
-    with torch.no_grad():
-        model.train()(inputs)
-        logits = model.eval()(inputs)
-        head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
-        head.weight *= (spread / logits.std(0))[:, None]
-        head.bias -= model(inputs).mean(0)
-    return model
-
-
 def subject(name: str, images: int, device: str = "cpu") -> Subject:
-    """A network of MODELS with the first test images: the shipped checkpoint, or else random weights, calibrated.
-
-    EfficientNet-Lite0 without its checkpoint takes its ImageNet weights. Raises InputError for an unknown name.
-    """
-    spec = spec_of(name)
-    samples = SyntheticShapes("test", images)
-    samples = [samples[i] for i in range(images)]
-    inputs = normalise(torch.stack([sample.image for sample in samples]), spec)
-    target = torch.tensor([sample.target for sample in samples])
-    if name == "resnet18":
-        torch.manual_seed(0)
-        weights, model = "random, calibrated", calibrated(spec.build(6, False), inputs)
-        with torch.no_grad():
-            target = model(inputs).argmax(1)
-    elif (paths.CHECKPOINTS / f"{name}.safetensors").is_file():
-        weights, model = "shipped checkpoint", load_model(name)
-    else:
-        weights, model = "ImageNet", load_model(name, "imagenet")
-        with torch.no_grad():
-            target = model(inputs).argmax(1)
-    return Subject(f"{name} ({weights})", model.to(device), inputs.to(device), target.to(device), spec.layers)
+    """A shipped network with the first test images; raises InputError for a network that isn't shipped."""
+    inputs, target, _ = batch_of(list(SyntheticShapes("test", images)))
+    spec, model = spec_of(name), load_model(name, device=device)
+    return Subject(name, model, normalise(inputs, spec).to(device), target.to(device), spec.layers)
 
 
 def resident() -> float:

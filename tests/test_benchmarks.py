@@ -10,7 +10,7 @@ from pytorch_grad_cam.metrics.perturbation_confidence import RemoveMostRelevantF
 
 import benchmarks.parts
 from benchmarks import public
-from benchmarks.__main__ import calibrated, main, memory, report, run, table
+from benchmarks.__main__ import main, memory, report, run, table
 from benchmarks.parts import PARTS, Subject, tie_free
 from benchmarks.timing import Floor, compare, ratio
 from refinecam_lib.cam import Capture
@@ -76,19 +76,6 @@ def test_ratio_and_its_interval():
     assert (middle, low, high) == (5.0, 1.0, 9.0)
 
 
-def test_random_weights_are_made_alive():
-    inputs, _ = batch(8)
-    model = calibrated(tiny_net(seed=1).apply(_reset), inputs)
-    logits = model(inputs)
-    torch.testing.assert_close(logits.std(0), torch.full((6,), 3.0), atol=1e-3, rtol=0)
-    torch.testing.assert_close(logits.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
-
-
-def _reset(module: torch.nn.Module) -> None:
-    if hasattr(module, "reset_parameters"):
-        module.reset_parameters()
-
-
 def test_memory_is_read_at_the_mark_and_at_the_end(subject):
     found = memory(subject.model, subject.inputs, LAYERS, explanations=60, mark=20)
     assert (found["mark"], found["explanations"]) == (20, 60)
@@ -101,6 +88,9 @@ def test_bad_options_are_refused(capsys):
     assert "unknown part 'gradiant'. Did you mean 'gradient'?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--images", "1", "--score-images", "2"])
+    with pytest.raises(SystemExit):
+        main(["--networks", "vgg11", "--images", "1", "--score-images", "1"])
+    assert "vgg11" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pixels", [6 * 7, 48 * 48, 224 * 224])
