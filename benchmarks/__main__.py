@@ -141,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", nargs="+", default=["efficientnet_lite0", "resnet18"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--checked", type=int, default=2, help="images whose maps are compared in float64 (default 2)")
+    parser.add_argument(
+        "--checked", type=int, default=2, help="images whose maps and Coherency are compared in float64 (default 2)"
+    )
     parser.add_argument("--memory", type=int, nargs="?", const=1000, help="only this many explanations, and memory")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the results")
     chosen = parser.parse_args(arguments)

@@ -44,4 +44,4 @@ def impute(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None 
     if keep.numel() == 0:
         return images.new_empty(n, masks, channels, height, width)
     solve = solve_on_cpu if images.device.type == "cpu" else solve_batched
-    return solve(images, keep, None if noise is None else noise.to(images))
+    return solve(images, keep, None if noise is None else noise.detach().to(images))

@@ -24,12 +24,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     as much again. A dilation, which means nothing to a kernel of one pixel, leads around it, and is taken back as well.
     """
     modes = [(module, module.training) for module in model.modules()]
-    slow = _pointwise(model) if torch.get_num_threads() == 1 else []
-    if any(training for _, training in modes):
-        model.eval()
-    for convolution in slow:
-        convolution.dilation = (2, 2)
+    slow: list[nn.Conv2d] = []
     try:
+        if any(training for _, training in modes):
+            model.eval()
+        slow = _pointwise(model) if torch.get_num_threads() == 1 else []
+        for convolution in slow:
+            convolution.dilation = (2, 2)
         yield
     finally:
         for module, mode in modes:

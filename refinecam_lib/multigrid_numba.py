@@ -170,13 +170,13 @@ def _descend(b, inverse, x, coarse, ones, sums, rest):
     height, ready, zero, four = len(x) // stride - 3, stride, x.dtype.type(0), x.dtype.type(4)
     for i in range(1, height + 1, ROWS):
         rows = min(ROWS, height + 1 - i)
-        ahead, start = (i + rows + 1) * stride, i * stride + 1
+        ahead, first = (i + rows + 1) * stride, i * stride + 1
         f, right_side, o = inverse[ready:ahead], b[ready:ahead], x[ready:ahead]
         for j in range(len(o)):
             o[j] = f[j] * right_side[j]
         ready = ahead
-        _stencil(x, start, rows * stride - 1, ones, four, sums, rest)  # of the neighbours: the diagonal took all of b
-        f = inverse[start:]
+        _stencil(x, first, rows * stride - 1, ones, four, sums, rest)  # of the neighbours: the diagonal took all of b
+        f = inverse[first:]
         for j in range(rows * stride - 1):
             rest[j] = rest[j] if f[j] > 0 else zero
         if rows % 2:
@@ -196,9 +196,9 @@ def _ascend(coarse, inverse, b, q, x, z, along, sums, rest, wide):
         rows = _rows_alike(i, height)
         upto = min(i + rows, height)
         _add_interpolated(coarse, grids[0], grids[1], ready, upto, wide)
-        ready, start, n = upto, i * stride + 1, rows * stride - 1
-        _stencil(x, start, n, along, x.dtype.type(2 + (i > 1) + (i < height)), sums, rest)
-        here, f, right_side, before, o = x[start:], inverse[start:], b[start:], q[start:], z[start:]
+        ready, first, n = upto, i * stride + 1, rows * stride - 1
+        _stencil(x, first, n, along, x.dtype.type(2 + (i > 1) + (i < height)), sums, rest)
+        here, f, right_side, before, o = x[first:], inverse[first:], b[first:], q[first:], z[first:]
         for j in range(n):
             value = here[j] + f[j] * (right_side[j] + rest[j])
             zb += value * right_side[j]
@@ -217,13 +217,13 @@ def _advance(p, beta, z, r, inverse, q, along, sums, rest):
     pr, pq = zero, zero
     while i <= height:
         rows = _rows_alike(i, height)
-        ahead, start, n = (i + rows + 1) * stride, i * stride + 1, rows * stride - 1
+        ahead, first, n = (i + rows + 1) * stride, i * stride + 1, rows * stride - 1
         new, o = z[ready:ahead], p[ready:ahead]
         for j in range(len(o)):
             o[j] = beta * o[j] + new[j]
         ready = ahead
-        _stencil(p, start, n, along, p.dtype.type(2 + (i > 1) + (i < height)), sums, rest)
-        here, f, left, o = p[start:], inverse[start:], r[start:], q[start:]
+        _stencil(p, first, n, along, p.dtype.type(2 + (i > 1) + (i < height)), sums, rest)
+        here, f, left, o = p[first:], inverse[first:], r[first:], q[first:]
         for j in range(n):
             value = rest[j] if f[j] > 0 else zero
             pr += here[j] * left[j]
@@ -360,7 +360,7 @@ def _first_guess(x, values, levels, ops, wide):
 
 @_compiled
 def _within(a, limit):
-    """Whether no |a| is larger than the limit; far from the solution that's known after a few elements."""
+    """Whether no |a| is larger than the limit; far from the solution that's known after the first part."""
     for first in range(0, len(a), 1024):
         part, beyond = a[first : first + 1024], 0
         for i in range(len(part)):  # a count vectorises, an early end doesn't
@@ -406,7 +406,7 @@ def _solve(images, keep, noise, filled, tolerance, max_iterations, first, step):
     fine = r[:finest]
     x, z, p, q = np.zeros_like(fine), np.zeros_like(fine), np.zeros_like(fine), np.zeros_like(fine)
     values, guess, known = _at(spare, levels, 0), _at(x, levels, 0), _at(ops[KNOWN], levels, 0)
-    beyond = images.dtype.type(1e30)
+    beyond, zero = images.dtype.type(1e30), images.dtype.type(0)
     least, most = np.empty(width, images.dtype), np.empty(width, images.dtype)
     for system in range(first, filled.shape[0] * masks, step):
         _build(keep[system // masks, system % masks], levels, ops)
@@ -427,7 +427,7 @@ def _solve(images, keep, noise, filled, tolerance, max_iterations, first, step):
                 z[i] = start[i] + spare[i]
             p[:] = 0
             q[:] = 0
-            _advance(p, 0, z, z, _flat(ops[INVERSE], levels, 0), _flat(r, levels, 0), own[1], scratch[0], scratch[1])
+            _advance(p, zero, z, z, _flat(ops[INVERSE], levels, 0), _flat(r, levels, 0), own[1], scratch[0], scratch[1])
             # The floor: rounding leaves corrections of some units in the last place.
             limit = max(tolerance * (high - low), 1e-2 * tolerance * max(abs(low), abs(high)))
             if high > low:  # else the guess, a constant, is the solution

@@ -135,9 +135,6 @@ def test_ties_are_broken_by_the_seed_alone():
     assert torch.equal(removal_order(distinct, [0]), removal_order(distinct, [1]))
 
 
-# -------------------------------------------------------------------------------------------------------- imputation
-
-
 @given(
     st.lists(st.sampled_from([-2.5, -1e-45, -0.0, 0.0, 1e-45, 0.3, 1.0]), min_size=6, max_size=60), st.integers(0, 99)
 )
@@ -146,6 +143,9 @@ def test_order_of_any_values_is_the_stable_one_in_single_and_double_precision(va
     exact = removal_order(maps.double(), [seed])
     assert torch.equal(removal_order(maps, [seed]), exact)
     assert torch.equal(maps.flatten()[exact.flatten().argsort()], maps.flatten().sort(descending=True).values)
+
+
+# -------------------------------------------------------------------------------------------------------- imputation
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")  # the public code calls numpy on tensors
