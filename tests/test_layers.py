@@ -299,3 +299,13 @@ def test_evaluating_leads_small_kernels_another_way_on_one_thread_and_leaves_no_
         torch.set_num_threads(before)
     assert [model[k].dilation for k in (0, 2, 3)] == [(1, 1), (2, 2), (1, 1)]
     assert model[1].training
+
+
+def test_evaluating_changes_no_state_of_a_network_in_training_mode(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    model = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 1)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with evaluating(model):
+        model(torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
