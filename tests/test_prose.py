@@ -258,6 +258,17 @@ def test_what_was_measured_by_hand_is_said_as_it_was_written_down():
         assert words(sentence) in words(readme())
 
 
+def test_the_speed_is_that_of_the_committed_benchmark():
+    rows = json.loads((paths.ROOT / "docs" / "benchmark.json").read_text())["rows"]
+    six = {row["network"]: row["ratio"][0] for row in rows if row["part"] == "six" and row["threads"] == 1}
+    sentence = (
+        f"{six['efficientnet_lite0']:.0f} times faster than from public code on EfficientNet-Lite0 and "
+        f"{six['resnet18']:.0f} times on ResNet18, on one core"
+    )
+    assert words(sentence) in words(readme())
+    assert all(row["agrees"] for row in rows)
+
+
 def test_the_networks_are_said_with_the_accuracy_of_their_cards():
     cards = {
         name: json.loads((paths.CHECKPOINTS / f"{name}.json").read_text())
