@@ -259,7 +259,7 @@ def without_object_name(bird: dict[str, Any], index: int, number: int) -> str:
 def save(path: Path, picture: np.ndarray) -> None:
     """Write an image (H,W,3) as RGBA png, whole or not at all."""
     opaque = Image.fromarray(picture).convert("RGBA")
-    write_whole(path, lambda part: opaque.save(part, "PNG", compress_level=1))
+    write_whole(path, lambda part: opaque.save(part, "PNG", compress_level=1), synced=False)
 
 
 def save_lists(root: Path, **scenes: list[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Where data, results, figures and notebooks are, each moved by an environment variable; and how a file is written."""
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,20 @@ REFERENCE = FIGURES / "reference"
 """The committed results of this project, one folder a profile."""
 
 
-def write_whole(path: Path, save: Callable[[Path], object]) -> None:
-    """Let `save(path)` write beside the file, then put it in place: a kill leaves the old file or the new one."""
+def write_whole(path: Path, save: Callable[[Path], object], synced: bool = True) -> None:
+    """Let `save(path)` write beside the file, then put it in place: a kill leaves the old file or the new one.
+
+    synced: so does a power cut; where many small files can be made again, some ms each are better saved.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save(part)
-    os.replace(part, path)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # of this writer alone, on whatever machine
+    try:
+        save(part)
+        part.chmod(0o644)  # safetensors leaves it to its owner alone
+        if synced:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

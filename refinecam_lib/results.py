@@ -1,7 +1,5 @@
 """The rows of shards on disk: each a file written in one step, and read only where it is whole and the shard's own."""
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import pandas as pd
 import pyarrow
 from tqdm.auto import tqdm
 
+from . import paths
 from .checks import InputError
 from .provenance import KEYS
 from .shards import Shard
@@ -22,17 +21,7 @@ def failures(rows: pd.DataFrame) -> int:
 def write_rows(rows: pd.DataFrame, path: Path) -> None:
     """Write rows as parquet in one step: a reader sees the whole file or none. InputError where there is no writing."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            try:
-                rows.to_parquet(file, index=False, write_page_checksum=True)
-                file.flush()
-                os.fchmod(file.fileno(), 0o644)  # a temporary file is its owner's alone
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        paths.write_whole(path, lambda part: rows.to_parquet(part, index=False, write_page_checksum=True))
     except OSError as error:
         raise InputError(
             f"results can't be written to {str(path.parent)!r}: {error.strerror or error}; allowed: a folder with room "

@@ -72,7 +72,6 @@ def write_checkpoint(model: nn.Module, path: Path, card: dict) -> dict:
     """Write a network as fp16 safetensors with its JSON card beside it; returns the card with its sha256."""
     state = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in model.state_dict().items()}
     write_whole(path, lambda part: safetensors.torch.save_file(state, part))
-    path.chmod(0o644)  # safetensors leaves it to its owner alone
     card = card | {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     write_whole(path.with_suffix(".json"), lambda part: part.write_text(json.dumps(card, indent=1) + "\n"))
     return card
