@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -320,6 +320,17 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_p
 
 SHIPPED = [path for path in sorted(paths.CHECKPOINTS.glob("*.safetensors")) if not path.stem.endswith("_birds")]
 SHIPPED_FOR_BIRDS = sorted(paths.CHECKPOINTS.glob("*_birds.safetensors"))
+
+
+@pytest.mark.parametrize("name", train.SHIPPED)
+def test_the_recipes_are_those_that_the_card_was_made_by(name):
+    card = json.loads((paths.CHECKPOINTS / f"{name}.json").read_text())
+    for recipe in reversed(train.SHIPPED[name]):
+        recorded = {key: value for key, value in card["hyper_parameters"].items() if key != "weights"}
+        known = json.loads(json.dumps(asdict(recipe)))
+        assert recorded == {key: known[key] for key in recorded} and len(recorded) > 12
+        card = card.get("started_from")
+    assert card is None
 
 
 @pytest.mark.parametrize("path", SHIPPED_FOR_BIRDS, ids=lambda p: p.stem)
