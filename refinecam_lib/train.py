@@ -51,6 +51,9 @@ SHIPPED = {
                 replace(_NEW, images=57_600, stages=((96, 0.3), (128, 0.7)), validate_every=6400),
                 replace(_WHOLE, images=24_000, validation=600),
                 replace(_MIXED, images=28_800, stages=((128, 0.45), (224, 0.55)), validate_every=4800),
+                replace(_MIXED, images=70_400, shares=(5, 2, 1), stages=((128, 0.4), (224, 0.6)), validate_every=6400),
+                replace(_MIXED, images=32_000, lr=6e-4, shares=(6, 2, 1), validate_every=4000),
+                replace(_MIXED, images=32_000, lr=5e-4, shares=(8, 2, 1), validate_every=4000, ema=0.998),
             )
         )
     ),
