@@ -4,6 +4,7 @@ Training items are drawn fresh, first as small windows, which cost a third of a 
 frames. Weights are an exponential moving average, chosen on validation alone.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from . import paths
 from .checks import InputError, one_of, seed_of
 from .datasets import Sample, Samples
-from .models import ModelSpec, checkpoint_path, normalise, on_device, read_checkpoint, spec_of
+from .models import ModelSpec, checkpoint_path, normalise, on_device, restore, spec_of
 from .synthetic import BACKGROUNDS, CLASSES, SIZES
 from .tasks import TASKS, Task, faded, task_of
 
@@ -182,21 +183,25 @@ def _target(samples: list[Sample], classes: int) -> torch.Tensor:
 def _start(recipe: Recipe, classes: int) -> nn.Module:
     torch.manual_seed(seed_of("train", recipe.seed))  # of the new classifier's weights
     spec = spec_of(recipe.model)
-    model = spec.build(classes, recipe.weights == "imagenet")
-    if recipe.weights not in ("imagenet", "none"):
-        state, card = read_checkpoint(Path(recipe.weights))
-        if card["model"] != recipe.model:
-            raise InputError(f"weights are of model {card['model']!r}; {recipe.model!r} was asked for")
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    if recipe.weights == "none" and spec.learner:
+        return spec.learner(classes)
+    if recipe.weights in ("imagenet", "none"):
+        return spec.build(classes, recipe.weights == "imagenet")
+    model, card = restore(recipe.model, Path(recipe.weights))
+    if len(card["classes"]) != classes:
+        raise InputError(
+            f"weights {Path(recipe.weights).name} of {len(card['classes'])} classes; allowed: of {classes}"
+        )
     return model
 
 
 def _freeze(model: nn.Module, last: str) -> list[nn.Module]:
     """Fix all parameters up to those of the layer `last`; returns the modules whose statistics must stay as well."""
-    named = list(model.named_parameters())
-    end = max(k for k, (name, _) in enumerate(named) if name.startswith(last + "."))
-    for _, parameter in named[: end + 1]:
-        parameter.requires_grad_(False)
+    named = list(model.named_modules())
+    end = max(k for k, (name, _) in enumerate(named) if f"{name}.".startswith(f"{last}."))  # may be a pooling
+    for _, module in named[: end + 1]:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
     own = ((module, list(module.parameters(recurse=False))) for module in model.modules())
     return [module for module, parameters in own if parameters and not any(p.requires_grad for p in parameters)]
 
@@ -302,7 +307,7 @@ def fit(
     )
     if state.is_file():
         run.load(state, place)
-    examined = on_device(spec.build(len(task.classes), False), place)
+    examined = copy.deepcopy(model)
     exam = task.exam(recipe.validation)  # drawn once and kept in memory: the same items judge every state
     every = max(1, recipe.validate_every // recipe.batch)
     before, begun = run.record["seconds"], time.monotonic()

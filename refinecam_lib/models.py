@@ -17,6 +17,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import paths
 from .checks import InputError, one_of
@@ -32,6 +33,8 @@ class ModelSpec:
     """A network: `build(num_classes, pretrained)`, its layers from shallow to deep, and its preprocessing.
 
     Photographs are resized to `resize` (the shorter side, or both where `squash`) and cropped to `size` at the centre.
+    learner: where plain training from nothing fails, `learner(num_classes)` is the same network with batch norms, in
+    whose form it is trained and stored; `load_model` folds them into the convolutions before them.
     """
 
     name: str
@@ -43,6 +46,7 @@ class ModelSpec:
     resize: int = 256
     squash: bool = False
     interpolation: str = "bilinear"
+    learner: Callable[[int], nn.Module] | None = None
 
 
 def _torchvision(name: str) -> Callable[[int, bool], nn.Module]:
@@ -71,6 +75,10 @@ def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
         head = cast(nn.Sequential, model.classifier)
         head[-1] = nn.Linear(cast(nn.Linear, head[-1]).in_features, num_classes)
     return model
+
+
+def _vgg11_with_norms(num_classes: int) -> nn.Module:
+    return _new_head(torchvision.models.vgg11_bn(), num_classes)
 
 
 def _swin_tiny(num_classes: int, pretrained: bool) -> nn.Module:
@@ -108,6 +116,7 @@ MODELS = _specs(
         ("features.5", "features.10", "features.15", "features.20"),
         resize=224,
         squash=True,
+        learner=_vgg11_with_norms,
     ),
     ModelSpec(
         "swin_tiny",
@@ -198,14 +207,39 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
         model = spec.build(1000, True)
     else:
         path = checkpoint_path(name, str(weights)) if weights in ("synthetic", "birds") else Path(weights)
-        state, card = read_checkpoint(path)
-        if card["model"] != name:
-            raise InputError(f"checkpoint {path.name} is of model {card['model']!r}; {name!r} was asked for")
-        model = spec.build(len(card["classes"]), False)
-        model.load_state_dict(
-            {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-        )
+        model, card = restore(name, path)
+        if spec.learner:
+            model = _folded(model, spec.build(len(card["classes"]), False))
     return on_device(model.eval().requires_grad_(False), device)
+
+
+def restore(name: str, path: Path) -> tuple[nn.Module, dict]:
+    """The network of a checkpoint in the form that it was trained in, in float32, and its card.
+
+    Raises InputError for a missing or corrupt checkpoint, or one of another network than `name`.
+    """
+    state, card = read_checkpoint(path)
+    if card["model"] != name:
+        raise InputError(f"checkpoint {path.name} is of model {card['model']!r}; {name!r} was asked for")
+    spec, classes = spec_of(name), len(card["classes"])
+    normed = spec.learner and any(key.endswith("running_mean") for key in state)
+    model = spec.learner(classes) if spec.learner and normed else spec.build(classes, False)
+    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+    return model, card
+
+
+def _folded(model: nn.Module, plain: nn.Module) -> nn.Module:
+    """`plain` with the weights of `model`, whose batch norms, if any, are folded into the convolutions before them."""
+    kept = (nn.Conv2d, nn.Linear)
+    parts = [module for module in model.eval().modules() if isinstance(module, (*kept, nn.BatchNorm2d))]
+    folded = [
+        fuse_conv_bn_eval(cast(nn.Conv2d, part), after) if isinstance(after, nn.BatchNorm2d) else part
+        for part, after in zip(parts, [*parts[1:], None], strict=True)
+        if isinstance(part, kept)
+    ]
+    for module, source in zip((m for m in plain.modules() if isinstance(m, kept)), folded, strict=True):
+        module.load_state_dict(source.state_dict())
+    return plain
 
 
 def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.Module]:

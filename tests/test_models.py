@@ -9,6 +9,8 @@ from networks import batch
 from refinecam_lib import models
 from refinecam_lib.cam import Capture, layer_cam
 from refinecam_lib.checks import InputError
+from refinecam_lib.fit import Recipe, fit
+from refinecam_lib.train import write_checkpoint
 
 
 @pytest.fixture
@@ -46,6 +48,38 @@ def test_the_papers_networks_load_imagenet_weights(name, downloads):
     assert capture.logits.shape == (1, 1000) and len(layer_cam(capture)) == 4
     other = models.spec_of(name).build(1000, False)
     assert not torch.equal(next(iter(model.state_dict().values())), next(iter(other.state_dict().values())))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "swin_tiny", "convnext_tiny"])
+def test_imagenet_weights_are_fine_tuned_from_the_first_explained_layer_on(name, downloads, tmp_path):
+    recipe = Recipe(name, images=4, batch=2, stages=((64, 1.0),), validation=2)
+    model, record = fit(recipe, "cpu", 0, tmp_path, progress=False)
+    torch.manual_seed(0)
+    before, after = models.spec_of(name).build(6, True).state_dict(), model.state_dict()
+    assert len(downloads) == 2 and record["step"] == 2
+    first, *_, last = [key for key in before if key.endswith("weight")]
+    assert torch.equal(before[first], after[first]) and not torch.equal(before[last], after[last])
+
+
+def test_batch_norms_of_a_learner_are_folded_into_the_network_that_is_explained(tmp_path):
+    spec, path = models.spec_of("vgg11"), tmp_path / "v.safetensors"
+    learner = spec.learner(3)
+    generator = torch.Generator().manual_seed(0)
+    for module in learner.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean, module.running_var):
+                values.data.uniform_(0.5, 1.5, generator=generator)
+    write_checkpoint(learner, path, {"model": "vgg11", "classes": ["a", "b", "c"]})
+    folded, restored = models.load_model("vgg11", path), models.restore("vgg11", path)[0].eval()
+    assert folded.state_dict().keys() == spec.build(3, False).state_dict().keys()
+    assert restored.state_dict().keys() == learner.state_dict().keys()
+    images = torch.rand(2, 3, 64, 64, generator=generator)
+    torch.testing.assert_close(folded(images), restored(images), rtol=1e-4, atol=1e-4)
+    # One that was trained without them, as from ImageNet's weights, is loaded as it is.
+    plain = spec.build(3, False)
+    write_checkpoint(plain.half().float(), path, {"model": "vgg11", "classes": ["a", "b", "c"]})
+    loaded = models.load_model("vgg11", path).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in plain.state_dict().items())
 
 
 def test_efficientnet_has_its_weights_without_a_download(downloads):

@@ -305,6 +305,10 @@ def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch)
         (["--shipped", "--model", "vgg11"], "unknown network with recipes 'vgg11'"),
         (["--device", "abacus"], "device 'abacus' can't be used here"),
         (["--weights", "nowhere.safetensors"], "no checkpoint file 'nowhere.safetensors'"),
+        (
+            ["--model", "small_vgg", "--weights", str(paths.CHECKPOINTS / "small_vgg_birds.safetensors")],
+            "of 50 classes",
+        ),
         (["--out", "network.bin"], "out 'network.bin'; allowed: a name that ends in .safetensors"),
         (["--scenes", "nowhere"], "'nowhere' is not a folder"),
         (["--transfer", "nowhere"], "'nowhere' is not a folder"),
