@@ -54,13 +54,13 @@ def compare_rows(
     row that the reference lacks. Differences above 1 are relative. Columns commit, seconds and date are left out.
     """
     keys = [key for key in keys if key in made and key in reference]
-    ours, theirs = (frame.astype({key: str for key in keys}) for frame in (made, reference))
+    # Copied, since a column that changes its type leaves a frame in pieces, of which pandas warns.
+    ours, theirs = (frame.astype({key: str for key in keys}).copy() for frame in (made, reference))
     if not keys or ours.duplicated(keys).any() or theirs.duplicated(keys).any():
         return False, f"not comparable: the columns ({', '.join(keys)}) don't tell the rows apart"
     joined = ours.merge(theirs, on=keys, how="left" if subset else "outer", suffixes=("", "|there"), indicator=True)
-    worst = pd.DataFrame(index=joined.index)
-    for column in [c for c in ours if c in theirs and c not in keys and not _UNCOMPARED.search(c)]:
-        worst[column] = _differences(joined[column], joined[f"{column}|there"])
+    compared = [c for c in ours if c in theirs and c not in keys and not _UNCOMPARED.search(c)]
+    worst = pd.DataFrame({c: _differences(joined[c], joined[f"{c}|there"]) for c in compared}, joined.index)
     both = joined["_merge"] == "both"
     largest = worst.max(axis="columns").where(both, np.inf)
     share = float((largest <= ROWS_WITHIN).mean()) if len(joined) else 0.0
