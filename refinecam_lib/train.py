@@ -20,7 +20,7 @@ import torchvision
 from torch import nn
 
 from .checks import InputError, one_of
-from .fit import Recipe, device_of, evaluate, fit, training_folder, wilson
+from .fit import Recipe, device_of, evaluate, fit, half_of, training_folder, wilson
 from .models import checkpoint_path, load_model, read_checkpoint, sha256_of, spec_of
 from .paths import write_whole
 from .provenance import commit
@@ -116,6 +116,7 @@ def train(
         "epochs": 1,  # every training item is new
         "seconds": round(record["seconds"]),
         "hyper_parameters": hyper,
+        "precision": str(half_of(device_of(device)) or torch.float32).removeprefix("torch."),
         "validation": {"n": recipe.validation, "accuracy": record["best"]},
         "history": record["history"],
         "commit": commit(),

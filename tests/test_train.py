@@ -71,6 +71,27 @@ def test_best_weights_are_of_the_best_validation():
     assert run.best["weight"].tolist() == [2.0, 2.0] and run.record["best_step"] == 2
 
 
+@pytest.mark.parametrize("able", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_f": True}, None])
+def test_a_processor_with_bfloat16_trains_in_mixed_precision(able, monkeypatch, tmp_path):
+    if able is None:  # as in torch 2.11
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    mixed = bool(able) and "avx512_f" not in able
+    seen = []
+    learn = fit._Run.learn
+
+    def watched(run, *arguments):
+        run.model.fc.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+        learn(run, *arguments)
+
+    monkeypatch.setattr(fit._Run, "learn", watched)
+    recipe = replace(TINY, model="resnet18", images=4, stages=((32, 1.0),), validation=2)
+    model, record = fit.fit(recipe, "cpu", 0, tmp_path, progress=False)
+    assert seen == [torch.bfloat16 if mixed else torch.float32]
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and math.isfinite(record["history"][0]["loss"])
+
+
 def test_freezing_keeps_the_first_layers_and_their_statistics():
     spec = models.MODELS["efficientnet_lite0"]
     model = spec.build(6, False)
