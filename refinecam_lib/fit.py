@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -233,7 +233,7 @@ def half_of(device: torch.device) -> torch.dtype | None:
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+    able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
     fast = able.get("avx512_bf16") or able.get("amx_bf16")
     return torch.bfloat16 if device.type == "cpu" and fast else None
 
