@@ -57,6 +57,18 @@ SHIPPED = {
             )
         )
     ),
+    "vgg11": (
+        replace(
+            _NEW,
+            model="vgg11",
+            images=76_800,
+            stages=((64, 0.4), (128, 0.6)),
+            shares=(3, 2, 1),
+            faint=0.15,
+            validate_every=6400,
+        ),
+        replace(_WHOLE, model="vgg11", images=32_000, shares=(4, 2, 1), validation=600, seed=1),
+    ),
     "small_resnet_birds": (replace(_BIRDS, model="small_resnet", images=80_000, validate_every=5000),),
     "small_vgg_birds": (replace(_BIRDS, model="small_vgg", images=40_000, validate_every=4000),),
     "small_convnext_birds": (

@@ -323,7 +323,7 @@ def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch)
         (["--lr", "-1"], "lr = -1.0; allowed: a positive number"),
         (["--stages", "128"], "stages '128'; allowed: window:share"),
         (["--stages", "128:.5"], "shares that add up to 1"),
-        (["--shipped", "--model", "vgg11"], "unknown network with recipes 'vgg11'"),
+        (["--shipped", "--model", "alexnet"], "unknown network with recipes 'alexnet'"),
         (["--device", "abacus"], "device 'abacus' can't be used here"),
         (["--weights", "nowhere.safetensors"], "no checkpoint file 'nowhere.safetensors'"),
         (
@@ -397,7 +397,7 @@ def test_shipped_checkpoint_is_what_its_card_says(path):
     assert card["test"]["n"] == 600 and card["fresh"]["n"] == 6000
     for part in (card["test"], card["fresh"]):
         assert set(part["size"]) == {"small", "medium", "large"} and set(part["background"]) == {"raw", "imputed"}
-        assert part["interval"][0] < part["accuracy"] < part["interval"][1]
+        assert part["interval"][0] < part["accuracy"] <= part["interval"][1]  # equal where all are right
     found = train.evaluate(model, SyntheticShapes("test", 60), spec)
     assert found["accuracy"] >= 0.95 and card["fresh"]["accuracy"] >= 0.95
 
