@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from . import memory, paths  # noqa: F401  # memory that is kept takes a seventh off a step on the CPU
 from .checks import InputError, one_of, seed_of
 from .datasets import Sample, Samples
+from .initial import set_by_images
 from .models import ModelSpec, checkpoint_path, normalise, on_device, restore, spec_of
 from .synthetic import BACKGROUNDS, CLASSES, SIZES
 from .tasks import TASKS, Task, faded, task_of
@@ -32,6 +33,7 @@ except ImportError:  # a convenience
     tqdm = None
 
 SAVE_SECONDS = 60
+SET_BY = 256
 
 
 @dataclass(frozen=True)
@@ -180,11 +182,15 @@ def _target(samples: list[Sample], classes: int) -> torch.Tensor:
     return shares
 
 
-def _start(recipe: Recipe, classes: int) -> nn.Module:
+def _start(recipe: Recipe, task: Task, spec: ModelSpec) -> nn.Module:
     torch.manual_seed(seed_of("train", recipe.seed))  # of the new classifier's weights
-    spec = spec_of(recipe.model)
+    classes = len(task.classes)
     if recipe.weights == "none" and spec.learner:
-        return spec.learner(classes)
+        model = spec.learner(classes)
+        if any(isinstance(module, nn.LayerNorm) for module in model.modules()):
+            images = torch.stack([task.item(k, recipe.window(0)).image for k in range(SET_BY)])
+            model = set_by_images(model, normalise(images, spec))
+        return model
     if recipe.weights in ("imagenet", "none"):
         return spec.build(classes, recipe.weights == "imagenet")
     model, card = restore(recipe.model, Path(recipe.weights))
@@ -306,13 +312,13 @@ def fit(
     task = task_of(recipe.task, recipe.seed, scenes=recipe.scenes, shares=recipe.shares)
     key = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:12]
     state = (folder or training_folder(recipe)) / f"{key}.pt"
-    model = on_device(_start(recipe, len(task.classes)), place)
+    model = on_device(_start(recipe, task, spec), place)
     frozen = _freeze(model, spec.layers[0]) if recipe.freeze and recipe.weights != "none" else []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     half = half_of(place)
     run = _Run(
         model,
-        torch.optim.AdamW(trained, recipe.lr, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(trained, recipe.lr, weight_decay=recipe.weight_decay, fused=True),
         torch.amp.GradScaler(place.type, enabled=half == torch.float16),
         averaged={k: v.clone() for k, v in model.state_dict().items()},
         best={},

@@ -33,8 +33,9 @@ class ModelSpec:
     """A network: `build(num_classes, pretrained)`, its layers from shallow to deep, and its preprocessing.
 
     Photographs are resized to `resize` (the shorter side, or both where `squash`) and cropped to `size` at the centre.
-    learner: where plain training from nothing fails, `learner(num_classes)` is the same network with batch norms, in
-    whose form it is trained and stored; `load_model` folds them into the convolutions before them.
+    learner: where plain training from nothing fails, `learner(num_classes)` is the network to train: with batch norms,
+    which stay in the stored file and which `load_model` folds into the convolutions before them, or the plain one with
+    other first weights.
     """
 
     name: str
@@ -81,9 +82,22 @@ def _vgg11_with_norms(num_classes: int) -> nn.Module:
     return _new_head(torchvision.models.vgg11_bn(), num_classes)
 
 
-def _swin_tiny(num_classes: int, pretrained: bool) -> nn.Module:
-    name = "swin_tiny_patch4_window7_224"
-    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, strict_img_size=False)
+def _convnext_tiny_to_train(num_classes: int) -> nn.Module:
+    return _new_head(torchvision.models.convnext_tiny(layer_scale=0.2, stochastic_depth_prob=0.0), num_classes)
+
+
+def _swin_tiny(num_classes: int, pretrained: bool, drop_path_rate: float | None = None) -> nn.Module:
+    return timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        pretrained=pretrained,
+        num_classes=num_classes,
+        strict_img_size=False,
+        drop_path_rate=drop_path_rate,
+    )
+
+
+def _swin_tiny_to_train(num_classes: int) -> nn.Module:
+    return _swin_tiny(num_classes, False, drop_path_rate=0.0)
 
 
 def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
@@ -124,12 +138,14 @@ MODELS = _specs(
         ("layers.0.blocks.1.norm1", "layers.1.blocks.1.norm1", "layers.2.blocks.5.norm1", "layers.3.blocks.1.norm1"),
         resize=248,
         interpolation="bicubic",
+        learner=_swin_tiny_to_train,
     ),
     ModelSpec(
         "convnext_tiny",
         _torchvision("convnext_tiny"),
         ("features.1.2", "features.3.2", "features.5.8", "features.7.2"),
         resize=236,
+        learner=_convnext_tiny_to_train,
     ),
     ModelSpec(
         "efficientnet_lite0",
@@ -208,7 +224,7 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
     else:
         path = checkpoint_path(name, str(weights)) if weights in ("synthetic", "birds") else Path(weights)
         model, card = restore(name, path)
-        if spec.learner:
+        if spec.learner and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
             model = _folded(model, spec.build(len(card["classes"]), False))
     return on_device(model.eval().requires_grad_(False), device)
 
@@ -222,14 +238,15 @@ def restore(name: str, path: Path) -> tuple[nn.Module, dict]:
     if card["model"] != name:
         raise InputError(f"checkpoint {path.name} is of model {card['model']!r}; {name!r} was asked for")
     spec, classes = spec_of(name), len(card["classes"])
-    normed = spec.learner and any(key.endswith("running_mean") for key in state)
-    model = spec.learner(classes) if spec.learner and normed else spec.build(classes, False)
+    model = spec.learner(classes) if spec.learner else spec.build(classes, False)
+    if model.state_dict().keys() != state.keys():  # a plain network that was fine-tuned
+        model = spec.build(classes, False)
     model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return model, card
 
 
 def _folded(model: nn.Module, plain: nn.Module) -> nn.Module:
-    """`plain` with the weights of `model`, whose batch norms, if any, are folded into the convolutions before them."""
+    """`plain` with the weights of `model`, whose batch norms are folded into the convolutions before them."""
     kept = (nn.Conv2d, nn.Linear)
     parts = [module for module in model.eval().modules() if isinstance(module, (*kept, nn.BatchNorm2d))]
     folded = [

@@ -1,0 +1,57 @@
+"""First weights by images, for networks of layer norms.
+
+With random ones ConvNeXt and Swin sit at chance where networks of batch norms soon learn: layer norms leave each channel
+its mean over the images, and patches of 4 x 4 pixels are nearly all brightness.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
+
+NOISE = 0.01
+"""Variance that whitening leaves out: about that of the faintest quarter of a patch's components."""
+
+
+def set_by_images(model: nn.Module, images: Tensor) -> nn.Module:
+    """The untrained network, its weights set by a batch of its inputs, float (B,3,H,W), in place.
+
+    The first convolution, one of patches side by side, whitens them: half of its channels give the components of largest
+    variance, the other half the same with the other sign. Then, in the order of computation, each layer norm and each
+    linear layer but the classifier gives every channel mean 0 and variance 1 over the batch (Krähenbühl et al. 2016).
+    Source: arXiv 1511.06856.
+    """
+    model.eval()
+    layers = [module for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.Linear))][:-1]
+    with torch.no_grad():
+        _whiten(next(module for module in model.modules() if isinstance(module, nn.Conv2d)), images)
+        hooks = [layer.register_forward_hook(_unit) for layer in layers]
+        model(images)
+        for hook in hooks:
+            hook.remove()
+    return model
+
+
+def _whiten(layer: nn.Conv2d, images: Tensor) -> None:
+    patches = nn.functional.unfold(images, layer.kernel_size, stride=layer.stride)
+    patches = patches.transpose(1, 2).flatten(0, 1).double()
+    variance, components = torch.linalg.eigh(torch.cov(patches.T))  # ascending
+    count = min(len(variance), layer.out_channels // 2)
+    rows = (components / (variance + NOISE).sqrt()).T[-count:]
+    shift = -rows @ patches.mean(0)
+    for sign, part in ((1, slice(count)), (-1, slice(count, 2 * count))):
+        layer.weight[part] = sign * rows.view(count, *layer.weight.shape[1:])
+        cast(Tensor, layer.bias)[part] = sign * shift
+
+
+def _unit(layer: nn.LayerNorm | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A hook that rescales the layer so that each channel has mean 0 and variance 1; returns its output from now on."""
+    axis = 1 if isinstance(layer, LayerNorm2d) else output.ndim - 1
+    others = [k for k in range(output.ndim) if k != axis]
+    std, mean = torch.std_mean(output, others, keepdim=True)
+    std, mean = std + 1e-3, mean if layer.bias is not None else torch.zeros_like(mean)
+    layer.weight.div_(std.view(-1, *[1] * (layer.weight.ndim - 1)))
+    if layer.bias is not None:
+        layer.bias.sub_(mean.flatten()).div_(std.flatten())
+    return (output - mean) / std

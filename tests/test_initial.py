@@ -1,0 +1,48 @@
+import pytest
+import torch
+from torch import nn
+
+from refinecam_lib import models
+from refinecam_lib.fit import Recipe, fit
+from refinecam_lib.initial import set_by_images
+
+
+def _seen(model: nn.Module, images: torch.Tensor, kinds: tuple[type, ...]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_hook(lambda module, inputs, output, name=name: found.update({name: output}))
+    with torch.no_grad():
+        model(images)
+    return found
+
+
+@pytest.mark.parametrize("name, channels_first", [("convnext_tiny", 1), ("swin_tiny", -1)])
+def test_every_channel_has_mean_0_and_variance_1_over_the_images(name, channels_first):
+    images = torch.randn(48, 3, 56, 56, generator=torch.Generator().manual_seed(0)).cumsum(3).mul(0.2)
+    torch.manual_seed(0)
+    model = set_by_images(models.spec_of(name).learner(6), images)
+    seen = _seen(model, images, (nn.LayerNorm, nn.Linear))
+    assert len(seen) > 50
+    outputs = list(seen.items())[:-1]  # the classifier is left as it was
+    for layer, output in outputs:
+        axis = 1 if output.ndim == 4 and output.shape[1] == model.get_submodule(layer).weight.shape[0] else -1
+        channels = output.movedim(axis, -1).flatten(0, -2)
+        assert (channels.std(0) - 1).abs().max() < 0.05, layer
+        if model.get_submodule(layer).bias is not None:
+            assert channels.mean(0).abs().max() < 0.05, layer
+
+
+def test_the_first_convolution_whitens_patches_with_either_sign():
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1)).cumsum(2).cumsum(3).mul(9)
+    model = set_by_images(models.spec_of("convnext_tiny").learner(6), images)
+    found = _seen(model, images, (nn.Conv2d,))["features.0.0"].movedim(1, -1).flatten(0, -2)
+    assert torch.allclose(found[:, :48], -found[:, 48:], atol=1e-3)
+    assert torch.allclose(torch.cov(found[:, :48].T), torch.eye(48), atol=0.1)
+
+
+def test_a_network_of_layer_norms_starts_from_its_images_and_learns(tmp_path):
+    recipe = Recipe("convnext_tiny", weights="none", freeze=False, images=4, batch=2, stages=((32, 1.0),), validation=2)
+    model, record = fit(recipe, "cpu", 0, tmp_path, progress=False)
+    first = model.features[0][0].weight.detach()
+    assert record["step"] == 2 and (first[:48] + first[48:]).abs().max() < 0.1 < first.abs().max()
