@@ -36,20 +36,28 @@ POWERS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 
 
 def paper_plan(
-    models: Sequence[str], images: Mapping[str, int], seed: int = 0, dataset: str = "synthetic"
+    models: Sequence[str],
+    images: Mapping[str, int],
+    seed: int = 0,
+    dataset: str = "synthetic",
+    without_score_cam: Sequence[str] = (),
 ) -> list[Shard]:
     """The shards behind Fig. 1, Table 1 and Table 2, which so share their rows.
 
     images: method -> number of images, the cheap methods being worth more of them. Base and RefineCAM from every
     layer, and every aggregate from the shallowest; ScoreCAM, whose cost is in its channels, has the shallowest layer's
-    variants and the deepest Base map alone.
+    variants and the deepest Base map alone, and is not measured of the networks `without_score_cam`.
     """
     shards = []
+    for model in without_score_cam:
+        spec_of(model)
     for model in models:
         deepest = len(spec_of(model).layers) - 1
         first = [Variant(0, aggregate) for aggregate in ("none", *AGGREGATES)] + [Variant(deepest)]
         others = [Variant(layer, aggregate) for layer in range(1, deepest) for aggregate in ("none", "product")]
         for method, n in images.items():
+            if method == "ScoreCAM" and model in without_score_cam:
+                continue
             variants = first if method == "ScoreCAM" else first + others
             size = 2 if method == "ScoreCAM" else 8
             shards += plan(model, [method], n, variants, dataset, size, seed)
@@ -57,11 +65,16 @@ def paper_plan(
 
 
 def fig1_plan(
-    models: Sequence[str], n_images: int, n_score_cam: int, seed: int = 0, data: str = "synthetic"
+    models: Sequence[str],
+    n_images: int,
+    n_score_cam: int,
+    without_score_cam: Sequence[str] = (),
+    seed: int = 0,
+    data: str = "synthetic",
 ) -> list[Shard]:
     """Fig. 1: three methods beside the trivial maps; ScoreCAM on images of a number of its own."""
     images = dict.fromkeys(("GradCAM++", "LayerCAM", "ScoreCAM", *TRIVIAL), n_images) | {"ScoreCAM": n_score_cam}
-    return paper_plan(models, images, seed, data)
+    return paper_plan(models, images, seed, data, without_score_cam)
 
 
 def stress_plan(models: Sequence[str], n_images: int, seed: int = 0, data: str = "synthetic") -> list[Shard]:
@@ -81,18 +94,30 @@ def fig4_plan(model: str, method: str, layer: int, n_images: int, seed: int = 0)
 
 
 def table1_plan(
-    models: Sequence[str], n_images: int, n_score_cam: int, n_captum: int, seed: int = 0, data: str = "synthetic"
+    models: Sequence[str],
+    n_images: int,
+    n_score_cam: int,
+    n_captum: int,
+    without_score_cam: Sequence[str] = (),
+    seed: int = 0,
+    data: str = "synthetic",
 ) -> list[Shard]:
     """Table 1 and Fig. 3: the five CAM methods, and five without layers on `n_captum` images."""
     images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam} | dict.fromkeys(OTHERS, n_captum)
-    return paper_plan(models, images, seed, data)
+    return paper_plan(models, images, seed, data, without_score_cam)
 
 
 def table2_plan(
-    models: Sequence[str], n_images: int, n_score_cam: int, seed: int = 0, data: str = "synthetic"
+    models: Sequence[str],
+    n_images: int,
+    n_score_cam: int,
+    without_score_cam: Sequence[str] = (),
+    seed: int = 0,
+    data: str = "synthetic",
 ) -> list[Shard]:
     """Table 2: the five CAM methods, whose rows hold every aggregate."""
-    return paper_plan(models, dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam}, seed, data)
+    images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam}
+    return paper_plan(models, images, seed, data, without_score_cam)
 
 
 def birds_plan(
@@ -124,7 +149,7 @@ def audit_plan(
 
     Each defect costs a measurement of its own on `n_defects` images; ScoreCAM and slow methods are left out there.
     """
-    ours = table1_plan([model], n_images, n_score_cam, n_captum, seed)
+    ours = table1_plan([model], n_images, n_score_cam, n_captum, seed=seed)
     ours += paper_plan([model], dict.fromkeys(["GradCAM", *TRIVIAL], n_images), seed)
     ours += plan(model, [HAZE], n_images, seed=seed)
     cheap = [method for method in CAMS if method != "ScoreCAM"]

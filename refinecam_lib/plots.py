@@ -129,8 +129,11 @@ def pair_bars(table: pd.DataFrame, methods: Sequence[str], caption: str, score: 
     models = list(dict.fromkeys(table["model"]))
     aggregates = [name for name in NAMES if name in set(table["aggregate"])]
     palette = dict(zip(NAMES, sns.color_palette("colorblind", len(NAMES))))
-    figure, axes = _figure(len(models), 1, 5.2, 0.42 * len(methods) + 1.3, sharey=True)
-    for axis, model in zip(axes[0], models):
+    columns = min(3, len(models))
+    figure, axes = _figure(columns, -(-len(models) // columns), 5.2, 0.42 * len(methods) + 1.3, sharey=True)
+    for axis in axes.flat[len(models) :]:
+        axis.set_visible(False)
+    for axis, model in zip(axes.flat, models):
         for k, aggregate in enumerate(aggregates):
             part = (
                 table[(table["model"] == model) & (table["aggregate"] == aggregate)]

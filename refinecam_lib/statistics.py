@@ -16,17 +16,21 @@ CORRELATIONS = {
 
 
 def bootstrap_interval(
-    values: np.ndarray, level: float = 0.95, draws: int = 2000, seed: int = 0
+    values: np.ndarray, images: np.ndarray | None = None, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of values (n,), resampling images; NaN values are left out.
 
+    images: the image of each value, where an image has several, as of several networks: these are drawn together.
     Raises InputError where no value is left.
     """
     values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if not len(values):
+    known = np.isfinite(values)
+    if not known.any():
         raise InputError("no finite value to draw an interval from; allowed: at least one")
-    means = values[rng("bootstrap", seed).integers(0, len(values), (draws, len(values)))].mean(1)
+    image = np.arange(known.sum()) if images is None else pd.factorize(np.asarray(images)[known])[0]
+    sums, counts = np.bincount(image, values[known]), np.bincount(image)
+    drawn = rng("bootstrap", seed).integers(0, len(sums), (draws, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -34,15 +38,19 @@ def bootstrap_interval(
 def summary(rows: pd.DataFrame, score: str, by: Sequence[str]) -> pd.DataFrame:
     """Mean, standard deviation over images, n and the bootstrap 95 % interval (low, high) of a score for each group.
 
+    rows: columns `score`, those of `by`, and image where an image has several rows in a group, as of several networks.
     Values that are not finite are left out, and n counts the rest.
     """
 
-    def one(values: pd.Series) -> pd.Series:
-        values = values[np.isfinite(values)]
-        low, high = bootstrap_interval(values) if len(values) else (np.nan, np.nan)
-        return pd.Series({"mean": values.mean(), "std": values.std(ddof=0), "n": len(values), "low": low, "high": high})
+    def one(part: pd.DataFrame) -> pd.Series:
+        part = part[np.isfinite(part[score])]
+        values = part[score].to_numpy()
+        low, high = bootstrap_interval(values, part.get("image")) if len(part) else (np.nan, np.nan)
+        return pd.Series(
+            {"mean": part[score].mean(), "std": part[score].std(ddof=0), "n": len(part), "low": low, "high": high}
+        )
 
-    table = rows.groupby(list(by), sort=False)[score].apply(one).unstack()
+    table = rows.groupby(list(by), sort=False)[[c for c in ("image", score) if c in rows]].apply(one)
     return table.astype({"n": int})
 
 

@@ -9,6 +9,7 @@ import pytest
 from toys import SPEC, Toy, write_checkpoint
 
 from refinecam_lib import models, notebook, parameters, paths, plans, reproduce, shards, sweep
+from refinecam_lib.checks import InputError
 from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED, TRIVIAL, Variant
 from refinecam_lib.provenance import commit
 
@@ -30,6 +31,16 @@ def test_every_notebook_that_sweeps_calls_its_plans_with_its_parameters():
             given = [name for name in inspect.signature(plan).parameters if name in book.defaults]
             expected.append(f"{plan.__name__}({', '.join(given)})")
         assert planned(book) == expected, book.name
+
+
+def test_score_cam_is_left_out_of_the_networks_that_are_named():
+    found = plans.table1_plan(["resnet18", "vgg11"], 4, 2, 2, ["vgg11"])
+    assert {s.method for s in found if s.model == "vgg11"} == {*CAMS, *OTHERS} - {"ScoreCAM"}
+    assert found == [
+        s for s in plans.table1_plan(["resnet18", "vgg11"], 4, 2, 2) if (s.model, s.method) != ("vgg11", "ScoreCAM")
+    ]
+    with pytest.raises(InputError, match="unknown model 'vgg16'. Did you mean 'vgg11'"):
+        plans.fig1_plan(["vgg11"], 4, 2, ["vgg16"])
 
 
 def test_birds_are_measured_by_ten_methods_and_the_trivial_maps():

@@ -25,6 +25,14 @@ def test_summary_counts_and_averages():
     assert list(table["n"]) == [2, 1]
 
 
+def test_an_image_that_several_networks_see_is_no_several_images():
+    values = np.random.default_rng(0).random(30)
+    alone = bootstrap_interval(values)
+    assert bootstrap_interval(np.tile(values, 4), np.tile(np.arange(30), 4)) == pytest.approx(alone)
+    low, high = bootstrap_interval(np.tile(values, 4))
+    assert high - low < 0.6 * (alone[1] - alone[0])
+
+
 def test_paired_test_finds_a_planted_gain_and_no_other():
     generator = np.random.default_rng(0)
     rows = []
