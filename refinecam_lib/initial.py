@@ -4,6 +4,7 @@ With random ones ConvNeXt and Swin sit at chance where networks of batch norms s
 its mean over the images, and patches of 4 x 4 pixels are nearly all brightness.
 """
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -13,20 +14,26 @@ from torchvision.models.convnext import LayerNorm2d
 NOISE = 0.01
 """Variance that whitening leaves out: about that of the faintest quarter of a patch's components."""
 
+BRANCH = 0.2
+"""Standard deviation of what a transformer's block adds to its input, for which a ConvNeXt has its layer scale."""
+
 
 def set_by_images(model: nn.Module, images: Tensor) -> nn.Module:
     """The untrained network, its weights set by a batch of its inputs, float (B,3,H,W), in place.
 
     The first convolution, one of patches side by side, whitens them: half of its channels give the components of largest
     variance, the other half the same with the other sign. Then, in the order of computation, each layer norm and each
-    linear layer but the classifier gives every channel mean 0 and variance 1 over the batch (Krähenbühl et al. 2016).
-    Source: arXiv 1511.06856.
+    linear layer but the classifier gives every channel mean 0 and variance 1 over the batch (Krähenbühl et al. 2016);
+    the last of a transformer's branches, timm's `proj` and `fc2`, standard deviation .2. Source: arXiv 1511.06856.
     """
     model.eval()
-    layers = [module for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.Linear))][:-1]
+    layers = [item for item in model.named_modules() if isinstance(item[1], (nn.LayerNorm, nn.Linear))][:-1]
     with torch.no_grad():
         _whiten(next(module for module in model.modules() if isinstance(module, nn.Conv2d)), images)
-        hooks = [layer.register_forward_hook(_unit) for layer in layers]
+        hooks = []
+        for name, layer in layers:
+            deviation = BRANCH if name.endswith((".proj", ".fc2")) else 1.0
+            hooks.append(layer.register_forward_hook(partial(_rescale, deviation)))
         model(images)
         for hook in hooks:
             hook.remove()
@@ -45,13 +52,13 @@ def _whiten(layer: nn.Conv2d, images: Tensor) -> None:
         cast(Tensor, layer.bias)[part] = sign * shift
 
 
-def _unit(layer: nn.LayerNorm | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """A hook that rescales the layer so that each channel has mean 0 and variance 1; returns its output from now on."""
+def _rescale(deviation: float, layer: nn.LayerNorm | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A hook that gives each channel of the layer mean 0 and a standard deviation; returns its output from now on."""
     axis = 1 if isinstance(layer, LayerNorm2d) else output.ndim - 1
     others = [k for k in range(output.ndim) if k != axis]
     std, mean = torch.std_mean(output, others, keepdim=True)
-    std, mean = std + 1e-3, mean if layer.bias is not None else torch.zeros_like(mean)
-    layer.weight.div_(std.view(-1, *[1] * (layer.weight.ndim - 1)))
+    scale, mean = deviation / (std + 1e-3), mean if layer.bias is not None else torch.zeros_like(mean)
+    layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
     if layer.bias is not None:
-        layer.bias.sub_(mean.flatten()).div_(std.flatten())
-    return (output - mean) / std
+        layer.bias.sub_(mean.flatten()).mul_(scale.flatten())
+    return (output - mean) * scale

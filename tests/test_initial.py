@@ -17,8 +17,8 @@ def _seen(model: nn.Module, images: torch.Tensor, kinds: tuple[type, ...]) -> di
     return found
 
 
-@pytest.mark.parametrize("name, channels_first", [("convnext_tiny", 1), ("swin_tiny", -1)])
-def test_every_channel_has_mean_0_and_variance_1_over_the_images(name, channels_first):
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_tiny"])
+def test_every_channel_has_mean_0_and_its_variance_over_the_images(name):
     images = torch.randn(48, 3, 56, 56, generator=torch.Generator().manual_seed(0)).cumsum(3).mul(0.2)
     torch.manual_seed(0)
     model = set_by_images(models.spec_of(name).learner(6), images)
@@ -28,7 +28,7 @@ def test_every_channel_has_mean_0_and_variance_1_over_the_images(name, channels_
     for layer, output in outputs:
         axis = 1 if output.ndim == 4 and output.shape[1] == model.get_submodule(layer).weight.shape[0] else -1
         channels = output.movedim(axis, -1).flatten(0, -2)
-        assert (channels.std(0) - 1).abs().max() < 0.05, layer
+        assert (channels.std(0) / (0.2 if layer.endswith((".proj", ".fc2")) else 1) - 1).abs().max() < 0.05, layer
         if model.get_submodule(layer).bias is not None:
             assert channels.mean(0).abs().max() < 0.05, layer
 
