@@ -34,6 +34,7 @@ except ImportError:  # a convenience
 
 SAVE_SECONDS = 60
 SET_BY = 256
+"""Training items that set the first weights of a network of layer norms."""
 
 
 @dataclass(frozen=True)
