@@ -20,12 +20,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from . import memory, paths  # noqa: F401  # memory that is kept takes a seventh off a step on the CPU
-from .checks import InputError, one_of, seed_of
+from .checks import InputError, one_of, rng, seed_of
 from .datasets import Sample, Samples
 from .initial import set_by_images
 from .models import ModelSpec, checkpoint_path, normalise, on_device, restore, spec_of
 from .synthetic import BACKGROUNDS, CLASSES, SIZES
-from .tasks import TASKS, Task, faded, task_of
+from .tasks import TASKS, Task, enlarged, faded, task_of
 
 try:
     from tqdm.auto import tqdm
@@ -44,9 +44,11 @@ class Recipe:
     task: "synthetic", the shapes, or "birds"; weights: "imagenet", "none" or a .safetensors file to start from; freeze:
     with trained weights, keep those up to the shallowest explained layer, which halves the cost; stages: (window in
     pixels, share of the images), in order; faint: the share of the images over which the shapes' backgrounds gain
-    contrast, from none to their own, without which a network that starts from nothing learns nothing; clip: the norm to
-    which gradients are cut, if to any; ema: decay of the averaged weights per step; scenes, shares: of the shapes, their
-    backgrounds, and how often small, medium and large ones come.
+    contrast, from none to their own, without which a network that starts from nothing learns nothing; zoom: windows are
+    enlarged by a random factor of 1 to this, without which networks that begin with patches of 4 px learn the outlines
+    of larger shapes but not of small ones; clip: the norm to which gradients are cut, if to any; ema: decay of the
+    averaged weights per step; scenes, shares: of the shapes, their backgrounds, and how often small, medium and large
+    ones come.
     Departs from the paper, which fine-tunes at lr 1e-4 for up to 40 x 4096 images on whole frames.
     """
 
@@ -65,6 +67,7 @@ class Recipe:
     stages: tuple[tuple[int, float], ...] = ((128, 0.6), (224, 0.4))
     shares: tuple[float, float, float] = (2, 1, 1)
     faint: float = 0.0
+    zoom: float = 1.0
     seed: int = 0
     scenes: str = "crowd"
     validation: int = 600
@@ -83,6 +86,8 @@ class Recipe:
             raise InputError(f"lr = {self.lr}; allowed: a positive number")
         if not 0 <= self.faint <= (1 if self.task == "synthetic" else 0):
             raise InputError(f"faint = {self.faint} for the task {self.task!r}; allowed: 0 to 1 for the shapes, else 0")
+        if not 1 <= self.zoom <= (4 if self.task == "synthetic" else 1):
+            raise InputError(f"zoom = {self.zoom} for the task {self.task!r}; allowed: 1 to 4 for the shapes, else 1")
         if abs(sum(share for _, share in self.stages) - 1) > 1e-6 or any(not 32 <= w <= side for w, _ in self.stages):
             raise InputError(f"stages {self.stages}; allowed: windows of 32 to {side} px with shares that add up to 1")
 
@@ -159,7 +164,9 @@ class _Training(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         index += self.first
-        sample = self.task.item(index, self.recipe.window(index // self.recipe.batch))
+        side = self.recipe.window(index // self.recipe.batch)
+        factor = self.recipe.zoom ** rng("zoom", self.recipe.seed, index).random()
+        sample = enlarged(self.task.item(index, round(side / factor)), side)
         full = self.recipe.faint * self.recipe.images
         return faded(sample, index / full) if index < full else sample
 

@@ -50,7 +50,7 @@ def summary(rows: pd.DataFrame, score: str, by: Sequence[str]) -> pd.DataFrame:
             {"mean": part[score].mean(), "std": part[score].std(ddof=0), "n": len(part), "low": low, "high": high}
         )
 
-    table = rows.groupby(list(by), sort=False)[[c for c in ("image", score) if c in rows]].apply(one)
+    table = rows.groupby(list(by))[[c for c in ("image", score) if c in rows]].apply(one)
     return table.astype({"n": int})
 
 

@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from . import birds, synthetic
 from .checks import InputError, one_of, rng
@@ -98,6 +99,16 @@ def faded(sample: Sample, contrast: float) -> Sample:
     image, mask = sample.image, cast(torch.Tensor, sample.mask)
     mean = image.mean((1, 2), keepdim=True)
     return replace(sample, image=torch.where(mask, image, mean + contrast * (image - mean)))
+
+
+def enlarged(sample: Sample, side: int) -> Sample:
+    """The sample at `side` px, its image bilinear, its mask by nearest neighbours; as it is where that is its side."""
+    if sample.image.shape[-1] == side:
+        return sample
+    image = nn.functional.interpolate(sample.image[None], size=side, mode="bilinear", align_corners=False)[0]
+    mask = cast(torch.Tensor, sample.mask)
+    larger = nn.functional.interpolate(mask[None, None].float(), size=side)[0, 0] > 0
+    return replace(sample, image=image, mask=larger)
 
 
 class Birds:

@@ -137,6 +137,23 @@ def test_backgrounds_gain_their_contrast_over_the_first_share_of_the_images():
         Recipe(task="birds", faint=0.5)
 
 
+def test_windows_are_enlarged_by_a_random_factor():
+    recipe = replace(TINY, images=60, batch=4, zoom=2.0, stages=((64, 1.0),), shares=(1, 0, 0))
+    task, items = tasks.Shapes(shares=(1, 0, 0)), fit._Training(recipe, tasks.Shapes(shares=(1, 0, 0)), 0)
+    seen = [items[k] for k in range(60)]
+    assert {s.image.shape for s in seen} == {(3, 64, 64)} and {s.mask.shape for s in seen} == {(64, 64)}
+    factors = [float((s.mask.sum() / task.item(k, 224).mask.sum()).sqrt()) for k, s in enumerate(seen)]
+    assert 0.97 < min(factors) < 1.2 and 1.8 < max(factors) < 2.1, "from their own size to twice that"
+    assert torch.equal(fit._Training(recipe, task, 5)[1].image, seen[21].image), "whenever a run goes on"
+    for s in (task.item(k, 60) for k in range(6)):  # picture and mask are enlarged alike
+        larger = tasks.enlarged(replace(s, image=torch.stack([s.mask.float()] * 3)), 120)
+        assert torch.equal(larger.image[0] > 0.5, larger.mask) and larger.mask.sum() == 4 * s.mask.sum()
+    with pytest.raises(InputError, match="zoom = 2.0 for the task 'birds'; allowed: 1 to 4 for the shapes, else 1"):
+        Recipe(task="birds", zoom=2.0)
+    with pytest.raises(InputError, match="zoom = 0.5 for the task 'synthetic'; allowed: 1 to 4"):
+        Recipe(zoom=0.5)
+
+
 def test_a_recipe_is_one_whether_its_shares_are_whole_numbers_or_not():
     assert repr(Recipe(shares=(2, 1, 0))) == repr(Recipe(shares=(2.0, 1.0, 0.0)))
 
@@ -284,7 +301,7 @@ def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypa
     assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 6)
     # It can be trained on from; the card then tells of both runs, and fresh items are fresh again.
     again = Recipe(weights=str(path), images=4, batch=4, stages=((32, 1.0),), validation=2, seed=1)
-    assert torch.equal(next(fit._start(again, 6).parameters()), first.float())
+    assert torch.equal(next(fit._start(again, tasks.Shapes(), models.spec_of(again.model)).parameters()), first.float())
     second = train.train(again, tmp_path / "second.safetensors", "cpu", 0, progress=False)
     assert second["started_from"]["sha256"] == card["sha256"] != second["sha256"]
     assert second["started_from"]["test"] == card["test"]
