@@ -48,7 +48,8 @@ class Recipe:
     enlarged by a random factor of 1 to this, without which networks that begin with patches of 4 px learn the outlines
     of larger shapes but not of small ones; clip: the norm to which gradients are cut, if to any; ema: decay of the
     averaged weights per step; scenes, shares: of the shapes, their backgrounds, and how often small, medium and large
-    ones come.
+    ones come; exam: the side of the windows of validation, for recipes that end in windows, by which a network may
+    forget whole images; 0 for whole images.
     Departs from the paper, which fine-tunes at lr 1e-4 for up to 40 x 4096 images on whole frames.
     """
 
@@ -72,6 +73,7 @@ class Recipe:
     scenes: str = "crowd"
     validation: int = 600
     validate_every: int = 3200
+    exam: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 2 and 2.0 are one recipe, and one state
@@ -82,6 +84,8 @@ class Recipe:
                 raise InputError(f"{name} = {getattr(self, name)}; allowed: 1 or more")
         if self.batch > self.images or self.batch < 2:
             raise InputError(f"batch = {self.batch} with {self.images} images; allowed: 2 to the number of images")
+        if self.exam and not 32 <= self.exam <= side:
+            raise InputError(f"exam = {self.exam}; allowed: windows of 32 to {side} px, or 0 for whole images")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr = {self.lr}; allowed: a positive number")
         if not 0 <= self.faint <= (1 if self.task == "synthetic" else 0):
@@ -335,7 +339,9 @@ def fit(
     if state.is_file():
         run.load(state, place)
     examined = copy.deepcopy(model)
-    exam = task.exam(recipe.validation)  # drawn once and kept in memory: the same items judge every state
+    exam = task.exam(
+        recipe.validation, recipe.exam or task.side
+    )  # drawn once and kept in memory: the same items judge every state
     every = max(1, recipe.validate_every // recipe.batch)
     before, begun = run.record["seconds"], time.monotonic()
     saved_at = begun

@@ -38,8 +38,8 @@ class Task(Protocol):
     def item(self, index: int, side: int) -> Sample:
         """Training item `index`, each a new one, in a window of `side` px."""
 
-    def exam(self, n: int) -> list[Sample]:
-        """The first n items that choose among states; neither trained nor tested on."""
+    def exam(self, n: int, side: int) -> list[Sample]:
+        """The first n items that choose among states, in windows of `side` px; neither trained nor tested on."""
 
     def tests(self) -> dict[str, Samples]:
         """The tests by name: "test", the data set's own, and "fresh", items that another seed has never looked at."""
@@ -70,9 +70,9 @@ class Shapes:
     def item(self, index: int, side: int) -> Sample:
         return _window(self.training[index], side, rng("window", self.seed, index))
 
-    def exam(self, n: int) -> list[Sample]:
+    def exam(self, n: int, side: int = synthetic.SIZE) -> list[Sample]:
         validation = SyntheticShapes("validation", n, scenes=self.scenes)
-        return [validation[i] for i in range(n)]
+        return [_window(validation[i], side, rng("exam", i)) for i in range(n)]
 
     def tests(self) -> dict[str, Samples]:
         tests: dict[str, Samples] = {"test": SyntheticShapes("test", TEST_ITEMS, scenes=self.scenes)}
@@ -135,10 +135,10 @@ class Birds:
         index += self.seed * 10**8
         return self.birds.train(index if index < self.seen else index + HELD_OUT, side)
 
-    def exam(self, n: int) -> list[Sample]:
+    def exam(self, n: int, side: int = birds.SIDE) -> list[Sample]:
         held_out = range(self.seen, self.seen + HELD_OUT)
         whole = [i for i in held_out if birds.is_whole(self.birds.scene(i, "train"))]
-        return [self.birds.train(i) for i in whole[:n]]
+        return [self.birds.train(i, side) for i in whole[:n]]
 
     def tests(self) -> dict[str, Samples]:
         return {"test": self.birds} | ({"fresh": FreshBirds(self.seed)} if self.birds.drawn else {})

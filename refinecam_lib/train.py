@@ -192,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.train", description=__doc__.splitlines()[0])
     plain = {"model": str, "task": str, "weights": str, "images": int, "batch": int, "lr": float, "seed": int, "ema": float,
-             "smoothing": float, "warmup": float, "faint": float, "zoom": float, "clip": float, "weight_decay": float, "scenes": str, "validation": int, "validate_every": int}  # fmt: skip
+             "smoothing": float, "warmup": float, "faint": float, "zoom": float, "clip": float, "weight_decay": float, "scenes": str, "validation": int,
+             "validate_every": int, "exam": int}  # fmt: skip
     defaults = {field.name: field.default for field in fields(Recipe)}
     for name, kind in plain.items():
         flag = "--" + name.replace("_", "-")

@@ -154,6 +154,22 @@ def test_windows_are_enlarged_by_a_random_factor():
         Recipe(zoom=0.5)
 
 
+def test_validation_may_look_at_windows(tmp_path, monkeypatch):
+    whole, windows = tasks.Shapes().exam(6), tasks.Shapes().exam(6, 64)
+    assert [s.image.shape[-1] for s in (*whole, *windows)] == [224] * 6 + [64] * 6
+    assert all(torch.equal(a.image, b.image) for a, b in zip(windows, tasks.Shapes(seed=9).exam(6, 64)))
+    assert all(a.mask.sum() == b.mask.sum() for a, b in zip(whole, windows) if a.info["size"] == "small")
+    sides = []
+    monkeypatch.setattr(
+        fit, "evaluate", lambda model, items, spec: sides.append(items[0].image.shape[-1]) or {"accuracy": 1.0}
+    )
+    for exam in (0, 48):
+        fit.fit(replace(TINY, exam=exam), "cpu", 0, tmp_path, progress=False)
+    assert set(sides[: len(sides) // 2]) == {224} and set(sides[len(sides) // 2 :]) == {48}
+    with pytest.raises(InputError, match="exam = 20; allowed: windows of 32 to 224 px, or 0 for whole images"):
+        Recipe(exam=20)
+
+
 def test_a_recipe_is_one_whether_its_shares_are_whole_numbers_or_not():
     assert repr(Recipe(shares=(2, 1, 0))) == repr(Recipe(shares=(2.0, 1.0, 0.0)))
 
@@ -194,7 +210,12 @@ def test_birds_that_judge_are_whole_and_never_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     task = tasks.Birds()
     exam = task.exam(30)
-    assert len(exam) == 30 and all("," not in s.info["compatible"] for s in exam)
+    assert (
+        exam[0].image.shape[-1] == 256
+        and task.exam(1, 64)[0].image.shape[-1] == 64
+        and len(exam) == 30
+        and all("," not in s.info["compatible"] for s in exam)
+    )
     held_out = {s.id for s in exam}
     around = range(task.seen - 3, task.seen + 3)  # the training items beside those held out
     assert not held_out & {task.item(i, 32).id for i in around}
