@@ -42,15 +42,15 @@ def summary(rows: pd.DataFrame, score: str, by: Sequence[str]) -> pd.DataFrame:
     Values that are not finite are left out, and n counts the rest.
     """
 
-    def one(part: pd.DataFrame) -> pd.Series:
-        part = part[np.isfinite(part[score])]
-        values = part[score].to_numpy()
-        low, high = bootstrap_interval(values, part.get("image")) if len(part) else (np.nan, np.nan)
-        return pd.Series(
-            {"mean": part[score].mean(), "std": part[score].std(ddof=0), "n": len(part), "low": low, "high": high}
-        )
+    rows = rows.reset_index(drop=True)
+    images = rows["image"].to_numpy() if "image" in rows else np.arange(len(rows))
 
-    table = rows.groupby(list(by))[[c for c in ("image", score) if c in rows]].apply(one)
+    def one(values: pd.Series) -> pd.Series:
+        values = values[np.isfinite(values)]
+        low, high = bootstrap_interval(values, images[values.index]) if len(values) else (np.nan, np.nan)
+        return pd.Series({"mean": values.mean(), "std": values.std(ddof=0), "n": len(values), "low": low, "high": high})
+
+    table = rows.groupby(list(by), sort=False)[score].apply(one).unstack()
     return table.astype({"n": int})
 
 
