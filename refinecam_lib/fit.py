@@ -339,9 +339,8 @@ def fit(
     if state.is_file():
         run.load(state, place)
     examined = copy.deepcopy(model)
-    exam = task.exam(
-        recipe.validation, recipe.exam or task.side
-    )  # drawn once and kept in memory: the same items judge every state
+    # Drawn once and kept in memory: the same items judge every state.
+    exam = task.exam(recipe.validation, recipe.exam or task.side)
     every = max(1, recipe.validate_every // recipe.batch)
     before, begun = run.record["seconds"], time.monotonic()
     saved_at = begun

@@ -1,7 +1,7 @@
 """What a network learns and is tested on: the shapes of the synthetic set, or the birds.
 
 >>> task = task_of("birds", seed=0)
->>> task.item(7, side=128).image.shape, len(task.exam(500))
+>>> task.item(7, side=128).image.shape, len(task.exam(500, side=64))
 (torch.Size([3, 128, 128]), 500)
 
 A task gives training items in windows of any side, the items that choose among states of a run, and the tests.
@@ -70,7 +70,7 @@ class Shapes:
     def item(self, index: int, side: int) -> Sample:
         return _window(self.training[index], side, rng("window", self.seed, index))
 
-    def exam(self, n: int, side: int = synthetic.SIZE) -> list[Sample]:
+    def exam(self, n: int, side: int) -> list[Sample]:
         validation = SyntheticShapes("validation", n, scenes=self.scenes)
         return [_window(validation[i], side, rng("exam", i)) for i in range(n)]
 
@@ -135,7 +135,7 @@ class Birds:
         index += self.seed * 10**8
         return self.birds.train(index if index < self.seen else index + HELD_OUT, side)
 
-    def exam(self, n: int, side: int = birds.SIDE) -> list[Sample]:
+    def exam(self, n: int, side: int) -> list[Sample]:
         held_out = range(self.seen, self.seen + HELD_OUT)
         whole = [i for i in held_out if birds.is_whole(self.birds.scene(i, "train"))]
         return [self.birds.train(i, side) for i in whole[:n]]

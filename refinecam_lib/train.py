@@ -191,10 +191,8 @@ def _stages(text: str) -> tuple[tuple[int, float], ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.train", description=__doc__.splitlines()[0])
-    plain = {"model": str, "task": str, "weights": str, "images": int, "batch": int, "lr": float, "seed": int, "ema": float,
-             "smoothing": float, "warmup": float, "faint": float, "zoom": float, "clip": float, "weight_decay": float, "scenes": str, "validation": int,
-             "validate_every": int, "exam": int}  # fmt: skip
     defaults = {field.name: field.default for field in fields(Recipe)}
+    plain = {name: float if d is None else type(d) for name, d in defaults.items() if not isinstance(d, (bool, tuple))}
     for name, kind in plain.items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=kind, default=defaults[name], help=f"default {defaults[name]}")

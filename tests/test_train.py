@@ -155,7 +155,7 @@ def test_windows_are_enlarged_by_a_random_factor():
 
 
 def test_validation_may_look_at_windows(tmp_path, monkeypatch):
-    whole, windows = tasks.Shapes().exam(6), tasks.Shapes().exam(6, 64)
+    whole, windows = tasks.Shapes().exam(6, 224), tasks.Shapes().exam(6, 64)
     assert [s.image.shape[-1] for s in (*whole, *windows)] == [224] * 6 + [64] * 6
     assert all(torch.equal(a.image, b.image) for a, b in zip(windows, tasks.Shapes(seed=9).exam(6, 64)))
     assert all(a.mask.sum() == b.mask.sum() for a, b in zip(whole, windows) if a.info["size"] == "small")
@@ -209,13 +209,9 @@ def test_birds_are_trained_towards_every_class_that_fits():
 def test_birds_that_judge_are_whole_and_never_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     task = tasks.Birds()
-    exam = task.exam(30)
-    assert (
-        exam[0].image.shape[-1] == 256
-        and task.exam(1, 64)[0].image.shape[-1] == 64
-        and len(exam) == 30
-        and all("," not in s.info["compatible"] for s in exam)
-    )
+    exam = task.exam(30, 256)
+    assert len(exam) == 30 and all("," not in s.info["compatible"] for s in exam)
+    assert exam[0].image.shape[-1] == 256 and task.exam(1, 64)[0].image.shape[-1] == 64
     held_out = {s.id for s in exam}
     around = range(task.seen - 3, task.seen + 3)  # the training items beside those held out
     assert not held_out & {task.item(i, 32).id for i in around}
@@ -235,7 +231,7 @@ def test_files_come_in_a_new_order_each_epoch(tmp_path, monkeypatch):
     task = tasks.Birds()
     epochs = [[task.item(i, 64).id for i in range(8 * k, 8 * k + 8)] for k in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == [f"train-{i:06d}" for i in range(8)] and epochs[0] != epochs[1]
-    assert {s.id for s in task.exam(9)} <= {f"train-{i:06d}" for i in range(8, 12)}
+    assert {s.id for s in task.exam(9, 256)} <= {f"train-{i:06d}" for i in range(8, 12)}
     assert task.tests().keys() == {"test"}, "what is read from files has no fresh items"
     monkeypatch.setattr(tasks, "HELD_OUT", 12)
     with pytest.raises(train.InputError, match="12 training birds; allowed: more than the 12 held out"):
