@@ -20,10 +20,11 @@ import torchvision
 from torch import nn
 
 from .checks import InputError, one_of
-from .fit import Recipe, device_of, evaluate, fit, half_of, training_folder, wilson
+from .fit import device_of, evaluate, fit, half_of, wilson
 from .models import checkpoint_path, load_model, read_checkpoint, sha256_of, spec_of
 from .paths import write_whole
 from .provenance import commit
+from .recipe import Recipe, training_folder
 from .tasks import TASKS, task_of
 
 __all__ = ["SHIPPED", "Recipe", "evaluate", "fit", "retrain", "train", "wilson", "write_checkpoint"]

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from refinecam_lib import models
-from refinecam_lib.fit import Recipe, fit
+from refinecam_lib.fit import fit
 from refinecam_lib.initial import set_by_images
+from refinecam_lib.recipe import Recipe
 
 
 def _seen(model: nn.Module, images: torch.Tensor, kinds: tuple[type, ...]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,8 @@ from networks import batch
 from refinecam_lib import models
 from refinecam_lib.cam import Capture, layer_cam
 from refinecam_lib.checks import InputError
-from refinecam_lib.fit import Recipe, fit
+from refinecam_lib.fit import fit
+from refinecam_lib.recipe import Recipe
 from refinecam_lib.train import write_checkpoint
 
 

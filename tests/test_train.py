@@ -13,8 +13,8 @@ from torch import nn
 from refinecam_lib import birds, fit, models, paths, tasks, train
 from refinecam_lib.checks import InputError, rng
 from refinecam_lib.datasets import Sample
+from refinecam_lib.recipe import Recipe
 from refinecam_lib.synthetic import CLASSES, SyntheticShapes
-from refinecam_lib.train import Recipe
 
 TINY = Recipe(
     weights="none",

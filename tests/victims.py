@@ -20,6 +20,7 @@ import torch
 import toys
 
 from refinecam_lib import fit, paths, sweep
+from refinecam_lib.recipe import Recipe
 
 
 def killed(work: Callable[[], object], after: float | None = None) -> bool:
@@ -86,7 +87,7 @@ def moments(folder: Path, kills: int, dice: random.Random) -> dict:
 
 def training(folder: Path, kills: int, dice: random.Random) -> dict:
     """Kill a training at random moments, and while it writes its state; the last start goes on to the undisturbed weights."""
-    recipe = fit.Recipe(
+    recipe = Recipe(
         weights="none", images=48, batch=4, lr=1e-2, stages=((32, 0.5), (48, 0.5)), validation=6, validate_every=8
     )
 
