@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw
 from skimage import color, feature, filters
 
 from .checks import InputError, seed_of
-from .comic import GROUNDS, INKS, OBJECTS, PROPS, SCALE, Chance, Pen, bush, figure
+from .comic import OBJECTS, PROPS, bush, figure
+from .pen import GROUNDS, INKS, SCALE, Chance, Pen
 
 
 class Target(NamedTuple):
