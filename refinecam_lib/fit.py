@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from . import memory, paths  # noqa: F401  # memory that is kept takes a seventh off a step on the CPU
 from .checks import InputError, rng, seed_of
 from .datasets import Sample, Samples
+from .hints import Hints, maps_of
 from .initial import set_by_images
 from .models import ModelSpec, normalise, on_device, restore, spec_of
 from .recipe import Recipe, training_folder
@@ -182,41 +183,53 @@ class _Run:
     averaged: dict[str, torch.Tensor]
     best: dict[str, torch.Tensor]
     record: dict
+    hints: Hints | None = None
+
+    @property
+    def _parts(self) -> list[str]:
+        return ["model", "optimiser", "scaler"] + ["hints"] * (self.hints is not None)
 
     def save(self, path: Path) -> None:
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimiser", "scaler")}
+        parts = {name: getattr(self, name).state_dict() for name in self._parts}
         content = parts | {"averaged": self.averaged, "best": self.best, "record": self.record}
         paths.write_whole(path, lambda part: torch.save(content, part))
 
     def load(self, path: Path, device: torch.device) -> None:
         saved = torch.load(path, map_location=device, weights_only=True)
-        for name in ("model", "optimiser", "scaler"):
+        for name in self._parts:
             getattr(self, name).load_state_dict(saved[name])
         self.averaged, self.best = saved["averaged"], saved["best"]
         self.record |= saved["record"]
 
-    def learn(self, images: torch.Tensor, target: torch.Tensor, recipe: Recipe, half: torch.dtype | None) -> None:
-        """One optimiser step, in mixed precision where `half` is a type."""
+    def learn(
+        self, images: torch.Tensor, target: torch.Tensor, recipe: Recipe, spec: ModelSpec, half: torch.dtype | None
+    ) -> None:
+        """One optimiser step on images in [0,1], in mixed precision where `half` is a type."""
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.rate(self.record["step"])
-        with torch.autocast(images.device.type, half, enabled=half is not None):
-            logits = self.model(images)
+        with (
+            torch.autocast(images.device.type, half, enabled=half is not None),
+            maps_of(self.model, spec.layers if self.hints else ()) as maps,
+        ):
+            logits = self.model(normalise(images, spec))
+            apart = self.hints(maps, images) if self.hints else torch.zeros(())
         loss = nn.functional.cross_entropy(logits.float(), target, label_smoothing=recipe.smoothing)
         self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss + apart).backward()
         if recipe.clip is not None:
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.record["step"] += 1
-        self.record["losses"].append(loss.item())
+        self.record["losses"].append([loss.item(), apart.item()])
         _average(self.averaged, self.model, min(recipe.ema, self.record["step"] / (self.record["step"] + 9)))
 
     def judge(self, scores: dict, batch: int) -> None:
         """Write a line of history from the scores of the averaged weights, and keep these if none were better."""
         record = self.record
-        line = {"images": record["step"] * batch, "loss": sum(record["losses"]) / max(1, len(record["losses"]))}
+        loss, apart = torch.tensor(record["losses"]).mean(0).tolist()
+        line = {"images": record["step"] * batch, "loss": loss} | ({"hints": apart} if self.hints else {})
         line |= {"validation": scores["accuracy"]} | {k: v["accuracy"] for k, v in scores.get("size", {}).items()}
         print(f"{record['seconds']:6.0f} s  " + "  ".join(f"{k} {v:.4g}" for k, v in line.items()), flush=True)
         record["history"].append(line)
@@ -238,11 +251,14 @@ def fit(
     place = device_of(device)
     spec = spec_of(recipe.model, recipe.task)
     task = task_of(recipe.task, recipe.seed, scenes=recipe.scenes, shares=recipe.shares)
-    key = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:12]
+    made_of = json.dumps([asdict(recipe), task.data], sort_keys=True)
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     state = (folder or training_folder(recipe)) / f"{key}.pt"
     model = on_device(_start(recipe, task, spec), place)
     frozen = _freeze(model, spec.layers[0]) if recipe.freeze and recipe.weights != "none" else []
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hints = Hints(recipe.teacher, model, spec, place) if recipe.teacher else None
+    parameters = [*model.parameters(), *(hints.parameters() if hints else ())]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     half = half_of(place)
     run = _Run(
         model,
@@ -251,6 +267,7 @@ def fit(
         averaged={k: v.clone() for k, v in model.state_dict().items()},
         best={},
         record={"step": 0, "seconds": 0.0, "best": -1.0, "best_step": 0, "losses": [], "history": []},
+        hints=hints,
     )
     if state.is_file():
         run.load(state, place)
@@ -264,11 +281,10 @@ def fit(
         step = run.record["step"]
         torch.manual_seed(seed_of("step", recipe.seed, step))  # of dropout and stochastic depth
         images = torch.stack([s.image for s in samples]).to(place, memory_format=torch.channels_last)
-        images = normalise(images, spec)
         model.train()
         for module in frozen:
             module.eval()
-        run.learn(images, _target(samples, len(task.classes)).to(place), recipe, half)
+        run.learn(images, _target(samples, len(task.classes)).to(place), recipe, spec, half)
         run.record["seconds"] = before + time.monotonic() - begun
         if run.record["step"] % every == 0 or run.record["step"] == recipe.steps:
             examined.load_state_dict(run.averaged)

@@ -65,15 +65,17 @@ def measure(
 ) -> pd.DataFrame:
     """The raw measurements of maps (B,H,W) that `method` and `variant` gave on `capture`: one row an image.
 
-    masks: ground truth (B,H,W), for the cosine similarity, average precision and share of it covered. masked_seeds: seeds for explaining the masked image, which
-    random methods must not share with the clean one. road_seeds: seeds of ROAD's noise and of the order of ties.
+    masks: ground truth (B,H,W), for the cosine similarity, average precision and share of it covered. masked_seeds: B
+    seeds for explaining the masked image; None takes the capture's, which methods that draw random numbers must not
+    share (defect D13). road_seeds: B seeds of ROAD's noise and of the order of ties; None takes the capture's.
+    fractions: the shares of pixels that ROAD removes.
     Coherency explains the masked image with every layer the variant uses, and its forward gives Average Drop as well.
     Departs from the paper's published code, which multiplies by the deep maps of the unmasked image; `defects`, names
     in DEFECTS, ask for what it does.
     Columns: probability, probability_masked, mean_activation, pearson, morf_20 .. lerf_80 (probabilities after removing
     20 % .. 80 % of the pixels), prediction, correct, where masks are known cosine, average_precision and truth_covered,
     and status: "ok", "constant" (no
-    contrast; its pearson is undefined) or "not finite" (no measurement).
+    contrast; its pearson is undefined) or "not finite" (no measurement). Raises InputError for an unknown defect.
     """
     finite = torch.isfinite(maps).flatten(1).all(1)
     usable = torch.where(finite[:, None, None], maps, 0)

@@ -23,7 +23,7 @@ def cascade(model: nn.Module, inputs: Tensor, layers: Sequence[str], seed: int =
 
     Yields (what is random, model): all that follows the deepest layer, then what follows the next one, and last
     everything. Batch norms' statistics are taken anew on `inputs`: with the old ones a random network would be
-    constant, which no map survives. The model given stays as it is.
+    constant, which no map survives. The copies are of the type of `inputs`; the model given stays as it is.
     """
     changed = copy.deepcopy(model).eval().requires_grad_(False)
     order = list(changed.named_modules())
@@ -34,8 +34,9 @@ def cascade(model: nn.Module, inputs: Tensor, layers: Sequence[str], seed: int =
         for name, module in order[start:done]:
             _reset(module, seed_of("cascade", seed, name))
         done = start
-        _calibrate(changed, inputs)
-        yield (f"above {layers[number]}" if number >= 0 else "everything"), copy.deepcopy(changed)
+        copied = copy.deepcopy(changed).to(inputs.dtype)
+        _calibrate(copied, inputs)
+        yield (f"above {layers[number]}" if number >= 0 else "everything"), copied
 
 
 def _last(order: Sequence[tuple[str, nn.Module]], layer: str) -> int:
@@ -81,8 +82,10 @@ def similarity(
     Columns: stage (0 is the trained network, with itself), random (what is), method, layer, aggregate, image (its
     number), spearman (rank correlation of the pixels, NaN where a map has no contrast) and ssim (structural
     similarity); both 1 for equal maps. Lower is better: a map that stays does not show what the network has learned.
+    All is computed in float64: Grad-CAM++ divides by a sum that crosses zero, where rounding would decide the map.
     """
     named_layers(model, layers)
+    inputs, trained = inputs.double(), copy.deepcopy(model).double()
     pairs = [(method, variant) for method in methods for variant in variants]
 
     def explained(network: nn.Module) -> dict[tuple[str, Variant], Tensor]:
@@ -94,8 +97,8 @@ def similarity(
                 maps[pair].append(variant_maps(capture, *pair).cpu())
         return {pair: torch.cat(parts) for pair, parts in maps.items()}
 
-    before, records = explained(model), []
-    for stage, (random, network) in enumerate([("nothing", model), *cascade(model, inputs, layers, seed)]):
+    before, records = explained(trained), []
+    for stage, (random, network) in enumerate([("nothing", trained), *cascade(model, inputs, layers, seed)]):
         after = before if stage == 0 else explained(network)
         for method, variant in pairs:
             both = before[method, variant].numpy(), after[method, variant].numpy()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import paths
 from .checks import InputError, one_of
-from .models import checkpoint_path, spec_of
+from .models import MODELS, checkpoint_path, spec_of
 from .tasks import TASKS
 
 
@@ -19,10 +19,12 @@ class Recipe:
     pixels, share of the images), in order; faint: the share of the images over which the shapes' backgrounds gain
     contrast, from none to their own, without which a network that starts from nothing learns nothing; zoom: windows are
     enlarged by a random factor of 1 to this, without which networks that begin with patches of 4 px learn the outlines
-    of larger shapes but not of small ones; clip: the norm to which gradients are cut, if to any; ema: decay of the
-    averaged weights per step; scenes, shares: of the shapes, their backgrounds, and how often small, medium and large
-    ones come; exam: the side of the windows of validation, for recipes that end in windows, by which a network may
-    forget whole images; 0 for whole images.
+    of larger shapes but not of small ones; warmup: the share of the steps over which the rate rises; smoothing: of the
+    labels; clip: the norm to which gradients are cut, if to any; ema: decay of the averaged weights per step; scenes,
+    shares: of the shapes, their backgrounds, and how often small, medium and large ones come; validation,
+    validate_every: the items that judge, and after how many images they do; exam: the side of their windows, for
+    recipes that end in windows, by which a network may forget whole images; 0 for whole images; teacher: a shipped
+    network for the shapes whose maps are learnt besides the classes, or none.
     Departs from the paper, which fine-tunes at lr 1e-4 for up to 40 x 4096 images on whole frames.
     """
 
@@ -47,6 +49,7 @@ class Recipe:
     validation: int = 600
     validate_every: int = 3200
     exam: int = 0
+    teacher: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 2 and 2.0 are one recipe, and one state
@@ -65,6 +68,10 @@ class Recipe:
             raise InputError(f"faint = {self.faint} for the task {self.task!r}; allowed: 0 to 1 for the shapes, else 0")
         if not 1 <= self.zoom <= (4 if self.task == "synthetic" else 1):
             raise InputError(f"zoom = {self.zoom} for the task {self.task!r}; allowed: 1 to 4 for the shapes, else 1")
+        if self.teacher and self.task != "synthetic":
+            raise InputError(f"teacher = {self.teacher!r} for the task {self.task!r}; allowed: of the shapes only")
+        if self.teacher:
+            one_of("teacher", self.teacher, MODELS)
         if abs(sum(share for _, share in self.stages) - 1) > 1e-6 or any(not 32 <= w <= side for w, _ in self.stages):
             raise InputError(f"stages {self.stages}; allowed: windows of 32 to {side} px with shares that add up to 1")
 

@@ -21,7 +21,7 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean of values (n,), resampling images; NaN values are left out.
 
     images: the image of each value, where an image has several, as of several networks: these are drawn together.
-    Raises InputError where no value is left.
+    NaN for a single image, of which nothing can be told. Raises InputError where no value is left.
     """
     values = np.asarray(values, float)
     known = np.isfinite(values)
@@ -29,6 +29,8 @@ def bootstrap_interval(
         raise InputError("no finite value to draw an interval from; allowed: at least one")
     image = np.arange(known.sum()) if images is None else pd.factorize(np.asarray(images)[known])[0]
     sums, counts = np.bincount(image, values[known]), np.bincount(image)
+    if len(sums) < 2:
+        return np.nan, np.nan
     drawn = rng("bootstrap", seed).integers(0, len(sums), (draws, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -114,7 +116,7 @@ def correlations(
     (CORRELATIONS) and level ("explanation": over all rows; "method mean": over the means of the methods): value, the
     mean over models; std, over models; low, high; and difference, `reference`'s correlation minus the score's, with
     low_difference and high_difference, for both are drawn on the same images. Rows in which any score is
-    undefined are left out, so that all scores are compared on the same n rows.
+    undefined are left out, so that all scores are compared on the same n rows. Of a single image the bounds are NaN.
     """
     rows = rows[np.isfinite(rows[[truth, *scores]].to_numpy(float)).all(1)]
     values = rows[[truth, *scores]].to_numpy(float)
@@ -144,6 +146,8 @@ def correlations(
     own, records = list(scores).index(reference), []
     for (level, kind), found in measured(np.arange(len(rows))).items():
         drawn = np.stack([each[level, kind].mean(0) for each in resampled])
+        if len(images) < 2:
+            drawn = np.full_like(drawn, np.nan)
         value = found.mean(0)
         for k, score in enumerate(scores):
             low, high = middle(drawn[:, k])

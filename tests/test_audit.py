@@ -7,6 +7,7 @@ import torch
 from networks import LAYERS, batch, tiny_net
 from pytorch_grad_cam.metrics.perturbation_confidence import RemoveLeastRelevantFirst, RemoveMostRelevantFirst
 
+from refinecam_lib import randomisation
 from refinecam_lib.audit import CLAIMS, Condition, audit
 from refinecam_lib.cam import Capture
 from refinecam_lib.checks import InputError
@@ -151,3 +152,17 @@ def test_a_map_that_ignores_the_network_survives_and_a_gradient_does_not():
     assert mean["EdgeDetector"].min() > 0.999 and mean["GradCAM", 0] == pytest.approx(1)
     assert mean["GradCAM", 5] < 0.6
     assert set(rows["random"]) == {"nothing", "everything", *(f"above {layer}" for layer in LAYERS)}
+
+
+def test_randomisation_is_computed_in_float64_and_leaves_the_model_as_it_was(monkeypatch):
+    (inputs, target), model, seen = batch(2), tiny_net(), []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def watched(network, few, *rest):
+        seen.append((few.dtype, next(network.parameters()).dtype))
+        return Capture(network, few, *rest)
+
+    monkeypatch.setattr(randomisation, "Capture", watched)
+    similarity(model, inputs, target, LAYERS, ["GradCAM++"], [BASE])
+    assert seen == [(torch.float64, torch.float64)] * 6
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -29,6 +29,7 @@ def test_an_image_that_several_networks_see_is_no_several_images():
     values = np.random.default_rng(0).random(30)
     alone = bootstrap_interval(values)
     assert bootstrap_interval(np.tile(values, 4), np.tile(np.arange(30), 4)) == pytest.approx(alone)
+    assert np.isnan(bootstrap_interval([0.3, 0.5], [7, 7])).all(), "of one image nothing can be told"
     low, high = bootstrap_interval(np.tile(values, 4))
     assert high - low < 0.6 * (alone[1] - alone[0])
 
@@ -89,6 +90,14 @@ def test_correlations_are_those_of_scipy_and_their_difference_has_an_interval():
     assert (
         0 < row["low_difference"] < row["difference"] < row["high_difference"]
         and row["low"] < row["value"] < row["high"]
+    )
+
+
+def test_a_single_image_has_no_interval():
+    rows = planted_rows()
+    table = correlations(rows[rows["image"] == rows["image"].iloc[0]], ["arcc", "road"], draws=20)
+    assert (
+        table["value"].notna().any() and table[["low", "high", "low_difference", "high_difference"]].isna().all().all()
     )
 
 

@@ -33,9 +33,11 @@ def _alone(monkeypatch):
     monkeypatch.delenv("FUNNYBIRDS_ROOT", raising=False)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
+@pytest.mark.parametrize("teacher", ["", "resnet18"])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "SAVE_SECONDS", math.inf)  # only validation saves: the run dies one step after it
-    whole, record = fit.fit(TINY, "cpu", 0, tmp_path / "whole", progress=False)
+    recipe = replace(TINY, teacher=teacher)
+    whole, record = fit.fit(recipe, "cpu", 0, tmp_path / "whole", progress=False)
     assert record["step"] == TINY.steps == 6 and len(record["history"]) == 3
 
     learn, calls = fit._Run.learn, []
@@ -48,15 +50,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fit._Run, "learn", dies)
     with pytest.raises(KeyboardInterrupt):
-        fit.fit(TINY, "cpu", 0, tmp_path / "killed", progress=False)
-    resumed, after = fit.fit(TINY, "cpu", 2, tmp_path / "killed", progress=False)
+        fit.fit(recipe, "cpu", 0, tmp_path / "killed", progress=False)
+    resumed, after = fit.fit(recipe, "cpu", 2, tmp_path / "killed", progress=False)
     assert calls == [0, 1, 2, 3, 2, 3, 4, 5], "the last state was of step 2"
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
     assert after["history"] == record["history"] and after["best_step"] == record["best_step"]
     assert after["seconds"] > 0
     # A finished run is not repeated, and another recipe does not take over its state.
-    fit.fit(TINY, "cpu", 0, tmp_path / "killed", progress=False)
+    fit.fit(recipe, "cpu", 0, tmp_path / "killed", progress=False)
     assert len(calls) == 8
     assert len(list((tmp_path / "killed").iterdir())) == 1
 
@@ -66,7 +68,7 @@ def test_best_weights_are_of_the_best_validation():
     run = fit._Run(model, None, None, {"weight": torch.zeros(2)}, {}, {"step": 0, "best": -1.0, "history": []})
     for step, accuracy in enumerate((0.5, 0.9, 0.9, 0.7)):
         run.averaged["weight"].fill_(step)
-        run.record |= {"step": step, "losses": [1.0], "seconds": 0.0}
+        run.record |= {"step": step, "losses": [[1.0, 0.0]], "seconds": 0.0}
         run.judge({"accuracy": accuracy, "size": {}}, 4)
     assert run.best["weight"].tolist() == [2.0, 2.0] and run.record["best_step"] == 2
 
