@@ -27,7 +27,7 @@ import nbformat
 
 from . import notebook, paths
 from .checks import InputError
-from .compare import compare_rows, compare_tables, read_rows
+from .compare import ILL_CONDITIONED, Verdict, compare_rows, compare_tables, read_rows
 from .parameters import Notebook, chosen, find_notebooks
 from .plans import status
 from .provenance import KEYS, commit
@@ -229,6 +229,7 @@ def _compared(profile: str, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[b
         there = known.get("parameters", {})
         other = [f"{key} = {value!r}, not {there[key]!r}" for key, value in ours[name]["parameters"].items()
                  if key in there and there[key] != value]  # fmt: skip
+        moved = False  # rows come before tables
         for file in sorted({*outcomes[name].products, *known.get("products", ())}):
             made, kept, rows = paths.FIGURES / profile / file, reference / file, file.endswith(".parquet")
             subset = rows and not kept.exists()
@@ -242,18 +243,18 @@ def _compared(profile: str, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[b
             elif not kept.exists():
                 yield True, f"{file}: not in the reference"
             elif rows:
-                yield _labelled(file, _rows_verdict(made, kept, subset), " (standard's rows)" if subset else "")
+                verdict = compare_rows(read_rows(made), read_rows(kept), KEYS, subset)
+                moved |= verdict.moved
+                yield _labelled(file, verdict, " (standard's rows)" if subset else "")
             else:
-                yield _labelled(file, compare_tables(made, kept))
+                verdict = compare_tables(made, kept)
+                if moved and verdict.moved:
+                    verdict = Verdict(True, f"moved with {ILL_CONDITIONED}'s rows: {verdict.text}")
+                yield _labelled(file, verdict)
 
 
-def _labelled(file: str, verdict: tuple[bool, str], note: str = "") -> tuple[bool, str]:
-    close, text = verdict
-    return close, f"{file}: {'' if close else 'DIFFERS: '}{text}{note}"
-
-
-def _rows_verdict(made: Path, kept: Path, subset: bool) -> tuple[bool, str]:
-    return compare_rows(read_rows(made), read_rows(kept), KEYS, subset)
+def _labelled(file: str, verdict: Verdict, note: str = "") -> tuple[bool, str]:
+    return verdict.close, f"{file}: {'' if verdict.close else 'DIFFERS: '}{verdict.text}{note}"
 
 
 def accept(profile: str, only: Sequence[str] = ()) -> None:

@@ -208,14 +208,38 @@ def test_tables_are_compared_cell_by_cell(tmp_path):
         (tmp_path / "b.csv").write_text(f"method,score,seconds\nLayerCAM,{reference},2\n")
         return compare.compare_tables(tmp_path / "a.csv", tmp_path / "b.csv")
 
-    assert verdict("0.5", "0.5") == (True, "identical")
+    assert verdict("0.5", "0.5") == compare.Verdict(True, "identical")
     assert verdict("0.504", "0.5")[0] and not verdict("0.506", "0.5")[0]
     assert verdict(".37 ± .29", ".38 ± .29")[0] and not verdict(".37 ± .29", ".39 ± .29")[0]
     assert not verdict("24", "25")[0] and verdict("1000.5", "1001")[0]
     assert not verdict("holds", "fails")[0] and not verdict("", "0.5")[0]
     assert not verdict("0.5", "0.5", "method,scores,seconds")[0]
-    close, text = verdict("0.6", "0.5")
+    close, text, moved = verdict("0.6", "0.5")
+    assert moved and not verdict("holds", "fails").moved, "by its numbers alone"
     assert not close and text == "largest difference 0.1 at LayerCAM, score: '0.6' here, '0.5' in the reference"
+
+
+def test_rows_that_rounding_decides_do_not_count_and_excuse_the_numbers_of_their_tables(house, capsys):
+    def run(ill=0.5, other=0.5, text="holds"):
+        code = f"""
+import pandas as pd
+from refinecam_lib.notebook import save, save_rows
+rows = pd.DataFrame({{"image": "0", "method": ["GradCAM++", "GradCAM++^2", "LayerCAM"], "value": [{ill}, {ill}, {other}]}})
+save_rows(rows.assign(status="ok"), "rows_one", profile)
+save(pd.DataFrame({{"score": ["arcc"], "mean": [rows["value"].mean()], "verdict": ["{text}"]}}), "table_one", profile)"""
+        write(paths.NOTEBOOKS, "01_one", code)
+        capsys.readouterr()
+        return reproduce.main([]), capsys.readouterr().out
+
+    run()
+    assert reproduce.main(["--accept"]) == 0
+    status, out = run(ill=0.8)
+    assert status == 0 and "100.0% of 1 rows within 0.001, without GradCAM++" in out and "(2 of 2 differ)" in out
+    assert "table_one.csv: moved with GradCAM++'s rows: largest difference 0.2 at arcc, mean" in out
+    assert run(other=0.8)[0] == 3, "another method's rows count, and excuse nothing"
+    assert "table_one.csv: DIFFERS" in run(other=0.8)[1]
+    assert run(ill=0.8, text="fails")[0] == 3, "nor is another verdict excused"
+    assert run()[0] == 0
 
 
 def test_rows_are_compared_by_key(house):
@@ -230,15 +254,17 @@ def test_rows_are_compared_by_key(house):
             other[column] = other[column].where(np.arange(n) >= count, value)
         return compare.compare_rows(other, rows, keys)
 
-    assert changed(n, seconds=5.0) == (True, "identical, 200 rows")
+    assert changed(n, seconds=5.0) == compare.Verdict(True, "identical, 200 rows")
     assert changed(n, value=rows["value"] + 0.0009)[0]
-    close, text = changed(2, value=np.nan)
-    assert close and text == "99.0% of 200 rows within 0.001; largest difference inf in 'value' at image 0"
+    close, text, moved = changed(2, value=np.nan)
+    assert (
+        close and not moved and text == "99.0% of 200 rows within 0.001; largest difference inf in 'value' at image 0"
+    )
     assert not changed(3, value=0.7)[0] and not changed(3, status="failed")[0]
     other = rows.assign(curve=[np.array([0.1, 0.21])] * n)
     assert not compare.compare_rows(other, rows, keys)[0]
     shuffled = rows.sample(frac=1, random_state=0)
-    assert compare.compare_rows(shuffled, rows, keys) == (True, "identical, 200 rows")
+    assert compare.compare_rows(shuffled, rows, keys) == compare.Verdict(True, "identical, 200 rows")
     assert not compare.compare_rows(rows.head(100), rows, keys)[0]
     assert compare.compare_rows(rows.head(100), rows, keys, subset=True)[0]
     assert not compare.compare_rows(rows, rows.head(100), keys, subset=True)[0]
