@@ -62,7 +62,7 @@ def compare_tables(made: Path, reference: Path) -> Verdict:
 
 
 def compare_rows(made: pd.DataFrame, reference: pd.DataFrame, keys: Sequence[str], subset: bool = False) -> Verdict:
-    """Compare two frames of rows joined on `keys`: close are 99 % of the rows within 1e-3, without ILL_CONDITIONED.
+    """Compare two frames of rows joined on `keys`: close are 99 % of the rows within 1e-3, but for ILL_CONDITIONED's.
 
     With `subset` the reference may hold rows that `made` doesn't; else such a row counts as different, as does a
     row that the reference lacks. Differences above 1 are relative. Columns commit, seconds and date are left out.
@@ -79,12 +79,13 @@ def compare_rows(made: pd.DataFrame, reference: pd.DataFrame, keys: Sequence[str
     largest = worst.max(axis="columns").where(both, np.inf)
     if len(joined) and not largest.any():
         return Verdict(True, f"identical, {len(joined):,} rows")
-    ill = (joined["method"].str.startswith(ILL_CONDITIONED) if "method" in keys else ~both) & both
-    apart, largest = largest[ill], largest[~ill]
-    share, moved = float((largest <= ROWS_WITHIN).mean()) if len(joined) else 0.0, int((apart > ROWS_WITHIN).sum())
+    ill = joined["method"].str.startswith(ILL_CONDITIONED) if "method" in keys else ~both
+    apart = ill & both & (largest > ROWS_WITHIN)
+    largest, moved = largest[~apart], int(apart.sum())
+    share = float((largest <= ROWS_WITHIN).mean()) if len(largest) else float(moved > 0)
     text = f"{share:.1%} of {len(largest):,} rows within {ROWS_WITHIN:g}"
     if moved:
-        text += f", without {ILL_CONDITIONED}, whose maps rounding decides ({moved:,} of {len(apart):,} differ)"
+        text += f", {moved:,} of {ILL_CONDITIONED}'s {int(ill.sum()):,}, whose maps rounding decides, left out"
     if not both.all():
         text += f"; {int((~both).sum()):,} rows are on one side only"
     if largest[both].any():
