@@ -22,7 +22,8 @@ PROBE = 64
 class Hints(nn.Module):
     """How far a student's maps are from those of a shipped teacher; its own weights, the heads, fit one to the other.
 
-    teacher: the name of a shipped network for the shapes; student, spec: the network that learns, on its device.
+    teacher: the name of a shipped network for the shapes; student, spec: the network that learns, on its device. Raises
+    InputError as `load_model` does.
     """
 
     def __init__(self, teacher: str, student: nn.Module, spec: ModelSpec, device: torch.device):
