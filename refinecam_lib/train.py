@@ -25,61 +25,10 @@ from .models import checkpoint_path, load_model, read_checkpoint, sha256_of, spe
 from .paths import write_whole
 from .provenance import commit
 from .recipe import Recipe, training_folder
+from .shipped import SHIPPED
 from .tasks import TASKS, task_of
 
 __all__ = ["SHIPPED", "Recipe", "evaluate", "fit", "retrain", "train", "wilson", "write_checkpoint"]
-
-_BIRDS = Recipe(
-    task="birds", weights="none", freeze=False, batch=50, lr=2e-3, validation=500, stages=((128, 0.75), (256, 0.25))
-)
-_NORMS = replace(_BIRDS, batch=25, lr=1e-3, clip=1.0, warmup=0.05, stages=((128, 0.8), (256, 0.2)), validate_every=5000)
-_LATER = Recipe(freeze=False, shares=(6, 1, 1), validation=1000)
-_NEW = Recipe(weights="none", freeze=False, batch=64, smoothing=0.05, warmup=0.03, validation=200)
-_WHOLE = replace(_NEW, batch=32, ema=0.995, stages=((224, 1.0),))
-_MIXED = replace(_WHOLE, lr=8e-4, shares=(6, 1, 1), validation=1000)
-SHIPPED = {
-    "efficientnet_lite0": (
-        Recipe(),
-        replace(_LATER, images=16_000, lr=7e-4, stages=((96, 0.6), (224, 0.4)), seed=1),
-        replace(_LATER, images=11_200, lr=5e-4, stages=((224, 1.0),), seed=2, ema=0.995, validate_every=2800),
-        replace(_LATER, images=8_000, lr=4e-4, stages=((224, 1.0),), seed=3, ema=0.995, validate_every=2000),
-    ),
-    "resnet18": tuple(
-        replace(recipe, model="resnet18", seed=seed)
-        for seed, recipe in enumerate(
-            (
-                replace(_NEW, images=38_400, warmup=0.05, stages=((64, 1.0),), shares=(2, 1, 0), faint=0.3),
-                replace(_NEW, images=57_600, stages=((96, 0.3), (128, 0.7)), validate_every=6400),
-                replace(_WHOLE, images=24_000, validation=600),
-                replace(_MIXED, images=28_800, stages=((128, 0.45), (224, 0.55)), validate_every=4800),
-                replace(_MIXED, images=70_400, shares=(5, 2, 1), stages=((128, 0.4), (224, 0.6)), validate_every=6400),
-                replace(_MIXED, images=32_000, lr=6e-4, shares=(6, 2, 1), validate_every=4000),
-                replace(_MIXED, images=32_000, lr=5e-4, shares=(8, 2, 1), validate_every=4000, ema=0.998),
-            )
-        )
-    ),
-    "vgg11": (
-        replace(
-            _NEW,
-            model="vgg11",
-            images=76_800,
-            stages=((64, 0.4), (128, 0.6)),
-            shares=(3, 2, 1),
-            faint=0.15,
-            validate_every=6400,
-        ),
-        replace(_WHOLE, model="vgg11", images=32_000, shares=(4, 2, 1), validation=600, seed=1),
-    ),
-    "small_resnet_birds": (replace(_BIRDS, model="small_resnet", images=80_000, validate_every=5000),),
-    "small_vgg_birds": (replace(_BIRDS, model="small_vgg", images=40_000, validate_every=4000),),
-    "small_convnext_birds": (
-        replace(_NORMS, model="small_convnext", images=60_000, lr=2e-3),
-        replace(_NORMS, model="small_convnext", images=15_000, stages=((256, 1.0),), seed=1, validate_every=3000),
-    ),
-    "small_swin_birds": (replace(_NORMS, model="small_swin", images=70_000),),
-}
-"""How each shipped network was made, by the name of its checkpoint: recipes one after the other, each from the weights
-of the one before."""
 
 
 def write_checkpoint(model: nn.Module, path: Path, card: dict) -> dict:
