@@ -10,14 +10,14 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from . import paths
+from . import birds, paths
 from .bird_rows import BirdImages
 from .checks import InputError, one_of, seed_of
 from .datasets import Samples
 from .explain import BASE, Variant, method_of
 from .funnybirds import FunnyBirds
 from .metrics import DEFECTS
-from .models import ModelSpec, spec_of, transform_of, weights_hash
+from .models import ModelSpec, checkpoint_path, read_checkpoint, spec_of, transform_of, weights_hash
 from .photographs import SOURCES, file_list, photographs
 from .road import FRACTIONS
 from .synthetic import ShiftedShapes, SyntheticShapes
@@ -62,6 +62,16 @@ def fingerprint(dataset: str, seed: int, spec: ModelSpec) -> str:
     samples = DATASETS[dataset](n, seed, spec)
     parts = [(s.id, s.target, sha256(s.image.numpy().tobytes()).hexdigest()) for s in (samples[i] for i in range(n))]
     return f"{seed_of(dataset, parts, names):016x}"
+
+
+def _must_know_birds(model: str) -> None:
+    """Raise InputError where the network learnt the project's own birds and the set has other classes."""
+    path, given = checkpoint_path(model, "birds"), FunnyBirds()
+    if given.classes != birds.CLASSES and read_checkpoint(path)[1].get("data", "").startswith("the procedural birds"):
+        raise InputError(
+            f"{model} was trained on this project's own birds, FUNNYBIRDS_ROOT has others; allowed: a network of those, "
+            f"python -m refinecam_lib.train --shipped --task birds --model {model} --out {path}"
+        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ def plan(
     """The shards that measure `methods` on the first `images` images of a data set, `size` images a shard.
 
     A method without a map for each layer is measured as it is, once. defects: of the published code's, names in
-    metrics.DEFECTS, to measure with. Raises InputError for an unknown name.
+    metrics.DEFECTS, to measure with. Raises InputError for an unknown name, and for birds that the network can't know.
     """
     one_of("dataset", dataset, DATASETS)
     spec = spec_of(model, weights_of(dataset))
@@ -119,6 +129,8 @@ def plan(
         variant.layers(spec.layers)
     for name in defects:
         one_of("defect", name, DEFECTS)
+    if dataset == "birds":
+        _must_know_birds(model)
     checkpoint = weights_hash(model, weights_of(dataset))
     data = fingerprint(dataset, seed, spec)
     return [

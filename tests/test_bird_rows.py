@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from networks import LAYERS, TinyNet, batch, tiny_net
 
-from refinecam_lib import bird_rows, models, paths, sweep
+from refinecam_lib import bird_rows, birds, models, paths, sweep
 from refinecam_lib.bird_rows import BirdImages, SeenBirds, logits_of
 from refinecam_lib.bird_score import NEEDED, PARTS, facts, importances, sensitivity_pair, summary
 from refinecam_lib.cam import Capture, grad_cam, random_cam, score_cam
@@ -146,11 +146,24 @@ def test_a_sweep_over_birds_gives_scores_and_does_not_depend_on_shards():
 
 def test_rows_of_another_set_of_birds_never_mix_in(tmp_path, monkeypatch):
     first = plan("tiny", ["LayerCAM"], 2, dataset="birds")
-    from refinecam_lib import birds
-
     birds.write(tmp_path / "set", train=1, test=5)
     monkeypatch.setenv("FUNNYBIRDS_ROOT", str(tmp_path / "set"))
     assert plan("tiny", ["LayerCAM"], 2, dataset="birds")[0].key != first[0].key
     with pytest.raises(InputError, match="6 birds; allowed: up to the 5 test images"):
         bird_rows.BirdImages(6)
     assert all(part in bird_rows.PARTS for part in PARTS)
+
+
+def test_a_network_of_other_birds_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    root, card_path = tmp_path / "set", tmp_path / "tiny_birds.json"
+    birds.write(root, train=1, test=5)
+    monkeypatch.setenv("FUNNYBIRDS_ROOT", str(root))
+    card = json.loads(card_path.read_text())
+    card_path.write_text(json.dumps(card | {"data": "the procedural birds; targets: all classes that fit"}))
+    assert plan("tiny", ["LayerCAM"], 2, dataset="birds"), "a copy of the project's own birds is known"
+    classes = json.loads((root / "classes.json").read_text())
+    (root / "classes.json").write_text(json.dumps(classes[::-1]))
+    with pytest.raises(InputError, match="tiny was trained on this project's own birds, FUNNYBIRDS_ROOT has others"):
+        plan("tiny", ["LayerCAM"], 2, dataset="birds")
+    card_path.write_text(json.dumps(card | {"data": "FunnyBirds; targets: all classes that fit"}))
+    assert plan("tiny", ["LayerCAM"], 2, dataset="birds")
