@@ -20,15 +20,13 @@ import torchvision
 from torch import nn
 
 from .checks import InputError, one_of
-from .fit import device_of, evaluate, fit, half_of, wilson
+from .fit import device_of, evaluate, fit, half_of
 from .models import checkpoint_path, load_model, read_checkpoint, sha256_of, spec_of
 from .paths import write_whole
 from .provenance import commit
 from .recipe import Recipe, training_folder
 from .shipped import SHIPPED
 from .tasks import TASKS, task_of
-
-__all__ = ["SHIPPED", "Recipe", "evaluate", "fit", "retrain", "train", "wilson", "write_checkpoint"]
 
 
 def write_checkpoint(model: nn.Module, path: Path, card: dict) -> dict:

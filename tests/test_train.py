@@ -236,7 +236,7 @@ def test_files_come_in_a_new_order_each_epoch(tmp_path, monkeypatch):
     assert {s.id for s in task.exam(9, 256)} <= {f"train-{i:06d}" for i in range(8, 12)}
     assert task.tests().keys() == {"test"}, "what is read from files has no fresh items"
     monkeypatch.setattr(tasks, "HELD_OUT", 12)
-    with pytest.raises(train.InputError, match="12 training birds; allowed: more than the 12 held out"):
+    with pytest.raises(InputError, match="12 training birds; allowed: more than the 12 held out"):
         tasks.Birds()
 
 
@@ -285,7 +285,7 @@ def test_evaluate_counts_by_size_class_and_background():
         )
     ]
     spec = models.MODELS["efficientnet_lite0"]
-    found = train.evaluate(Oracle(), samples, spec, batch=5)
+    found = fit.evaluate(Oracle(), samples, spec, batch=5)
     assert found["n"] == 36 and found["accuracy"] == pytest.approx(5 / 6)
     assert found["interval"] == pytest.approx(fit.wilson(30, 36), abs=1e-5)
     assert found["class"]["empty triangle"]["accuracy"] == 0 and found["class"]["empty square"]["accuracy"] == 1
@@ -297,7 +297,7 @@ def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypa
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     for name, n in (("TEST_ITEMS", 8), ("FRESH_ITEMS", 10)):
         monkeypatch.setattr(tasks, name, n)
-    tested, evaluate = [], train.evaluate
+    tested, evaluate = [], fit.evaluate
 
     def remember(model, dataset, spec, **options):
         if isinstance(dataset, SyntheticShapes):
@@ -403,7 +403,7 @@ def test_shipped_network_for_birds_is_what_its_card_says(path):
     assert card["test_readings"] <= len(train.SHIPPED[path.stem])
     assert card["test"]["accuracy"] >= 0.95 and card["fresh"]["accuracy"] >= 0.95 and card["seconds_in_all"] < 3600
     unseen = tasks.FreshBirds(seed=1000)
-    found = train.evaluate(
+    found = fit.evaluate(
         models.load_model(name, "birds"), [unseen[i] for i in range(60)], models.spec_of(name, "birds")
     )
     assert found["accuracy"] >= 0.9
@@ -434,7 +434,7 @@ def test_shipped_checkpoint_is_what_its_card_says(path):
     for part in (card["test"], card["fresh"]):
         assert set(part["size"]) == {"small", "medium", "large"} and set(part["background"]) == {"raw", "imputed"}
         assert part["interval"][0] < part["accuracy"] <= part["interval"][1]  # equal where all are right
-    found = train.evaluate(model, SyntheticShapes("test", 60), spec)
+    found = fit.evaluate(model, SyntheticShapes("test", 60), spec)
     assert found["accuracy"] >= 0.95 and card["fresh"]["accuracy"] >= 0.95
 
 
