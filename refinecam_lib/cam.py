@@ -57,7 +57,8 @@ class Capture:
 
     model: any classifier (B,3,H,W) -> logits (B,K); it comes back unchanged. inputs: normalised images (B,3,H,W).
     target: class indices (B,). layers: dotted names, shallow to deep. seeds: one integer an image, for methods that
-    draw random numbers. truth: masks (B,H,W), for methods that are given the answer. Raises InputError for inputs, targets or layers that do not fit.
+    draw random numbers. truth: masks (B,H,W), for methods that are given the answer. Raises InputError for inputs,
+    targets, seeds or layers that do not fit.
     """
 
     def __init__(
@@ -81,11 +82,16 @@ class Capture:
             raise InputError(
                 f"target of shape {tuple(self.target.shape)} for {len(inputs)} images; allowed: one class each"
             )
-        self.seeds = list(range(len(inputs))) if seeds is None else [int(seed) for seed in seeds]
+        self.seeds = self._checked(range(len(inputs)) if seeds is None else seeds)
         self.first = 0  # the number of layers[0] among the layers that variants count, see `masked`
         self._maps: dict[Callable, Maps] = {}
         self._channel_logits: dict[int, list[Tensor]] = {}  # by number of the layer, see `score_cam`
         named_layers(model, layers)
+
+    def _checked(self, seeds: Sequence[int]) -> list[int]:
+        if len(seeds) != len(self.inputs):
+            raise InputError(f"{len(seeds)} seeds for {len(self.inputs)} images; allowed: one for each")
+        return [int(seed) for seed in seeds]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -159,7 +165,7 @@ class Capture:
             )
         other = copy.copy(self)
         other.__dict__.pop("gradients", None)
-        other.target, other.seeds, other._maps = target, self.seeds if seeds is None else list(seeds), {}
+        other.target, other.seeds, other._maps = target, self._checked(self.seeds if seeds is None else seeds), {}
         return other
 
     def maps(self, method: Callable[["Capture"], Maps]) -> Maps:
@@ -176,9 +182,8 @@ class Capture:
         layers: some of this capture's, the last ones, where the others' maps are not needed.
         """
         inputs = (self.inputs * maps[:, None]).contiguous(memory_format=torch.channels_last)
-        masked = Capture(
-            self.model, inputs, self.target, self.layers if layers is None else layers, seeds or self.seeds, self.truth
-        )
+        layers, seeds = self.layers if layers is None else layers, self.seeds if seeds is None else seeds
+        masked = Capture(self.model, inputs, self.target, layers, seeds, self.truth)
         masked.first = self.first + self.layers.index(masked.layers[0])
         return masked
 

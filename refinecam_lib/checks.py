@@ -32,9 +32,9 @@ def folder(kind: str, path: str | Path) -> Path:
 
 
 def images(inputs: torch.Tensor) -> torch.Tensor:
-    """Return `inputs` if it is a finite float batch (B,3,H,W), else raise InputError."""
-    if inputs.ndim != 4 or inputs.shape[1] != 3:
-        raise InputError(f"images of shape {tuple(inputs.shape)}; allowed: (B, 3, H, W)")
+    """Return `inputs` if it is a finite float batch (B,3,H,W) of one image or more, else raise InputError."""
+    if inputs.ndim != 4 or inputs.shape[1] != 3 or 0 in inputs.shape:
+        raise InputError(f"images of shape {tuple(inputs.shape)}; allowed: (B, 3, H, W), not empty")
     if not inputs.is_floating_point():
         raise InputError(f"images of type {inputs.dtype}; allowed: a floating type")
     if not bool(torch.isfinite(inputs).all()):

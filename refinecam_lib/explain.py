@@ -4,6 +4,8 @@
 >>> maps = explainer.attribute(inputs, target=208)       # (B,1,H,W) in [0,1], captum's convention
 """
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -72,10 +74,10 @@ def method_of(method: str | Callable[[Capture], Maps]) -> Method:
     entry = known[one_of("method", name, known)]
     if not raised:
         return entry
-    try:
-        return Method(Power(entry.function, float(exponent)), entry.refines)
-    except ValueError:
-        raise InputError(f"method {method!r}; allowed: a number after '^', as in 'LayerCAM^0.125'") from None
+    with contextlib.suppress(ValueError):
+        if 0 < (power := float(exponent)) < math.inf:
+            return Method(Power(entry.function, power), entry.refines)
+    raise InputError(f"method {method!r}; allowed: a number above 0 after '^', as in 'LayerCAM^0.125'")
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,10 @@ BASE, REFINED = Variant(), Variant(aggregate="product")
 
 
 def variant_maps(capture: Capture, method: str | Callable[[Capture], Maps], variant: Variant = BASE) -> Tensor:
-    """The method's maps (B,H,W) in [0,1] for one variant; a map without contrast is 0 everywhere.
+    """The method's maps (B,H,W) in [0,1] for one variant: 0 everywhere without contrast, NaN in one that is not finite.
 
-    The capture holds all layers, or comes from `masked` with those that the variant needs. Raises InputError otherwise.
+    The capture holds the variant's layer and all deeper ones, for those that it has are combined. Raises InputError for
+    a layer that it hasn't.
     """
     entry = method_of(method)
     raw = capture.maps(entry.function)
@@ -163,7 +166,8 @@ class Explainer:
             if len(inputs) != 1:
                 raise InputError(f"a tuple of {len(inputs)} inputs; allowed: one tensor (B,3,H,W)")
             return (self.attribute(inputs[0], target, seed),)
-        target = torch.as_tensor(target).expand(len(inputs))
+        if (target := torch.as_tensor(target)).ndim == 0:
+            target = target.expand(len(inputs))
         seeds = range(seed, seed + len(inputs))
         capture = Capture(self.model, inputs, target, self.variant.layers(self.layers), seeds)
         return variant_maps(capture, self.method, Variant(0, self.aggregate))[:, None]

@@ -244,7 +244,7 @@ def fit(
 ) -> tuple[nn.Module, dict]:
     """Train by a recipe; returns the network with the weights best on validation, and the record of the run.
 
-    folder: where the state is kept (results/training/<model>), written about once a minute and removed by no one: the
+    folder: where the state is kept (results/training/<checkpoint>), written about once a minute and removed by no one: the
     same recipe goes on from it. progress: whether to draw a bar; None draws one unless the variable CI is set.
     Raises InputError for a device that can't be used here and weights that can't be read.
     """

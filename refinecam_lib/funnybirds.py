@@ -33,11 +33,6 @@ SPREAD = 5
 """Side, in pixels, of the square by whose maximum a part's mask is widened."""
 
 
-def subset_of(parts: Iterable[str]) -> int:
-    """The number of a subset of PARTS: bit k is set where it holds PARTS[k]. Raises InputError for an unknown part."""
-    return sum(1 << PARTS.index(one_of("part", part, PARTS)) for part in set(parts))
-
-
 class FunnyBirds:
     """The test images of a set in FunnyBirds' layout, a sequence of Samples, with their part maps and interventions.
 

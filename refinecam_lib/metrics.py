@@ -74,14 +74,17 @@ def measure(
     in DEFECTS, ask for what it does.
     Columns: probability, probability_masked, mean_activation, pearson, morf_20 .. lerf_80 (probabilities after removing
     20 % .. 80 % of the pixels), prediction, correct, where masks are known cosine, average_precision and truth_covered,
-    and status: "ok", "constant" (no
-    contrast; its pearson is undefined) or "not finite" (no measurement). Raises InputError for an unknown defect.
+    and status: "ok", "constant" (no contrast; its pearson is undefined) or "not finite" (no measurement). Raises
+    InputError for an unknown defect, and for fractions as `keep_masks` or that share a column.
     """
     finite = torch.isfinite(maps).flatten(1).all(1)
     usable = torch.where(finite[:, None, None], maps, 0)
     constant = usable.flatten(1).amin(1) == usable.flatten(1).amax(1)
     for name in defects:
         one_of("defect", name, DEFECTS)
+    percents = [round(100 * k) for k in fractions]
+    if len(set(percents)) < len(percents):
+        raise InputError(f"fractions {tuple(fractions)}; allowed: shares that differ in whole percents")
     masked = capture.masked(
         usable, layers=variant.layers(capture.layers), seeds=None if "one_seed" in defects else masked_seeds
     )
@@ -90,17 +93,18 @@ def measure(
     else:
         again = variant_maps(masked, method, variant)
     keep = keep_percentiles if "percentiles" in defects else keep_ranks
+    seeds = capture.seeds if road_seeds is None else road_seeds
     with evaluating(capture.model):
         morf, lerf = road_probabilities(
-            capture.model, capture.inputs, capture.target, usable, road_seeds or capture.seeds, fractions, keep=keep
+            capture.model, capture.inputs, capture.target, usable, seeds, fractions, keep=keep
         )
     columns = {
         "probability": capture.probability,
         "probability_masked": masked.probability,
         "mean_activation": complexity(usable),
         "pearson": pearson(again, usable),
-        **{f"morf_{round(100 * k)}": morf[:, i] for i, k in enumerate(fractions)},
-        **{f"lerf_{round(100 * k)}": lerf[:, i] for i, k in enumerate(fractions)},
+        **{f"morf_{k}": morf[:, i] for i, k in enumerate(percents)},
+        **{f"lerf_{k}": lerf[:, i] for i, k in enumerate(percents)},
     }
     if masks is not None:
         columns["cosine"] = cosine_similarity(usable, masks)

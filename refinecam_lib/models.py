@@ -274,7 +274,13 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
         near = "".join(f" Did you mean {match!r}?" for match in difflib.get_close_matches(name, [*MODELS, *every], n=1))
         allowed = f"{', '.join(MODELS)}, and the {len(every)} names of timm.list_models()"
         raise InputError(f"unknown network {name!r}.{near} Allowed: {allowed}")
-    model = timm.create_model(name, pretrained=pretrained)
+    try:
+        model = timm.create_model(name, pretrained=pretrained)
+    except RuntimeError as error:
+        if "pretrained tag" not in str(error):
+            raise
+        allowed = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "the name alone"
+        raise InputError(f"network {name!r}: timm has no such weights; allowed: {allowed}") from None
     config = timm.data.resolve_model_data_config(model)
     _, height, width = config["input_size"]
     if height != width:

@@ -13,9 +13,10 @@ from .checks import one_of
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Scale each map (...,H,W) to [0,1]; a constant map becomes 0."""
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    return torch.where(high > low, (maps - low) / torch.where(high > low, high - low, 1), 0)
+    """Scale each map (...,H,W) to [0,1]; a constant map becomes 0, one that is not finite holds NaN."""
+    low = maps.amin((-2, -1), keepdim=True)
+    span = maps.amax((-2, -1), keepdim=True) - low
+    return torch.where(span == 0, 0, (maps - low) / torch.where(span == 0, 1, span))
 
 
 def to_map(raw: Tensor, size: tuple[int, int]) -> Tensor:

@@ -69,12 +69,16 @@ def keep_masks(ranks: torch.Tensor, fractions: Sequence[float] = FRACTIONS) -> t
     ranks (B,H,W) from `removal_order`; fractions: K shares k in (0, 1). Returns bool (B,2K,H,W), True = kept; exactly
     round(k*H*W) pixels are removed, LeRF in exactly the reverse order of MoRF. Raises InputError on other fractions.
     """
-    if not fractions or not all(0 < k < 1 for k in fractions):
-        raise InputError(f"fractions {tuple(fractions)}; allowed: one or more, each between 0 and 1, both excluded")
+    _check(fractions)
     size = ranks[0].numel()
     removed = torch.tensor([round(k * size) for k in fractions], device=ranks.device)[:, None, None]
     ranks = ranks[:, None]
     return torch.cat([ranks >= removed, ranks < size - removed], 1)
+
+
+def _check(fractions: Sequence[float]) -> None:
+    if not fractions or not all(0 < k < 1 for k in fractions):
+        raise InputError(f"fractions {tuple(fractions)}; allowed: one or more, each between 0 and 1, both excluded")
 
 
 def keep_ranks(maps: torch.Tensor, seeds: Sequence[int], fractions: Sequence[float]) -> torch.Tensor:
@@ -135,6 +139,7 @@ def road_probabilities(
             f"inputs {tuple(inputs.shape)}, target {tuple(target.shape)}, maps {tuple(maps.shape)}, {len(seeds)} "
             "seeds; allowed: (B, C, H, W), (B,), (B, H, W), B seeds, B >= 1"
         )
+    _check(fractions)
     rows, chunk = [], chunk or forward_chunk(inputs.device)
     with torch.inference_mode():
         for first in range(0, len(inputs), step := max(1, chunk // (2 * len(fractions)))):

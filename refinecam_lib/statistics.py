@@ -33,8 +33,7 @@ def bootstrap_interval(
         return np.nan, np.nan
     drawn = rng("bootstrap", seed).integers(0, len(sums), (draws, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return middle(means, level)
 
 
 def summary(rows: pd.DataFrame, score: str, by: Sequence[str]) -> pd.DataFrame:
@@ -61,9 +60,12 @@ def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[s
 
     Returns, for each group of `by`: n pairs, the mean difference and its bootstrap 95 % interval, the matched-pairs
     rank-biserial correlation (effect size, -1..1, positive where pair[1] is higher), p, and p corrected by Holm over
-    all groups. Pairs with an undefined score are left out; groups without a difference have p = 1.
+    all groups. Pairs with an undefined score are left out; groups without a difference have p = 1. Raises InputError for
+    a name in `pair` that no row has, and where a group has several rows of an image, as of several networks.
     """
-    wide = rows.pivot_table(index=[*by, "image"], columns="aggregate", values=score, aggfunc="first", sort=False)
+    if rows.duplicated([*by, "image", "aggregate"]).any():
+        raise InputError(f"several rows an image and aggregate in a group by {', '.join(by)}; allowed: one")
+    wide = rows.pivot_table(index=[*by, "image"], columns="aggregate", values=score, sort=False)
     for name in pair:
         one_of("aggregate", name, wide.columns)
     records = []
@@ -117,8 +119,12 @@ def correlations(
     mean over models; std, over models; low, high; and difference, `reference`'s correlation minus the score's, with
     low_difference and high_difference, for both are drawn on the same images. Rows in which any score is
     undefined are left out, so that all scores are compared on the same n rows. Of a single image the bounds are NaN.
+    Raises InputError for a reference that is none of the scores, and where no row is left.
     """
+    own = list(scores).index(one_of("reference", reference, scores))
     rows = rows[np.isfinite(rows[[truth, *scores]].to_numpy(float)).all(1)]
+    if rows.empty:
+        raise InputError(f"no row in which {truth} and every score are defined; allowed: at least one")
     values = rows[[truth, *scores]].to_numpy(float)
     method, names = pd.factorize(rows["method"])
     image, images = pd.factorize(rows["image"])
@@ -138,12 +144,9 @@ def correlations(
         return {key: np.array(tables) for key, tables in found.items()}
 
     generator = rng("correlations", seed)
-    picks = [
-        np.concatenate([rows_of[i] for i in draw])
-        for draw in generator.integers(len(images), size=(draws, len(images)))
-    ]
-    resampled = [measured(pick) for pick in picks]
-    own, records = list(scores).index(reference), []
+    drawn_images = generator.integers(len(images), size=(draws, len(images)))
+    resampled = [measured(np.concatenate([rows_of[i] for i in draw])) for draw in drawn_images]
+    records = []
     for (level, kind), found in measured(np.arange(len(rows))).items():
         drawn = np.stack([each[level, kind].mean(0) for each in resampled])
         if len(images) < 2:

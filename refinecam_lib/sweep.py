@@ -98,17 +98,23 @@ def _names(shard: Shard, variant: Variant, samples: list) -> pd.DataFrame:
     return names.assign(**fixed, layer=variant.layer, aggregate=variant.aggregate)
 
 
+def _use_cudnn(tf32: bool, deterministic: bool) -> None:
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = tf32, deterministic
+
+
 def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
     """Measure a shard and write its rows; a shard that is done is left alone, so submitting a sweep again resumes it.
 
     retry_failed: measure it again where rows of it failed. A shard that raises is written as rows with status "failed"
     and the reason; bad input, and a folder that can't be written to, raise InputError instead.
     Torch is set to one thread: with another number sums are taken in another order, and Grad-CAM++ on signed
-    activations, whose denominator crosses zero, makes another map of the last bits. Use more processes instead.
+    activations, whose denominator crosses zero, makes another map of the last bits. Use more processes instead. On a
+    GPU convolutions are in full precision, not TF32's 10 bits, and by deterministic algorithms.
     """
     rows = finished(shard, retry_failed)
     if rows is None:
         torch.set_num_threads(1)
+        _use_cudnn(tf32=False, deterministic=True)
         try:
             rows = _measure(shard)
         except InputError:
@@ -134,7 +140,8 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
     shards = list(dict.fromkeys(shards))
     done = {shard: rows for shard in shards if (rows := finished(shard, retry_failed)) is not None}
     missing = [shard for shard in shards if shard not in done]
-    threads = torch.get_num_threads()
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic
     work = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
         joblib.delayed(run_shard)(s, retry_failed) for s in random.Random().sample(missing, len(missing))
     )
@@ -147,6 +154,7 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
         ) from None
     finally:
         torch.set_num_threads(threads)
+        _use_cudnn(*before)
     rows = table(done[s] if s in done else load_shard(s) for s in shards)
     _list_photographs(rows)
     failed = failures(rows)

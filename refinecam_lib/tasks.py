@@ -168,7 +168,10 @@ TASKS: dict[str, type[Shapes] | type[Birds]] = {"synthetic": Shapes, "birds": Bi
 
 
 def task_of(name: str, seed: int = 0, **options: object) -> Task:
-    """The task called so; options: those of Shapes. Raises InputError for an unknown name, or options for the birds."""
+    """The task called so; options: those of Shapes.
+
+    Raises InputError for an unknown name, and for a transfer test of the birds, whose other options mean nothing.
+    """
     one_of("task", name, TASKS)
     if name == "birds":
         if options.get("transfer"):

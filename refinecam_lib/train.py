@@ -51,8 +51,8 @@ def train(
 
     out: the .safetensors file, by default results/training/<checkpoint>/<checkpoint>.safetensors, so that the shipped
     one is safe; transfer: a folder of pictures for one more test of the shapes, on backgrounds of another kind; tested:
-    False leaves the tests to a later run. The card holds the data set's own test and that on 6,000 fresh items, with
-    95 % intervals, for the shapes also per size, class and kind of background.
+    False leaves the tests to a later run. The card holds the data set's own test and, where items can be drawn, that on
+    6,000 fresh ones, with 95 % intervals, for the shapes also per size, class and kind of background.
     """
     shipped_as = checkpoint_path(recipe.model, recipe.task).name
     out = Path(out) if out else training_folder(recipe) / shipped_as

@@ -437,6 +437,13 @@ def test_explainer_has_captums_attribute(tiny):
     assert torch.allclose(maps, (raw - low) / (high - low), atol=1e-5)
 
 
+def test_seeds_may_be_an_array(tiny):
+    inputs = noise(2, 3, 48, 48)
+    maps = Capture(tiny, inputs, [0, 1], LAYERS, np.array([5, 6])).maps(cam.random_cam)[0]
+    masked = Capture(tiny, inputs, [0, 1], LAYERS).masked(torch.ones(2, 48, 48), seeds=np.array([5, 6]))
+    assert torch.equal(maps, masked.maps(cam.random_cam)[0])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -444,7 +451,9 @@ def test_explainer_has_captums_attribute(tiny):
         ({"inputs": torch.zeros(2, 1, 48, 48)}, r"\(2, 1, 48, 48\)"),
         ({"inputs": torch.zeros(3, 48, 48)}, r"\(3, 48, 48\)"),
         ({"inputs": torch.zeros(2, 3, 48, 48, dtype=torch.uint8)}, "uint8"),
+        ({"inputs": torch.zeros(0, 3, 48, 48), "target": []}, "not empty"),
         ({"target": [0]}, "one class each"),
+        ({"seeds": [7]}, "1 seeds for 2 images; allowed: one for each"),
         ({"target": [0, 5]}, r"0\.\.5 .*\(2, 5\)"),
         ({"target": [-1, 2]}, r"-1\.\.2"),
         ({"layers": ("stage3",)}, "Did you mean 'stage"),
@@ -492,5 +501,10 @@ def test_unknown_methods_and_variants_are_refused(tiny):
         variant_maps(capture, "LayerCam")
     with pytest.raises(checks.InputError, match="no map for each layer"):
         variant_maps(capture, "LIME", REFINED)
+    for power in ("nan", "-1", "0", "inf", "x"):
+        with pytest.raises(checks.InputError, match="a number above 0"):
+            variant_maps(capture, f"LayerCAM^{power}")
     with pytest.raises(checks.InputError, match=r"allowed: 0\.\.1"):
         Explainer(tiny, "GradCAM", LAYERS, layer=2)
+    with pytest.raises(checks.InputError, match="one class each"):
+        Explainer(tiny, "GradCAM", LAYERS).attribute(noise(2, 3, 48, 48), torch.tensor([0, 1, 2]))

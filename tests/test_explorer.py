@@ -211,6 +211,8 @@ def test_any_network_of_timm_comes_with_its_preprocessing_and_layers():
     assert load_classifier("resnet18", pretrained=False)[0].layers == LAYERS
     with pytest.raises(InputError, match=r"unknown network 'resnt50'. Did you mean 'resnet50'\? Allowed: resnet18, "):
         load_classifier("resnt50")
+    with pytest.raises(InputError, match=r"'resnet18.nope': timm has no such weights; allowed: .*resnet18\.tv_in1k"):
+        load_classifier("resnet18.nope")
 
 
 def test_captums_metrics_take_the_explainer():

@@ -133,6 +133,19 @@ def test_constant_and_non_finite_maps_are_rows_with_a_status():
     assert table.iloc[1]["arcc"] == 0 and table.iloc[2].isna().all()
 
 
+def test_a_method_whose_map_is_not_finite_is_a_row_that_says_so():
+    def broken(capture):
+        first, *rest = layer_cam(capture)
+        for i, value in enumerate((torch.nan, torch.inf)):
+            first[i, 0, 0] = value
+        return [first, *rest]
+
+    for variant in (BASE, REFINED):
+        frame, _ = measured(broken, variant)
+        assert list(frame["status"]) == ["not finite", "not finite", "ok"]
+        assert list(scores(frame)["arcc"].isna()) == [True, True, False]
+
+
 def test_measurements_do_not_depend_on_the_batch():
     whole, _ = measured(n=3, road_seeds=[5, 6, 7])
     inputs, target = batch(3)
@@ -157,5 +170,7 @@ def test_pearson_cosine_and_complexity_match_scipy_and_numpy(seed):
 def test_bad_input():
     with pytest.raises(InputError, match="unknown convention 'recomended'. Did you mean 'recommended'"):
         scores(measured()[0], "recomended")
+    with pytest.raises(InputError, match="differ in whole percents"):
+        measured(fractions=(0.201, 0.204))
     with pytest.raises(InputError, match="without the columns pearson"):
         scores(measured()[0].drop(columns="pearson"))

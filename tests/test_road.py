@@ -320,6 +320,8 @@ def test_maps_and_images_that_are_not_finite_are_refused(bad):
 def test_fractions_outside_0_to_1_are_refused(fractions):
     with pytest.raises(InputError, match="fractions"):
         keep_masks(removal_order(torch.rand(1, 6, 6), [0]), fractions)
+    with pytest.raises(InputError, match="fractions"):
+        road_probabilities(nn.Flatten(), torch.rand(1, 3, 6, 6), torch.tensor([0]), torch.rand(1, 6, 6), [0], fractions)
 
 
 def test_wrong_shapes_and_types_are_refused():

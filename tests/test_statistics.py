@@ -51,6 +51,16 @@ def test_paired_test_finds_a_planted_gain_and_no_other():
     assert list(table["n"]) == [40, 40]
 
 
+def test_paired_test_refuses_several_networks_in_one_group():
+    rows = pd.DataFrame(
+        [[model, i, aggregate, i / 9] for model in "ab" for i in range(3) for aggregate in ("none", "product")],
+        columns=["model", "image", "aggregate", "arcc"],
+    ).assign(method="m")
+    assert len(paired_test(rows, "arcc", ["model", "method"], ("none", "product"))) == 2
+    with pytest.raises(InputError, match="several rows an image and aggregate in a group by method; allowed: one"):
+        paired_test(rows, "arcc", ["method"], ("none", "product"))
+
+
 def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.04, 0.01, 0.03]), [0.06, 0.03, 0.06])
     np.testing.assert_allclose(holm([0.9, 0.8]), [1, 1])
@@ -109,3 +119,7 @@ def test_correlations_average_over_models_and_leave_out_the_undefined():
     row = table.loc[("explanation", "pearson", "arcc")]
     assert abs(row["value"]) < 0.1 and row["std"] > 0.9
     assert table.loc[("explanation", "pearson", "road"), "n"] == len(rows) - 1
+    with pytest.raises(InputError, match="unknown reference 'adcc'"):
+        correlations(rows, ["arcc", "road"], reference="adcc")
+    with pytest.raises(InputError, match="no row in which cosine and every score are defined"):
+        correlations(rows.assign(road=np.nan), ["arcc", "road"])

@@ -174,6 +174,16 @@ def test_one_thread_while_measuring(toy, monkeypatch):
     assert set(seen) == {1}
 
 
+def test_sweeps_measure_in_full_precision_on_a_gpu_too(toy, monkeypatch):
+    cudnn, seen, measure = torch.backends.cudnn, [], sweep._measure
+    before = cudnn.allow_tf32, cudnn.deterministic
+    monkeypatch.setattr(
+        sweep, "_measure", lambda shard: seen.append((cudnn.allow_tf32, cudnn.deterministic)) or measure(shard)
+    )
+    sweep.sweep(plan())
+    assert set(seen) == {(False, True)} and before == (cudnn.allow_tf32, cudnn.deterministic) == (True, False)
+
+
 def test_the_clock_decides_nothing(toy, monkeypatch):
     rows = sweep.sweep(plan())
     shards = plan()
