@@ -166,8 +166,8 @@ class Explainer:
             if len(inputs) != 1:
                 raise InputError(f"a tuple of {len(inputs)} inputs; allowed: one tensor (B,3,H,W)")
             return (self.attribute(inputs[0], target, seed),)
-        if (target := torch.as_tensor(target)).ndim == 0:
-            target = target.expand(len(inputs))
+        if (target := torch.as_tensor(target)).numel() == 1:
+            target = target.reshape(1).expand(len(inputs))
         seeds = range(seed, seed + len(inputs))
         capture = Capture(self.model, inputs, target, self.variant.layers(self.layers), seeds)
         return variant_maps(capture, self.method, Variant(0, self.aggregate))[:, None]

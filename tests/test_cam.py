@@ -431,6 +431,7 @@ def test_probability_and_masking(tiny):
 def test_explainer_has_captums_attribute(tiny):
     inputs = noise(2, 3, 48, 48)
     maps = Explainer(tiny, "LayerCAM", LAYERS).attribute(inputs, target=2)
+    assert torch.equal(maps, Explainer(tiny, "LayerCAM", LAYERS).attribute(inputs, torch.tensor([2])))
     raw = cam.layer_cam(Capture(tiny, inputs, [2, 2], LAYERS))[0]
     raw = F.interpolate(raw[:, None], size=(48, 48), mode="bilinear")
     low, high = raw.amin((2, 3), keepdim=True), raw.amax((2, 3), keepdim=True)
