@@ -149,7 +149,8 @@ def audit(found: Sequence[Condition], draws: int = 400, seed: int = 0) -> pd.Dat
         with np.errstate(invalid="ignore"):
             for claim, by_how_much in CLAIMS.items():
                 value, *drawn = (by_how_much(Draw(values, series, pick)) for pick in picks)
-                low, high = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(value) else (np.nan, np.nan)
+                known = np.isfinite(value) and n > 1  # of one image nothing can be told
+                low, high = np.nanquantile(drawn, [0.025, 0.975]) if known else (np.nan, np.nan)
                 records.append(
                     {"condition": condition.name, "note": condition.note, "claim": claim}
                     | {"value": value, "low": low, "high": high, "verdict": _verdict(value, low, high)}

@@ -205,7 +205,7 @@ def summary(rows: pd.DataFrame, by: Sequence[str] = GROUP, draws: int = 1000, se
     """One row a group: csdc .. ts, completeness, correctness, contrastivity and score from the means at the group's t*.
 
     All in [0,1], higher is better. With threshold (t*), the bootstrap 95 % interval of the score (low, high), which
-    draws images and chooses t* anew for each draw, accuracy, background_independence (the share of all background
+    draws images and chooses t* anew for each draw (NaN for a single image), accuracy, background_independence (the share of all background
     objects that are irrelevant), ts_kept (the share of images on which target sensitivity is defined) and n. A score
     that no row has is NaN, and so is what is composed of it.
     """
@@ -217,7 +217,7 @@ def summary(rows: pd.DataFrame, by: Sequence[str] = GROUP, draws: int = 1000, se
         at |= _composed(at, _mean)
         weights = rng("bird score", seed).multinomial(len(part), np.full(len(part), 1 / len(part)), draws)
         drawn = _at_best(_means(terms, weights))[0]
-        low, high = middle(_composed(drawn, _mean)["score"])
+        low, high = middle(_composed(drawn, _mean)["score"]) if len(part) > 1 else (np.nan, np.nan)
         objects = part["objects"].sum()
         harmless = np.bitwise_count(part["irrelevant"].to_numpy(np.int64) >> len(PARTS)).sum()
         record = dict(zip(by, group)) | {name: float(at[name][0]) for name in (*TERMS, *COMPOSED)}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .cam import Capture, score_cam
 from .explain import Variant, method_of, variant_maps
+from .layers import evaluating
 from .metrics import SCORES, measure, scores
 from .models import MODELS, ModelSpec, load_classifier, normalise, transform_of
 from .photographs import class_name
@@ -110,16 +111,17 @@ class Workbench:
     def top(self, choice: Choice, k: int = 5) -> list[tuple[str, int]]:
         """The k most probable classes, (name and probability, index) each."""
         spec, model = self.network(choice.network)
-        probabilities = model(normalise(self.picture(choice)[None], spec)).softmax(1)[0]
+        with evaluating(model), torch.no_grad():
+            probabilities = model(_input(self.picture(choice), spec, model)).softmax(1)[0]
         best, index = probabilities.topk(min(k, len(probabilities)))
-        return [(f"{_name(int(i), len(probabilities))} {p:.2f}", int(i)) for p, i in zip(best, index)]
+        return [(f"{name_of(int(i), len(probabilities))} {p:.2f}", int(i)) for p, i in zip(best, index)]
 
     def capture(self, choice: Choice) -> Capture:
         """The capture of the chosen picture, network and class; all methods share it."""
         key = (choice.picture, choice.network, choice.target)
         if self._capture is None or self._capture[0] != key:
             spec, model = self.network(choice.network)
-            inputs = normalise(self.picture(choice)[None], spec)
+            inputs = _input(self.picture(choice), spec, model)
             self._capture = key, Capture(model, inputs, torch.tensor([choice.target]), spec.layers)
         return self._capture[1]
 
@@ -127,14 +129,14 @@ class Workbench:
         """The chosen method's map (H,W) in [0,1] for a variant."""
         key = (choice.picture, choice.network, choice.target, choice.method, variant)
         if key not in self._maps:
-            self._maps[key] = variant_maps(self.capture(choice), choice.method, variant)[0]
+            self._maps[key] = variant_maps(self.capture(choice), choice.method, variant)[0].cpu()
         return self._maps[key]
 
     def row(self, choice: Choice, variant: Variant) -> pd.DataFrame:
         """The measurements of that map, one row."""
         key = (choice.picture, choice.network, choice.target, choice.method, variant)
         if key not in self._rows:
-            maps = self.map(choice, variant)[None]
+            maps = self.map(choice, variant)[None].to(self.capture(choice).inputs.device)
             # The seed isn't the capture's, 0: random methods draw anew on the masked picture.
             self._rows[key] = measure(self.capture(choice), choice.method, variant, maps, masked_seeds=[1])
         return self._rows[key]
@@ -152,12 +154,17 @@ class Workbench:
         for name, variant in choice.variants.items():
             say(f"{choice.method}: scores of {name}", 9 + sum(channels[number] for number in numbers))
             rows.append(self.row(choice, variant).set_axis([name]))
-        name = _name(int(capture.target[0]), capture.logits.shape[1])
+        name = name_of(int(capture.target[0]), capture.logits.shape[1])
         probability = float(capture.probability[0])
         return Explained(choice, self.picture(choice), name, probability, maps, factors, pd.concat(rows))
 
 
-def _name(index: int, classes: int) -> str:
+def _input(picture: Tensor, spec: ModelSpec, model: nn.Module) -> Tensor:
+    """The picture (3,H,W) as a batch of one, where the network is."""
+    return normalise(picture[None], spec).to(next(model.parameters()).device)
+
+
+def name_of(index: int, classes: int) -> str:
     """A class's name; networks with 1000 classes are taken to have ImageNet's."""
     return class_name(index) if classes == 1000 else f"class {index}"
 

@@ -31,13 +31,22 @@ def products_folder(profile: str = "quick") -> Path:
     return folder
 
 
-def caption(profile: str, n: int, what: str = "images", rows: pd.DataFrame | None = None) -> str:
+def caption(
+    profile: str, n: int, what: str = "images", rows: pd.DataFrame | None = None, kept: pd.DataFrame | None = None
+) -> str:
     """Return the line that stands under every figure and table, `profile quick, n = 24 images, commit abc1234`.
 
-    rows: those of the sweep; the line then says how many of them failed, `0 of 1,200 rows failed`.
+    rows: those of the sweep; the line then says how many of them failed, `0 of 1,200 rows failed`. kept: those of
+    images that are classified correctly, where the others are left out; it then says how many there are, if not all.
     """
-    failed = "" if rows is None else f", {(rows['status'] == 'failed').sum():,} of {len(rows):,} rows failed"
-    return f"profile {profile}, n = {n:,} {what}{failed}, commit {commit()}"
+    words = f"profile {profile}, n = {n:,} {what}"
+    if rows is not None:
+        words += f", {(rows['status'] == 'failed').sum():,} of {len(rows):,} rows failed"
+    if rows is not None and kept is not None:
+        seen, right = (len(part[["model", "image"]].drop_duplicates()) for part in (rows, kept))
+        if right < seen:
+            words += f", the {right:,} of {seen:,} classifications that are right"
+    return f"{words}, commit {commit()}"
 
 
 def save(product: "Figure | pd.DataFrame", name: str, profile: str = "quick", caption: str = "") -> None:

@@ -5,12 +5,18 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(os.environ.get("REFINECAM_ROOT", Path(__file__).resolve().parent.parent))
-DATA = Path(os.environ.get("REFINECAM_DATA", ROOT / "data"))
-CHECKPOINTS = Path(os.environ.get("REFINECAM_CHECKPOINTS", DATA / "checkpoints"))
-RESULTS = Path(os.environ.get("REFINECAM_RESULTS", DATA / "results"))
-FIGURES = Path(os.environ.get("REFINECAM_FIGURES", ROOT / "figures"))
-NOTEBOOKS = Path(os.environ.get("REFINECAM_NOTEBOOKS", ROOT / "notebooks"))
+
+def _place(variable: str, usual: Path) -> Path:
+    """Absolute, for a notebook runs in a folder of its own."""
+    return Path(os.environ.get(variable) or usual).expanduser().absolute()
+
+
+ROOT = _place("REFINECAM_ROOT", Path(__file__).resolve().parent.parent)
+DATA = _place("REFINECAM_DATA", ROOT / "data")
+CHECKPOINTS = _place("REFINECAM_CHECKPOINTS", DATA / "checkpoints")
+RESULTS = _place("REFINECAM_RESULTS", DATA / "results")
+FIGURES = _place("REFINECAM_FIGURES", ROOT / "figures")
+NOTEBOOKS = _place("REFINECAM_NOTEBOOKS", ROOT / "notebooks")
 PAPER = DATA / "reference"
 """The paper's printed numbers, as csv."""
 REFERENCE = FIGURES / "reference"
@@ -28,7 +34,7 @@ def write_whole(path: Path, save: Callable[[Path], object], synced: bool = True)
         save(part)
         part.chmod(0o644)  # safetensors leaves it to its owner alone
         if synced:
-            with part.open("rb") as file:
+            with part.open("r+b") as file:
                 os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:

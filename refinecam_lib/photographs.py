@@ -14,7 +14,7 @@ import scipy.io
 import skimage.data
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import ImageNetInfo
 
 from . import paths
@@ -39,10 +39,14 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Photographs:
-    """A sequence of Samples read from files when they are asked for, each through `transform`: image -> (3,H,W)."""
+    """A sequence of Samples read from files when they are asked for, each through `transform`: image -> (3,H,W).
+
+    upright: turn each as its camera noted it, which ImageNet's pictures are never.
+    """
 
     files: tuple[Photograph, ...]
     transform: Callable[[Image.Image], torch.Tensor]
+    upright: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -51,8 +55,9 @@ class Photographs:
         file = self.files[index]
         try:
             with Image.open(file.path) as opened:
-                image = self.transform(opened.convert("RGB"))
-        except OSError as error:
+                turned = ImageOps.exif_transpose(opened) if self.upright else opened
+                image = self.transform(turned.convert("RGB"))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken png
             raise InputError(f"photograph {file.name!r} is not a readable picture: {error}") from error
         return Sample(image, file.target, file.name)
 
@@ -69,7 +74,7 @@ def photographs(source: str, n: int, transform: Callable[[Image.Image], torch.Te
     if not 1 <= n <= len(files):
         raise InputError(f"n = {n} photographs of {source!r}; allowed: 1..{len(files)}, as many as there are")
     order = rng("photographs", source, seed).permutation(len(files)) if source != "bundled" else range(n)
-    return Photographs(tuple(files[i] for i in order[:n]), transform)
+    return Photographs(tuple(files[i] for i in order[:n]), transform, upright=source == "folder")
 
 
 def file_list(source: str) -> Sequence[Photograph]:

@@ -24,7 +24,7 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError as error:
         raise InputError(f"picture {name} can't be read: no format of pictures that Pillow knows") from error
-    except (OSError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken png
         raise InputError(f"picture {name} can't be read: {error}") from error
 
 

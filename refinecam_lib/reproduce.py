@@ -123,9 +123,20 @@ def _without_traces(copy: Path, products: Path, folder: Path) -> str:
     for part in (book, *book.cells):
         part.metadata.pop("papermill", None)
         part.metadata.pop("execution", None)
-    text = nbformat.writes(book).replace(str(products), _shown(folder)).replace(f"{paths.ROOT}{os.sep}", "")
-    text = re.sub(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/", "ipykernel/", text)
-    return text.replace(str(Path.home()), "~") + "\n"
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: v if k.startswith("image/") else plain(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [plain(v) for v in value]
+        if not isinstance(value, str):
+            return value
+        text = value.replace(str(products), _shown(folder)).replace(f"{paths.ROOT}{os.sep}", "")
+        text = re.sub(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/", "ipykernel/", text)
+        return text.replace(f"{home}{os.sep}", f"~{os.sep}") if home.name else text
+
+    home = Path.home()
+    return nbformat.writes(nbformat.from_dict(plain(book))) + "\n"
 
 
 def run(notebooks: Sequence[Notebook], profile: str, values: Mapping[str, Mapping[str, object]]) -> int:

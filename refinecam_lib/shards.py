@@ -23,7 +23,8 @@ from .road import FRACTIONS
 from .synthetic import ShiftedShapes, SyntheticShapes
 
 RESULTS_VERSION = 2
-"""Part of every cache key: raise it when what a row means changes."""
+"""Part of every cache key: raise it when what a row means changes, as by other layers or another mean of a network, which
+no key holds, or by another way to take a bird's parts away."""
 
 
 def _photographs(source: str, n: int, seed: int, spec: ModelSpec) -> Samples:
@@ -65,12 +66,18 @@ def fingerprint(dataset: str, seed: int, spec: ModelSpec) -> str:
 
 
 def _must_know_birds(model: str) -> None:
-    """Raise InputError where the network learnt the project's own birds and the set has other classes."""
+    """Raise InputError where the network learnt the project's own birds and the set is another, or the reverse."""
     path, given = checkpoint_path(model, "birds"), FunnyBirds()
-    if given.classes != birds.CLASSES and read_checkpoint(path)[1].get("data", "").startswith("the procedural birds"):
+    learnt = read_checkpoint(path)[1].get("data", "")
+    make = f"a network of those, python -m refinecam_lib.train --shipped --task birds --model {model} --out {path}"
+    if given.classes != birds.CLASSES and learnt.startswith("the procedural birds"):
         raise InputError(
-            f"{model} was trained on this project's own birds, FUNNYBIRDS_ROOT has others; allowed: a network of those, "
-            f"python -m refinecam_lib.train --shipped --task birds --model {model} --out {path}"
+            f"{model} was trained on this project's own birds, FUNNYBIRDS_ROOT has others; allowed: {make}"
+        )
+    if given.drawn and learnt.startswith("FunnyBirds"):
+        raise InputError(
+            f"{model} was trained on the birds of FUNNYBIRDS_ROOT, which is not set, so that the project's own stand in; "
+            f"allowed: that set, or {make}"
         )
 
 
@@ -131,6 +138,7 @@ def plan(
         one_of("defect", name, DEFECTS)
     if dataset == "birds":
         _must_know_birds(model)
+    DATASETS[dataset](images, seed, spec)  # refuses more images than there are
     checkpoint = weights_hash(model, weights_of(dataset))
     data = fingerprint(dataset, seed, spec)
     return [

@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple, cast
 
 import joblib
@@ -164,10 +164,11 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
 
 def _list_photographs(rows: pd.DataFrame) -> None:
     """Write which photographs were drawn, and the class explained, to results/photographs-<source>-seed<seed>-<n>.csv."""
-    for (source, seed), part in rows[rows["dataset"].isin(SOURCES)].groupby(["dataset", "seed"]):
+    measured = rows[rows["dataset"].isin(SOURCES) & (rows["status"] != "failed")]
+    for (source, seed), part in measured.groupby(["dataset", "seed"]):
         listed = part.drop_duplicates(["model", "image"])[["image", "model", "target", "correct"]]
         name = f"photographs-{source}-seed{seed}-{listed['image'].nunique()}.csv"
-        listed.to_csv(paths.RESULTS / name, index=False)
+        paths.write_whole(paths.RESULTS / name, partial(listed.to_csv, index=False))
 
 
 def _follow(work: Iterable[Done], total: int, done: int) -> None:

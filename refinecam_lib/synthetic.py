@@ -174,7 +174,7 @@ def _folder_splits(root: Path) -> dict[str, tuple[tuple[str, np.ndarray], ...]]:
         try:
             with Image.open(file) as opened:
                 page = np.asarray(opened.convert("RGB"))
-        except OSError as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken png
             raise InputError(f"background {file.name!r} is not a readable picture: {error}") from error
         height, width = page.shape[:2]
         if min(height, width) < CANVAS:

@@ -24,7 +24,8 @@ def paper_table(name: str) -> pd.DataFrame:
 def beside_paper(table: pd.DataFrame, name: str, methods: Sequence[str]) -> pd.DataFrame:
     """One text row a method and network: ours for each aggregate, n, and the paper's number with the difference.
 
-    table: a summary with columns model, method, aggregate, mean, std, n. The best of a network is in bold. A network
+    table: a summary with columns model, method, aggregate, mean, std, n, which is said for each aggregate where they
+    differ. The best of a network is in bold. A network
     that the paper doesn't have stands beside the mean over the paper's four, marked so in the column's name.
     """
     printed = paper_table(name)
@@ -36,15 +37,16 @@ def beside_paper(table: pd.DataFrame, name: str, methods: Sequence[str]) -> pd.D
         theirs = (own if len(own) else printed).groupby(["method", "aggregate"])["mean"].mean()
         text, best = cells(part), part["mean"].max()
         for method in methods:
-            record = {"model": model, "method": method}
+            record, counts = {"model": model, "method": method}, []
             for aggregate in aggregates:
                 row = part[(part["method"] == method) & (part["aggregate"] == aggregate)]
                 if len(row):
                     value, shown = row["mean"].iloc[0], text[row.index[0]]
                     record[NAMES.get(aggregate, aggregate)] = f"**{shown}**" if value == best else shown
-                    record["n"] = int(row["n"].iloc[0])
+                    counts.append(str(row["n"].iloc[0]))
                 else:
                     record[NAMES.get(aggregate, aggregate)] = "N.A."
+            record["n"] = " / ".join(counts if len(set(counts)) > 1 else counts[:1])
             for aggregate in aggregates:
                 row = part[(part["method"] == method) & (part["aggregate"] == aggregate)]
                 if len(row) and (method, aggregate) in theirs.index:

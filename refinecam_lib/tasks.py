@@ -159,6 +159,8 @@ class FreshBirds(Sequence[Sample]):
         return FRESH_ITEMS
 
     def __getitem__(self, index):
+        if not 0 <= index < FRESH_ITEMS:
+            raise IndexError(f"item {index} of {FRESH_ITEMS}")
         bird = birds.scene("test", birds.SPLITS["test"] + self.seed * FRESH_ITEMS + index)
         return sample_of(birds.draw(bird), bird, f"fresh-{index:06d}")
 

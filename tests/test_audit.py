@@ -63,6 +63,14 @@ def test_planted_claims_are_found_to_hold_and_their_opposites_to_fail():
     assert verdicts(planted(refined=0.0))[gain] == "undecided"
 
 
+def test_one_image_decides_nothing():
+    table = audit([Condition("x", planted(n=1))], draws=10)
+    known = table["value"].notna()
+    assert (
+        known.any() and set(table["verdict"][known]) == {"undecided"} and table[["low", "high"]].isna().all(axis=None)
+    )
+
+
 def test_what_was_not_measured_is_said_so():
     rows = planted()
     found = verdicts(rows[~rows["aggregate"].isin(["product"])])

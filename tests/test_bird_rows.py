@@ -167,3 +167,6 @@ def test_a_network_of_other_birds_is_refused_before_anything_is_measured(tmp_pat
         plan("tiny", ["LayerCAM"], 2, dataset="birds")
     card_path.write_text(json.dumps(card | {"data": "FunnyBirds; targets: all classes that fit"}))
     assert plan("tiny", ["LayerCAM"], 2, dataset="birds")
+    monkeypatch.delenv("FUNNYBIRDS_ROOT")
+    with pytest.raises(InputError, match="tiny was trained on the birds of FUNNYBIRDS_ROOT, which is not set"):
+        plan("tiny", ["LayerCAM"], 2, dataset="birds")

@@ -52,6 +52,15 @@ def test_it_shows_what_the_library_measures(explorer):
     assert list(explorer.shown.factors) == list(LAYERS[1:]) and "geometric mean" in explorer.table.value
 
 
+def test_a_network_in_training_mode_comes_back_as_it_was():
+    model = tiny_net().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    bench = Workbench(["chelsea"], {"mine": lambda: (SPEC, model)})
+    choice = Choice("chelsea", "mine", None, "GradCAM", 0, "product")
+    assert bench.top(choice) == Workbench(["chelsea"], {"mine": lambda: (SPEC, tiny_net())}).top(choice)
+    assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_the_table_says_which_is_better_and_what_is_undefined(explorer):
     rows = explorer.shown.rows
     table, values = score_table(rows), scores(rows)

@@ -8,13 +8,14 @@ import pytest
 import scipy.io
 import torchvision
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from refinecam_lib import paths
 from refinecam_lib.checks import InputError
 from refinecam_lib.datasets import PREDICTED
 from refinecam_lib.models import MODELS, spec_of, transform_of
 from refinecam_lib.photographs import BUNDLED, class_name, file_list, photographs, wnids
-from refinecam_lib.shards import fingerprint
+from refinecam_lib.shards import fingerprint, plan
 
 TENCH, CHURCH = "n01440764", "n03028079"
 
@@ -103,6 +104,24 @@ def test_any_folder_explains_the_prediction_and_a_smaller_subset_is_part_of_a_la
     assert fingerprint("folder", 3, spec_of("resnet18")) != fingerprint("folder", 4, spec_of("resnet18"))
 
 
+def test_your_own_pictures_are_upright_and_imagenets_as_they_are(root):
+    file = root / TENCH / "a.jpg"
+    file.parent.mkdir()
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    Image.fromarray(pixels).save(file, exif=exif, quality=95)
+    own, theirs = (photographs(source, 1, pil_to_tensor)[0].image.float() for source in ("folder", "imagenet"))
+    assert theirs[:, :16].mean() > 250 and theirs[:, 16:].mean() < 5
+    assert own[:, :, 16:].mean() > 250 and own[:, :, :16].mean() < 5
+
+
+def test_more_photographs_than_there_are_are_refused_by_the_plan():
+    with pytest.raises(InputError, match=r"n = 48 photographs of 'bundled'; allowed: 1\.\.4"):
+        plan("efficientnet_lite0", ["GradCAM"], 48, dataset="bundled")
+
+
 def test_each_network_crops_as_the_paper_does():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 500, 3), dtype=np.uint8))
     for spec in MODELS.values():
@@ -126,6 +145,11 @@ def test_bad_folders_are_named(root, monkeypatch):
     with pytest.raises(InputError, match=r"n = 2 photographs of 'folder'; allowed: 1..1"):
         labels("folder", 2)
     (root / "cat.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match="'cat.png' is not a readable picture"):
+        photographs("folder", 1, transform_of(spec_of("resnet18")))[0]
+    picture(root / "cat.png")
+    cut = (root / "cat.png").read_bytes()
+    (root / "cat.png").write_bytes(cut.replace(b"IDAT", b"!DAT"))  # Pillow raises a SyntaxError
     with pytest.raises(InputError, match="'cat.png' is not a readable picture"):
         photographs("folder", 1, transform_of(spec_of("resnet18")))[0]
     shutil.rmtree(root)

@@ -200,6 +200,34 @@ def test_saved_files_depend_on_the_content_alone(house):
 
 def test_the_caption_names_profile_n_and_commit():
     assert notebook.caption("quick", 1000) == f"profile quick, n = 1,000 images, commit {commit()}"
+    rows = pd.DataFrame({"model": list("aabb"), "image": list("xyxy"), "status": "ok"})
+    assert "4 rows failed, commit" in notebook.caption("quick", 2, rows=rows, kept=rows)
+    words = notebook.caption("quick", 2, rows=rows, kept=rows[:3])
+    assert "n = 2 images, 0 of 4 rows failed, the 3 of 4 classifications that are right, commit" in words
+
+
+@pytest.mark.parametrize("home", ["/", "/somebody"])
+def test_an_executed_copy_names_no_folder_of_this_machine_and_keeps_its_pictures(tmp_path, monkeypatch, home):
+    monkeypatch.setattr(reproduce.Path, "home", lambda: Path(home))
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    data = {"image/png": "iVB/somebody/abc/+d", "text/plain": f"/somebody/x.png {tmp_path}{os.sep}data"}
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
+    book.cells[0].outputs = [nbformat.v4.new_output("display_data", data)]
+    copy = tmp_path / "copy.ipynb"
+    nbformat.write(book, copy)
+    text = reproduce._without_traces(copy, tmp_path / "products", tmp_path / "figures")
+    kept = nbformat.reads(text, as_version=4).cells[0].outputs[0]["data"]
+    assert kept["image/png"] == data["image/png"]
+    assert kept["text/plain"] == ("/somebody/x.png data" if home == "/" else "~/x.png data")
+
+
+def test_folders_by_environment_variables_may_be_relative_or_at_home(tmp_path):
+    code = "from refinecam_lib import paths; print(paths.RESULTS, paths.FIGURES, sep='\\n')"
+    given = os.environ | {"REFINECAM_RESULTS": "kept", "REFINECAM_FIGURES": "~/drawn", "HOME": str(tmp_path / "me")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, env=given, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [str(tmp_path / "kept"), str(tmp_path / "me" / "drawn")]
 
 
 def test_tables_are_compared_cell_by_cell(tmp_path):

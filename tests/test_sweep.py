@@ -297,3 +297,6 @@ def test_the_photographs_that_were_drawn_are_listed(toy, monkeypatch):
     listed = pd.read_csv(paths.RESULTS / "photographs-toy-seed0-3.csv")
     assert list(listed["image"]) == ["toy-0", "toy-1", "toy-2"] and list(listed["target"]) == [0, 1, 2]
     assert set(listed["image"]) == set(rows["image"])
+    monkeypatch.setattr(sweep, "_measure", lambda shard: 1 / 0)
+    failed = sweep.sweep(plan(images=2, seed=5))
+    assert (failed["status"] == "failed").all() and not list(paths.RESULTS.glob("photographs-toy-seed5*"))

@@ -31,7 +31,10 @@ def test_table_1_stands_beside_the_paper():
     assert table.loc["ScoreCAM", "RefineCAM"] == "**0.80 ± 0.10**"  # the best of the network, and it alone
     assert table.astype(str).apply(lambda c: c.str.contains(r"\*\*")).to_numpy().sum() == 1
     assert table.loc["LayerCAM", "Base, paper (ours - it)"] == "0.52 (-0.32)"
-    assert table.loc["LayerCAM", "n"] == 12
+    assert table.loc["LayerCAM", "n"] == "12", "the aggregates' counts are the same"
+    fewer = summary()
+    fewer.loc[(fewer["method"] == "LayerCAM") & (fewer["aggregate"] == "product"), "n"] = 7
+    assert beside_paper(fewer, "table1", ["LayerCAM"])["n"][0] == "12 / 7"
     assert table.loc["LIME", "RefineCAM"] == "N.A."
 
 

@@ -224,6 +224,8 @@ def test_birds_that_judge_are_whole_and_never_trained_on(tmp_path, monkeypatch):
     assert len(tests["test"]) == 500 and len(tests["fresh"]) == tasks.FRESH_ITEMS
     assert not torch.equal(tests["fresh"][0].image, again["fresh"][0].image)
     assert not torch.equal(tests["fresh"][0].image, tests["test"][0].image)
+    with pytest.raises(IndexError):
+        tests["fresh"][len(tests["fresh"])]
 
 
 def test_files_come_in_a_new_order_each_epoch(tmp_path, monkeypatch):
