@@ -45,7 +45,7 @@ def caption(
     if rows is not None and kept is not None:
         seen, right = (len(part[["model", "image"]].drop_duplicates()) for part in (rows, kept))
         if right < seen:
-            words += f", the {right:,} of {seen:,} classifications that are right"
+            words += f", {right:,} of {seen:,} classifications correct and kept"
     return f"{words}, commit {commit()}"
 
 

@@ -203,7 +203,7 @@ def test_the_caption_names_profile_n_and_commit():
     rows = pd.DataFrame({"model": list("aabb"), "image": list("xyxy"), "status": "ok"})
     assert "4 rows failed, commit" in notebook.caption("quick", 2, rows=rows, kept=rows)
     words = notebook.caption("quick", 2, rows=rows, kept=rows[:3])
-    assert "n = 2 images, 0 of 4 rows failed, the 3 of 4 classifications that are right, commit" in words
+    assert "n = 2 images, 0 of 4 rows failed, 3 of 4 classifications correct and kept, commit" in words
 
 
 @pytest.mark.parametrize("home", ["/", "/somebody"])
