@@ -24,7 +24,7 @@ from .checks import InputError, rng, seed_of
 from .datasets import Sample, Samples
 from .hints import Hints, maps_of
 from .initial import set_by_images
-from .models import ModelSpec, normalise, on_device, restore, spec_of
+from .models import ModelSpec, checkpoint_path, normalise, on_device, read_checkpoint, restore, spec_of
 from .recipe import Recipe, training_folder
 from .synthetic import BACKGROUNDS, CLASSES, SIZES
 from .tasks import Task, enlarged, faded, task_of
@@ -239,6 +239,13 @@ class _Run:
             record |= {"best": scores["accuracy"], "best_step": record["step"]}
 
 
+def _sources(recipe: Recipe) -> list[str]:
+    """The sha256 of the checkpoints that a training starts from and learns from: with others it is another training."""
+    start = [Path(recipe.weights)] if recipe.weights not in ("imagenet", "none") else []
+    teacher = [checkpoint_path(recipe.teacher)] if recipe.teacher else []
+    return [read_checkpoint(path)[1]["sha256"] for path in start + teacher]
+
+
 def fit(
     recipe: Recipe, device: str = "auto", workers: int = 1, folder: Path | None = None, progress: bool | None = None
 ) -> tuple[nn.Module, dict]:
@@ -251,12 +258,11 @@ def fit(
     place = device_of(device)
     spec = spec_of(recipe.model, recipe.task)
     task = task_of(recipe.task, recipe.seed, scenes=recipe.scenes, shares=recipe.shares)
-    made_of = json.dumps([asdict(recipe), task.data], sort_keys=True)
-    key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
-    state = (folder or training_folder(recipe)) / f"{key}.pt"
     model = on_device(_start(recipe, task, spec), place)
     frozen = _freeze(model, spec.layers[0]) if recipe.freeze and recipe.weights != "none" else []
     hints = Hints(recipe.teacher, model, spec, place) if recipe.teacher else None
+    made_of = json.dumps([asdict(recipe), task.data, *_sources(recipe)], sort_keys=True)
+    state = (folder or training_folder(recipe)) / f"{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.pt"
     parameters = [*model.parameters(), *(hints.parameters() if hints else ())]
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     half = half_of(place)

@@ -328,6 +328,14 @@ def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypa
     assert second["started_from"]["test"] == card["test"]
     assert str(tmp_path) not in json.dumps(second), "the card names no folder of this machine"
     assert [entry[:2] for entry in tested[2:]] == [("test", 0), ("test", 2)]
+    # Another network under the same name is the start of another training, not of the one that is finished.
+    other = models.restore(TINY.model, path)[0]
+    with torch.no_grad():
+        other.classifier.bias += 9 * torch.arange(6.0)
+    train.write_checkpoint(other, path, card)
+    third = train.train(again, tmp_path / "third.safetensors", "cpu", 0, progress=False, tested=False)
+    assert third["started_from"]["sha256"] not in (card["sha256"], third["sha256"])
+    assert models.read_checkpoint(tmp_path / "third.safetensors")[0]["classifier.bias"][5] > 40
 
 
 def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch):
