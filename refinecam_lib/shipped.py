@@ -16,6 +16,7 @@ _LATER = Recipe(freeze=False, shares=(6, 1, 1), validation=1000)
 _NEW = Recipe(weights="none", freeze=False, batch=64, smoothing=0.05, warmup=0.03, validation=200)
 _WHOLE = replace(_NEW, batch=32, ema=0.995, stages=((224, 1.0),))
 _MIXED = replace(_WHOLE, lr=8e-4, shares=(6, 1, 1), validation=1000)
+_HINTED = replace(_NEW, batch=16, clip=1.0, ema=0.997, shares=(4, 2, 1), zoom=1.2, teacher="efficientnet_lite0")
 SHIPPED = {
     "efficientnet_lite0": (
         Recipe(),
@@ -48,6 +49,69 @@ SHIPPED = {
             validate_every=6400,
         ),
         replace(_WHOLE, model="vgg11", images=32_000, shares=(4, 2, 1), validation=600, seed=1),
+    ),
+    "convnext_tiny": tuple(
+        replace(recipe, model="convnext_tiny", seed=seed)
+        for seed, recipe in enumerate(
+            (
+                replace(
+                    _HINTED,
+                    images=48_000,
+                    lr=1.5e-3,
+                    stages=((64, 1.0),),
+                    shares=(3, 1, 0),
+                    zoom=1.5,
+                    validation=300,
+                    validate_every=4000,
+                    exam=64,
+                ),
+                replace(
+                    _HINTED,
+                    images=16_800,
+                    lr=8e-4,
+                    stages=((64, 0.4), (128, 0.35), (224, 0.25)),
+                    validation=400,
+                    validate_every=4200,
+                ),
+                replace(
+                    _HINTED,
+                    images=32_000,
+                    stages=((64, 0.6), (128, 0.25), (224, 0.15)),
+                    validation=400,
+                    validate_every=8000,
+                ),
+                replace(
+                    _HINTED,
+                    images=24_000,
+                    lr=7e-4,
+                    stages=((64, 0.5), (128, 0.3), (224, 0.2)),
+                    shares=(6, 2, 1),
+                    validation=600,
+                    validate_every=6000,
+                ),
+                replace(
+                    _HINTED,
+                    images=22_400,
+                    lr=6e-4,
+                    stages=((64, 0.54), (128, 0.28), (224, 0.18)),
+                    shares=(8, 2, 1),
+                    zoom=1.1,
+                    validation=1000,
+                    validate_every=6400,
+                ),
+                replace(
+                    _HINTED,
+                    images=36_000,
+                    lr=6e-4,
+                    ema=0.998,
+                    stages=((64, 0.4), (128, 0.35), (224, 0.25)),
+                    shares=(8, 1, 1),
+                    zoom=1.0,
+                    validation=1000,
+                    validate_every=9000,
+                ),
+            )
+        )
     ),
     "small_resnet_birds": (replace(_BIRDS, model="small_resnet", images=80_000, validate_every=5000),),
     "small_vgg_birds": (replace(_BIRDS, model="small_vgg", images=40_000, validate_every=4000),),
