@@ -129,7 +129,7 @@ def pair_bars(table: pd.DataFrame, methods: Sequence[str], caption: str, score: 
     models = list(dict.fromkeys(table["model"]))
     aggregates = [name for name in NAMES if name in set(table["aggregate"])]
     palette = dict(zip(NAMES, sns.color_palette("colorblind", len(NAMES))))
-    columns = min(3, len(models))
+    columns = 2 if len(models) == 4 else min(3, len(models))
     figure, axes = _figure(columns, -(-len(models) // columns), 5.2, 0.42 * len(methods) + 1.3, sharey=True)
     for axis in axes.flat[len(models) :]:
         axis.set_visible(False)
