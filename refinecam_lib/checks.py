@@ -7,10 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 
 class InputError(ValueError):
     """Bad input, said in one line: what was wrong, what was given, what is allowed."""
+
+
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no whole picture; a SyntaxError for a png with broken chunks."""
 
 
 def one_of(kind: str, name: str, allowed: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from torch.nn.functional import max_pool2d
 
 from . import bird_shapes, birds, paths
 from .birds import LABELS, PLACEHOLDER, SIDE, listed, subsets
-from .checks import InputError, folder, one_of
+from .checks import UNREADABLE, InputError, folder, one_of
 from .datasets import Sample
 
 PARTS = ("beak", "eye", "foot", "tail", "wing")
@@ -183,7 +183,7 @@ class FunnyBirds:
         try:
             with Image.open(path) as opened:
                 pixels = np.asarray(opened)
-        except (OSError, SyntaxError) as error:  # Pillow's word for a png with broken chunks
+        except UNREADABLE as error:
             raise InputError(f"{path} is missing or not a picture: {error}") from error
         if pixels.dtype != np.uint8 or pixels.shape not in {(SIDE, SIDE, 3), (SIDE, SIDE, 4)}:
             raise InputError(f"{path} has {pixels.shape} values; allowed: RGB or RGBA of {SIDE} x {SIDE} px")

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from timm.data import ImageNetInfo
 
 from . import paths
-from .checks import InputError, folder, one_of, rng
+from .checks import UNREADABLE, InputError, folder, one_of, rng
 from .datasets import PREDICTED, Sample
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -57,7 +57,7 @@ class Photographs:
             with Image.open(file.path) as opened:
                 turned = ImageOps.exif_transpose(opened) if self.upright else opened
                 image = self.transform(turned.convert("RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken png
+        except UNREADABLE as error:
             raise InputError(f"photograph {file.name!r} is not a readable picture: {error}") from error
         return Sample(image, file.target, file.name)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.functional import pil_to_tensor
 
-from .checks import InputError
+from .checks import UNREADABLE, InputError
 from .photographs import BUNDLED, photographs
 
 
@@ -24,7 +24,7 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError as error:
         raise InputError(f"picture {name} can't be read: no format of pictures that Pillow knows") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken png
+    except UNREADABLE as error:
         raise InputError(f"picture {name} can't be read: {error}") from error
 
 

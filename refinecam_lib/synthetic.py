@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from .checks import InputError, folder, one_of, rng, seed_of
+from .checks import UNREADABLE, InputError, folder, one_of, rng, seed_of
 from .crowd import crowd_scene
 from .datasets import Sample
 from .imputation import impute
@@ -174,7 +174,7 @@ def _folder_splits(root: Path) -> dict[str, tuple[tuple[str, np.ndarray], ...]]:
         try:
             with Image.open(file) as opened:
                 page = np.asarray(opened.convert("RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken png
+        except UNREADABLE as error:
             raise InputError(f"background {file.name!r} is not a readable picture: {error}") from error
         height, width = page.shape[:2]
         if min(height, width) < CANVAS:
