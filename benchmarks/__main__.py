@@ -21,6 +21,7 @@ from refinecam_lib.cam import Capture
 from refinecam_lib.checks import InputError, one_of
 from refinecam_lib.datasets import batch_of
 from refinecam_lib.explain import REFINED, variant_maps
+from refinecam_lib.fit import device_of
 from refinecam_lib.models import load_model, normalise, spec_of
 from refinecam_lib.synthetic import SyntheticShapes
 
@@ -140,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=4, help="images our side takes at once (default 4)")
     parser.add_argument("--networks", nargs="+", default=["efficientnet_lite0", "resnet18"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--devices", nargs="+", default=None, help="cpu, cuda (default: what is here)")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument(
         "--checked", type=int, default=2, help="images whose maps and Coherency are compared in float64 (default 2)"
@@ -150,13 +152,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for part in chosen.parts:
             one_of("part", part, PARTS)
+        present = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+        devices = [str(device_of(device)) for device in chosen.devices or present]
         if not 1 <= chosen.score_images <= chosen.images or min(chosen.batch, *chosen.threads) < 1:
             raise InputError("images, batch and threads must be at least 1, ScoreCAM's images at most --images")
         if chosen.memory is not None:
             return _memory(chosen)
         settings = {key: value for key, value in vars(chosen).items() if key not in ("out", "memory")}
         rows: list[Row] = []
-        for device, threads in [("cpu", n) for n in chosen.threads] + [("cuda", 1)] * torch.cuda.is_available():
+        for device, threads in [(d, n) for d in devices for n in (chosen.threads if d == "cpu" else [1])]:
             torch.set_num_threads(threads)
             subjects = [subject(name, chosen.images, device) for name in chosen.networks]
             for row in run(subjects, chosen.parts, chosen.images, chosen.batch, chosen.score_images, chosen.checked):

@@ -46,6 +46,14 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
+Batch = tuple[torch.Tensor, torch.Tensor, list[dict[str, str]]]
+
+
+def _collate(samples: list[Sample]) -> Batch:
+    """Images, targets and infos, put together by the worker that draws them: each tensor that it passes is an open file."""
+    return torch.stack([s.image for s in samples]), torch.tensor([s.target for s in samples]), [s.info for s in samples]
+
+
 def evaluate(model: nn.Module, dataset: Samples, spec: ModelSpec, batch: int = 50, workers: int = 0) -> dict:
     """Accuracy of a network on a data set, in [0,1]: n, accuracy, its Wilson 95 % interval, and by size, class, background.
 
@@ -56,11 +64,12 @@ def evaluate(model: nn.Module, dataset: Samples, spec: ModelSpec, batch: int = 5
     right: list[bool] = []
     infos: list[dict[str, str]] = []
     with torch.inference_mode():
-        for samples in DataLoader(cast(Dataset, dataset), batch, collate_fn=list, num_workers=workers):
-            images = torch.stack([s.image for s in samples]).to(device, memory_format=torch.channels_last)
-            found = model(normalise(images, spec)).argmax(1).cpu()
-            right += (found == torch.tensor([s.target for s in samples])).tolist()
-            infos += [s.info for s in samples]
+        for images, target, of_batch in DataLoader(
+            cast(Dataset, dataset), batch, collate_fn=_collate, num_workers=workers
+        ):
+            inputs = normalise(images.to(device, memory_format=torch.channels_last), spec)
+            right += (model(inputs).argmax(1).cpu() == target).tolist()
+            infos += of_batch
 
     def score(chosen: list[bool]) -> dict:
         low, high = wilson(sum(chosen), len(chosen))
@@ -92,21 +101,21 @@ class _Training(Dataset):
         return faded(sample, index / full) if index < full else sample
 
 
-def _batches(recipe: Recipe, task: Task, first: int, workers: int, progress: bool | None) -> Iterable[list[Sample]]:
-    """The batches of samples from step `first` on, the same whatever the number of workers, behind a progress bar."""
-    loader = DataLoader(_Training(recipe, task, first), recipe.batch, collate_fn=list, num_workers=workers)
+def _batches(recipe: Recipe, task: Task, first: int, workers: int, progress: bool | None) -> Iterable[Batch]:
+    """The batches from step `first` on, the same whatever the number of workers, behind a progress bar."""
+    loader = DataLoader(_Training(recipe, task, first), recipe.batch, collate_fn=_collate, num_workers=workers)
     if tqdm is None or not (progress if progress is not None else not os.environ.get("CI")):
         return loader
     return tqdm(loader, recipe.model, total=recipe.steps, initial=first, unit="step", mininterval=1)
 
 
-def _target(samples: list[Sample], classes: int) -> torch.Tensor:
-    """Class indices (B,), or where several classes fit a sample, as its info's "compatible" says, even shares (B,C)."""
-    if "compatible" not in samples[0].info:
-        return torch.tensor([s.target for s in samples])
-    shares = torch.zeros(len(samples), classes)
-    for row, sample in zip(shares, samples, strict=True):
-        fitting = [int(k) for k in sample.info["compatible"].split(",")]
+def _target(target: torch.Tensor, infos: list[dict[str, str]], classes: int) -> torch.Tensor:
+    """The targets (B,), or where several classes fit a sample, as its info's "compatible" says, even shares (B,C)."""
+    if "compatible" not in infos[0]:
+        return target
+    shares = torch.zeros(len(infos), classes)
+    for row, info in zip(shares, infos, strict=True):
+        fitting = [int(k) for k in info["compatible"].split(",")]
         row[fitting] = 1 / len(fitting)
     return shares
 
@@ -283,14 +292,14 @@ def fit(
     every = max(1, recipe.validate_every // recipe.batch)
     before, begun = run.record["seconds"], time.monotonic()
     saved_at = begun
-    for samples in _batches(recipe, task, run.record["step"], workers, progress):
+    for images, target, infos in _batches(recipe, task, run.record["step"], workers, progress):
         step = run.record["step"]
         torch.manual_seed(seed_of("step", recipe.seed, step))  # of dropout and stochastic depth
-        images = torch.stack([s.image for s in samples]).to(place, memory_format=torch.channels_last)
+        images = images.to(place, memory_format=torch.channels_last)
         model.train()
         for module in frozen:
             module.eval()
-        run.learn(images, _target(samples, len(task.classes)).to(place), recipe, spec, half)
+        run.learn(images, _target(target, infos, len(task.classes)).to(place), recipe, spec, half)
         run.record["seconds"] = before + time.monotonic() - begun
         if run.record["step"] % every == 0 or run.record["step"] == recipe.steps:
             examined.load_state_dict(run.averaged)

@@ -103,3 +103,12 @@ def test_shares_are_those_of_the_package(pixels):
         remove = RemoveMostRelevantFirst(percentile, lambda image, keep: seen.append(int((keep == 0).sum())))
         remove(maps, maps)
     assert seen == [round(share * pixels) for share in public.shares(pixels)]
+
+
+def test_a_device_that_is_not_here_is_refused_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--devices", "warp"])
+    assert stopped.value.code == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("python -m benchmarks: error: device 'warp' can't be used")
+    )

@@ -185,17 +185,17 @@ def test_schedule():
 
 
 def test_batches_do_not_depend_on_workers_or_start():
-    def ids(first: int, workers: int) -> list[list[str]]:
+    def drawn(first: int, workers: int) -> list[tuple]:
         batches = fit._batches(TINY, tasks.Shapes(), first, workers, False)
-        return [[(sample.id, float(sample.image.sum())) for sample in batch] for batch in batches]
+        return [(images.sum((1, 2, 3)).tolist(), target.tolist(), infos) for images, target, infos in batches]
 
-    assert ids(0, 0)[3:] == ids(3, 2) and len(ids(0, 0)) == 6
+    assert drawn(0, 0)[3:] == drawn(3, 2) and len(drawn(0, 0)) == 6
 
 
 def test_birds_are_trained_towards_every_class_that_fits():
     task = tasks.Birds()
     samples = [task.item(i, 64) for i in range(40)]
-    target = fit._target(samples, 50)
+    target = fit._target(*fit._collate(samples)[1:], 50)
     assert target.shape == (40, 50) and torch.allclose(target.sum(1), torch.ones(40))
     for row, sample, i in zip(target, samples, range(40)):
         bird = birds.scene("train", i)
@@ -204,8 +204,8 @@ def test_birds_are_trained_towards_every_class_that_fits():
         fits = [k for k, c in enumerate(birds.CLASSES) if all(c[p] == own[p] for p in visible)]
         assert row.nonzero().flatten().tolist() == fits
     assert (target.max(1).values < 1).any() and (target.max(1).values == 1).any()
-    shapes = fit._target([Sample(torch.zeros(3, 2, 2), 4, "a"), Sample(torch.zeros(3, 2, 2), 1, "b")], 6)
-    assert shapes.tolist() == [4, 1]
+    shapes = fit._collate([Sample(torch.zeros(3, 2, 2), 4, "a"), Sample(torch.zeros(3, 2, 2), 1, "b")])
+    assert fit._target(*shapes[1:], 6).tolist() == [4, 1]
 
 
 def test_birds_that_judge_are_whole_and_never_trained_on(tmp_path, monkeypatch):

@@ -1,0 +1,127 @@
+"""On a GPU: the CPU's numbers, on the device from the images to the metrics. Skipped where there is no GPU."""
+
+import pandas as pd
+import pytest
+import torch
+from networks import LAYERS, batch, tiny_net
+from test_train import TINY
+from toys import SPEC, Toy, plan, write_checkpoint
+
+from refinecam_lib import fit, imputation, models, paths, shards, sweep
+from refinecam_lib.cam import Capture
+from refinecam_lib.datasets import batch_of
+from refinecam_lib.explain import BASE, CONTROLS, METHODS, REFINED, variant_maps
+from refinecam_lib.metrics import measure
+from refinecam_lib.models import MODELS, checkpoint_path, load_model, normalise, spec_of
+from refinecam_lib.synthetic import SyntheticShapes
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+GPU = "cuda"
+
+
+@pytest.fixture(autouse=True)
+def _imputed_on_the_device(monkeypatch):
+    solve = imputation.solve_on_cpu
+
+    def refuses(images, *rest):
+        assert images.device.type == "cpu"
+        return solve(images, *rest)
+
+    monkeypatch.setattr(imputation, "solve_on_cpu", refuses)
+
+
+def captured(device: str, dtype: torch.dtype = torch.float64) -> Capture:
+    images, target = batch(3)
+    truth = torch.zeros(3, 48, 48, dtype=torch.bool)
+    truth[:, 10:20, 12:30] = True
+    model = tiny_net().to(device, dtype)
+    return Capture(model, images.to(device, dtype), target.to(device), LAYERS, [4, 5, 6], truth.to(device))
+
+
+@pytest.mark.parametrize("method", [*METHODS, *CONTROLS])
+def test_every_method_gives_the_cpus_maps_on_the_device(method):
+    refines = (METHODS | CONTROLS)[method].refines
+    for variant in (BASE, REFINED) if refines else (BASE,):
+        here, there = (variant_maps(captured(device), method, variant) for device in ("cpu", GPU))
+        assert there.device.type == GPU and there.dtype == torch.float64
+        torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method, variant", [("LayerCAM", REFINED), ("GradCAM++", BASE), ("InputXGradient", BASE)])
+def test_every_measurement_is_the_cpus(method, variant):
+    frames = []
+    for device in ("cpu", GPU):
+        capture = captured(device)
+        frames.append(measure(capture, method, variant, variant_maps(capture, method, variant), capture.truth))
+    pd.testing.assert_frame_equal(*frames, rtol=0, atol=1e-6)
+    assert set(frames[1]["status"]) == {"ok"}
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "tiny" and checkpoint_path(n).is_file()])
+def test_shipped_networks_measure_alike(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    images, target, masks = batch_of(list(SyntheticShapes("test", 2)))
+    frames, spec = [], spec_of(name)
+    for device in ("cpu", GPU):
+        inputs = normalise(images.to(device), spec).contiguous(memory_format=torch.channels_last)
+        capture = Capture(load_model(name, device=device), inputs, target.to(device), spec.layers)
+        maps = variant_maps(capture, "LayerCAM", REFINED)
+        assert maps.device.type == torch.device(device).type
+        frames.append(measure(capture, "LayerCAM", REFINED, maps, masks.to(device)))
+    numbers = [frame.drop(columns="status") for frame in frames]
+    pd.testing.assert_frame_equal(*numbers, rtol=0, atol=1e-3)
+    assert set(frames[1]["status"]) == {"ok"}
+
+
+def test_a_sweep_runs_on_the_device_and_gives_the_cpus_rows(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    monkeypatch.setitem(shards.DATASETS, "toy", Toy)
+    monkeypatch.setitem(models.MODELS, "tiny", SPEC)
+    write_checkpoint(tmp_path, seed=0)
+    measured, devices = sweep.measure, []
+
+    def remember(capture, *rest):
+        devices.append(capture.inputs.device.type)
+        return measured(capture, *rest)
+
+    monkeypatch.setattr(sweep, "measure", remember)
+    rows = []
+    for device in ("cpu", GPU):
+        sweep._model.cache_clear()
+        monkeypatch.setattr(paths, "RESULTS", tmp_path / device)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda device=device: device == GPU)
+            rows.append(sweep.sweep(plan()).drop(columns=["seconds", "commit"], errors="ignore"))
+    sweep._model.cache_clear()
+    assert set(rows[0]["status"]) == {"ok"} and set(devices) == {"cpu", GPU}
+    numbers = [frame.select_dtypes("number") for frame in rows]
+    pd.testing.assert_frame_equal(*numbers, rtol=0, atol=1e-3)
+
+
+def test_memory_of_the_device_stays_flat():
+    held = []
+    for _ in range(12):
+        capture = captured(GPU, torch.float32)
+        measure(capture, "LayerCAM", REFINED, variant_maps(capture, "LayerCAM", REFINED))
+        del capture
+        held.append(torch.cuda.memory_allocated())
+    assert held[2] == held[-1]
+
+
+def test_training_resumes_in_mixed_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0)
+    learn = fit._Run.learn
+
+    def dies(run, images, *rest):
+        assert images.device.type == GPU and images.is_contiguous(memory_format=torch.channels_last)
+        if run.record["step"] == 3:
+            raise KeyboardInterrupt
+        learn(run, images, *rest)
+
+    monkeypatch.setattr(fit._Run, "learn", dies)
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(TINY, GPU, 0, tmp_path, progress=False)
+    monkeypatch.setattr(fit._Run, "learn", learn)
+    model, record = fit.fit(TINY, GPU, 2, tmp_path, progress=False)
+    assert record["step"] == TINY.steps and fit.half_of(torch.device(GPU)) in (torch.bfloat16, torch.float16)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
