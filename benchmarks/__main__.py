@@ -160,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _memory(chosen)
         settings = {key: value for key, value in vars(chosen).items() if key not in ("out", "memory")}
         rows: list[Row] = []
+        torch.backends.cudnn.allow_tf32 = False  # two correct programs would differ by its 10 bits
         for device, threads in [(d, n) for d in devices for n in (chosen.threads if d == "cpu" else [1])]:
             torch.set_num_threads(threads)
             subjects = [subject(name, chosen.images, device) for name in chosen.networks]

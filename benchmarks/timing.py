@@ -116,7 +116,8 @@ def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int,
     seconds: dict[str, list[float]] = {"ours": [], "theirs": [], "floor": []}
     differences: dict[str, list[float]] = {}
     with public.noiseless():
-        rules.ours(subject, [0])()  # warm: threads, caches and compiled code
+        for work in (rules.ours(subject, list(range(size))), rules.theirs(subject, 0)):
+            work()  # warm: threads, caches, compiled code, and on a GPU the kernels for this shape
         for i in range(images):
             sides = {
                 "ours": rules.ours(subject, [(i + k) % n for k in range(size)]),

@@ -44,7 +44,17 @@ def test_every_method_gives_the_cpus_maps_on_the_device(method):
     for variant in (BASE, REFINED) if refines else (BASE,):
         here, there = (variant_maps(captured(device), method, variant) for device in ("cpu", GPU))
         assert there.device.type == GPU and there.dtype == torch.float64
-        torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-7)
+        # LIME's regression stops at a duality gap, not at the last bit.
+        torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-5 if method == "LIME" else 1e-7)
+
+
+def compare(here: pd.DataFrame, there: pd.DataFrame, atol: float) -> None:
+    """Rows of both devices are alike; the average precision, of pixels in order, as far as rounding makes another order."""
+    assert set(there["status"]) == set(here["status"]) == {"ok"}
+    numbers = [frame.select_dtypes("number") for frame in (here, there)]
+    for column in numbers[0]:
+        wide = 10 if column == "average_precision" else 1
+        pd.testing.assert_series_equal(numbers[0][column], numbers[1][column], rtol=0, atol=wide * atol)
 
 
 @pytest.mark.parametrize("method, variant", [("LayerCAM", REFINED), ("GradCAM++", BASE), ("InputXGradient", BASE)])
@@ -53,11 +63,10 @@ def test_every_measurement_is_the_cpus(method, variant):
     for device in ("cpu", GPU):
         capture = captured(device)
         frames.append(measure(capture, method, variant, variant_maps(capture, method, variant), capture.truth))
-    pd.testing.assert_frame_equal(*frames, rtol=0, atol=1e-6)
-    assert set(frames[1]["status"]) == {"ok"}
+    compare(*frames, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n != "tiny" and checkpoint_path(n).is_file()])
+@pytest.mark.parametrize("name", [name for name in MODELS if checkpoint_path(name).is_file()])
 def test_shipped_networks_measure_alike(name, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     images, target, masks = batch_of(list(SyntheticShapes("test", 2)))
@@ -68,9 +77,7 @@ def test_shipped_networks_measure_alike(name, monkeypatch):
         maps = variant_maps(capture, "LayerCAM", REFINED)
         assert maps.device.type == torch.device(device).type
         frames.append(measure(capture, "LayerCAM", REFINED, maps, masks.to(device)))
-    numbers = [frame.drop(columns="status") for frame in frames]
-    pd.testing.assert_frame_equal(*numbers, rtol=0, atol=1e-3)
-    assert set(frames[1]["status"]) == {"ok"}
+    compare(*frames, atol=1e-3)
 
 
 def test_a_sweep_runs_on_the_device_and_gives_the_cpus_rows(monkeypatch, tmp_path):
@@ -91,11 +98,10 @@ def test_a_sweep_runs_on_the_device_and_gives_the_cpus_rows(monkeypatch, tmp_pat
         monkeypatch.setattr(paths, "RESULTS", tmp_path / device)
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda device=device: device == GPU)
-            rows.append(sweep.sweep(plan()).drop(columns=["seconds", "commit"], errors="ignore"))
+            rows.append(sweep.sweep(plan()))
     sweep._model.cache_clear()
-    assert set(rows[0]["status"]) == {"ok"} and set(devices) == {"cpu", GPU}
-    numbers = [frame.select_dtypes("number") for frame in rows]
-    pd.testing.assert_frame_equal(*numbers, rtol=0, atol=1e-3)
+    assert set(devices) == {"cpu", GPU}
+    compare(*rows, atol=1e-3)
 
 
 def test_memory_of_the_device_stays_flat():

@@ -29,9 +29,25 @@ def test_every_channel_has_mean_0_and_its_variance_over_the_images(name):
     for layer, output in outputs:
         axis = 1 if output.ndim == 4 and output.shape[1] == model.get_submodule(layer).weight.shape[0] else -1
         channels = output.movedim(axis, -1).flatten(0, -2)
-        assert (channels.std(0) / (0.2 if layer.endswith((".proj", ".fc2")) else 1) - 1).abs().max() < 0.05, layer
+        deviation = torch.tensor(0.2 if layer.endswith((".proj", ".fc2")) else 1.0)
+        if layer.endswith(".qkv"):
+            deviation = torch.tensor([0.5, 0.5, 1.0]).repeat_interleave(channels.shape[1] // 3)
+        assert (channels.std(0) / deviation - 1).abs().max() < 0.05, layer
         if model.get_submodule(layer).bias is not None:
             assert channels.mean(0).abs().max() < 0.05, layer
+
+
+def test_every_head_starts_out_looking_at_one_neighbour():
+    images = torch.randn(4, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    model = set_by_images(models.spec_of("swin_tiny").learner(6), images)
+    seen: list[int] = []
+    for layer in model.layers:
+        for block in layer.blocks:
+            attention = block.attn._get_rel_pos_bias()[0].softmax(-1)[:, 24]  # of the middle token of 7 x 7, by head
+            assert (attention.max(-1).values > 0.5).all()
+            seen += attention.argmax(-1).tolist()
+    assert len(seen) == 2 * 3 + 2 * 6 + 6 * 12 + 2 * 24
+    assert {seen.count(place) for place in (16, 17, 18, 23, 25, 30, 31, 32)} <= {len(seen) // 8, len(seen) // 8 + 1}
 
 
 def test_the_first_convolution_whitens_patches_with_either_sign():
