@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -190,6 +192,28 @@ def test_batches_do_not_depend_on_workers_or_start():
         return [(images.sum((1, 2, 3)).tolist(), target.tolist(), infos) for images, target, infos in batches]
 
     assert drawn(0, 0)[3:] == drawn(3, 2) and len(drawn(0, 0)) == 6
+
+
+class _FirstOneLate(torch.utils.data.Dataset):
+    def __len__(self):
+        return 12 * 32
+
+    def __getitem__(self, index):
+        if index == 0:
+            time.sleep(2)
+        return Sample(torch.zeros(3, 4, 4), 0, str(index), torch.zeros(4, 4, dtype=torch.bool))
+
+
+def test_batches_that_wait_for_a_late_one_do_not_run_out_of_files(monkeypatch):
+    resource = pytest.importorskip("resource")  # not on Windows
+    monkeypatch.setattr(fit, "_Training", lambda *_: _FirstOneLate())
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 150, allowed[1]))
+    try:
+        batches = fit._batches(replace(TINY, batch=32, images=384), tasks.Shapes(), 0, 4, False)
+        assert [len(images) for images, _, _ in batches] == [32] * 12
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
 
 
 def test_birds_are_trained_towards_every_class_that_fits():
