@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import memory, paths  # noqa: F401  # memory that is kept takes a seventh off a step on the CPU
 from .checks import InputError, rng, seed_of
-from .datasets import Sample, Samples
+from .datasets import Sample, Samples, batch_of
 from .hints import Hints, maps_of
 from .initial import set_by_images
 from .models import ModelSpec, checkpoint_path, normalise, on_device, read_checkpoint, restore, spec_of
@@ -51,7 +51,8 @@ Batch = tuple[torch.Tensor, torch.Tensor, list[dict[str, str]]]
 
 def _collate(samples: list[Sample]) -> Batch:
     """Images, targets and infos, put together by the worker that draws them: each tensor that it passes is an open file."""
-    return torch.stack([s.image for s in samples]), torch.tensor([s.target for s in samples]), [s.info for s in samples]
+    images, target, _ = batch_of(samples)
+    return images, target, [s.info for s in samples]
 
 
 def evaluate(model: nn.Module, dataset: Samples, spec: ModelSpec, batch: int = 50, workers: int = 0) -> dict:

@@ -19,17 +19,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU he
 GPU = "cuda"
 
 
-@pytest.fixture(autouse=True)
-def _imputed_on_the_device(monkeypatch):
-    solve = imputation.solve_on_cpu
-
-    def refuses(images, *rest):
-        assert images.device.type == "cpu"
-        return solve(images, *rest)
-
-    monkeypatch.setattr(imputation, "solve_on_cpu", refuses)
-
-
 def captured(device: str, dtype: torch.dtype = torch.float64) -> Capture:
     images, target = batch(3)
     truth = torch.zeros(3, 48, 48, dtype=torch.bool)
@@ -58,12 +47,16 @@ def compare(here: pd.DataFrame, there: pd.DataFrame, atol: float) -> None:
 
 
 @pytest.mark.parametrize("method, variant", [("LayerCAM", REFINED), ("GradCAM++", BASE), ("InputXGradient", BASE)])
-def test_every_measurement_is_the_cpus(method, variant):
-    frames = []
+def test_every_measurement_is_the_cpus(method, variant, monkeypatch):
+    solve, solved = imputation.solve_on_cpu, []
+    monkeypatch.setattr(imputation, "solve_on_cpu", lambda *given: solved.append(len(solved)) or solve(*given))
+    frames, on_cpu = [], []
     for device in ("cpu", GPU):
         capture = captured(device)
         frames.append(measure(capture, method, variant, variant_maps(capture, method, variant), capture.truth))
+        on_cpu.append(len(solved))
     compare(*frames, atol=1e-6)
+    assert on_cpu[1] == on_cpu[0] > 0, "the GPU's imputation is its own"
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if checkpoint_path(name).is_file()])
