@@ -23,6 +23,7 @@ from . import paths
 from .checks import InputError, one_of
 from .layers import layers_of
 from .small_networks import small_convnext, small_resnet, small_swin, small_vgg
+from .swin import fit_windows
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -97,7 +98,7 @@ def _swin_tiny(num_classes: int, pretrained: bool, drop_path_rate: float | None 
 
 
 def _swin_tiny_to_train(num_classes: int) -> nn.Module:
-    return _swin_tiny(num_classes, False, drop_path_rate=0.0)
+    return fit_windows(_swin_tiny(num_classes, False, drop_path_rate=0.0))
 
 
 def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
