@@ -23,8 +23,7 @@ from .road import FRACTIONS
 from .synthetic import ShiftedShapes, SyntheticShapes
 
 RESULTS_VERSION = 2
-"""Part of every cache key: raise it when what a row means changes, as by other layers or another mean of a network, which
-no key holds, or by another way to take a bird's parts away."""
+"""Part of every cache key: raise it when what a row means changes, as by another way to take a bird's parts away."""
 
 
 def _photographs(source: str, n: int, seed: int, spec: ModelSpec) -> Samples:
@@ -85,8 +84,8 @@ def _must_know_birds(model: str) -> None:
 class Shard:
     """A piece of a sweep, by names and seeds alone: one method and its variants on images start..stop-1.
 
-    checkpoint: sha256 of the network's weights; data: the data set's fingerprint. Both are part of the key, so that a
-    change of either never mixes stale rows in.
+    checkpoint: sha256 of the network's weights; reading: a hash of its layers and of how it wants its input normalised;
+    data: the data set's fingerprint. All are part of the key, so that a change of one never mixes stale rows in.
     """
 
     dataset: str
@@ -95,6 +94,7 @@ class Shard:
     stop: int
     model: str
     checkpoint: str
+    reading: str
     method: str
     variants: tuple[Variant, ...]
     fractions: tuple[float, ...] = FRACTIONS
@@ -140,6 +140,7 @@ def plan(
         _must_know_birds(model)
     DATASETS[dataset](images, seed, spec)  # refuses more images than there are
     checkpoint = weights_hash(model, weights_of(dataset))
+    reading = f"{seed_of(spec.layers, spec.mean, spec.std):016x}"
     data = fingerprint(dataset, seed, spec)
     return [
         Shard(
@@ -149,6 +150,7 @@ def plan(
             min(start + size, images),
             model,
             checkpoint,
+            reading,
             method,
             tuple(variants) if method_of(method).refines else (BASE,),
             seed=seed,

@@ -77,7 +77,7 @@ def _measure(shard: Shard) -> pd.DataFrame:
     capture = Capture(model, inputs, target, spec.layers, seeds["clean"], masks)
     seen = None
     if shard.dataset == "birds":
-        key = f"{shard.model}-{shard.checkpoint[:16]}-{shard.data}"
+        key = f"{shard.model}-{shard.checkpoint[:16]}-{shard.reading}-{shard.data}"
         seen = SeenBirds(capture, cast(BirdImages, dataset), range(shard.start, shard.stop), key, shard.seed)
     frames = []
     for variant in shard.variants:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from dataclasses import replace
 
 import joblib
 import pandas as pd
@@ -247,6 +248,15 @@ def test_a_failure_is_a_row_with_its_reason_and_can_be_tried_again(toy, monkeypa
     assert (sweep.sweep(plan())["status"] == "failed").sum() == 6 and not again
     assert set(sweep.sweep(plan(), retry_failed=True)["status"]) == {"ok"}
     assert {shard.start for shard in again} == {2} and len(again) == 2, "just those that failed"
+
+
+def test_other_layers_or_another_input_make_another_shard(toy, monkeypatch):
+    before = {shard.key for shard in plan(methods=["RandomCAM"])}
+    for changed in ({"layers": SPEC.layers[::-1]}, {"mean": (0.5, 0.5, 0.5)}, {"std": (1.0, 1.0, 1.0)}):
+        monkeypatch.setitem(models.MODELS, "tiny", replace(SPEC, **changed))
+        assert before.isdisjoint(shard.key for shard in plan(methods=["RandomCAM"])), changed
+    monkeypatch.setitem(models.MODELS, "tiny", replace(SPEC))
+    assert before == {shard.key for shard in plan(methods=["RandomCAM"])}
 
 
 def test_another_checkpoint_or_seed_is_another_shard(toy):
