@@ -23,9 +23,9 @@ class _Fitted(SwinTransformerBlock):
 
 
 def fit_windows(model: nn.Module) -> nn.Module:
-    """The Swin Transformer of timm, in place, attending over all tokens of a map that is smaller than a window, and over no others.
+    """timm's Swin Transformer, in place: in maps smaller than a window, tokens attend to those that there are.
 
-    Maps (B,h,w,C) at least as large as a window are computed as before, so nothing changes for whole images.
+    A map (B,h,w,C) with h or w at least a window's is computed as before, so nothing changes for whole images.
     """
     for module in model.modules():
         if isinstance(module, SwinTransformerBlock):
