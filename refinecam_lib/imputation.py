@@ -13,8 +13,8 @@ CPU, one mask and channel at a time; `multigrid_torch` is the same in batches, f
 import torch
 
 from .checks import InputError
-from .multigrid_numba import solve_on_cpu
-from .multigrid_torch import TOLERANCE, solve_batched
+from .multigrid_numba import TOLERANCE, solve_on_cpu
+from .multigrid_torch import solve_batched
 
 
 def impute(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -43,5 +43,9 @@ def impute(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None 
     masks = keep.shape[1]
     if keep.numel() == 0:
         return images.new_empty(n, masks, channels, height, width)
+    if 1 in (height, width):  # Jacobi's sweeps leave a line's pixels alternating; two equal lines have its solution
+        twice = (1, 1, 1 + (height == 1), 1 + (width == 1))
+        noise = noise if noise is None else noise.repeat(twice)
+        return impute(images.repeat(twice), keep.repeat(twice), noise)[..., :height, :width]
     solve = solve_on_cpu if images.device.type == "cpu" else solve_batched
     return solve(images, keep, None if noise is None else noise.detach().to(images))

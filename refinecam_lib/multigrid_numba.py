@@ -1,4 +1,7 @@
-"""The imputation systems of `imputation`, solved by compiled code on the CPU, one mask and channel at a time."""
+"""The imputation systems of `imputation`, solved by compiled code on the CPU, one mask and channel at a time.
+
+One module, since compiled code is kept on disk by the date of its own file, and would not see a change of another.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +11,13 @@ import numpy as np
 import torch
 from numba import njit
 
-from .multigrid_torch import MAX_ITERATIONS, TOLERANCE
-
+# Largest last correction over the range of the known values, at which a system counts as solved.
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
+MAX_ITERATIONS = {torch.float32: 30, torch.float64: 100}
+# On coarser grids, both by trial: a cell's weight towards known pixels counts so much less than its pixels' own, since
+# its middle is farther from them; and Jacobi's sweeps are over-relaxed, but on a line of cells, where they would diverge.
+SINK_LEFT = 0.8
+RELAXATION = 1.25
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
 ROWS = 8
 """Rows of the image's own grid that are worked on at a time, while they are in the fastest cache."""
@@ -109,7 +117,9 @@ def _build(keep, levels, ops):
     for k in range(1, len(levels) - 1):
         fine_right, fine_below, fine_se, fine_sw = right, below, se, sw
         # Cells are twice as far apart, which halves the weights between them; /3 as the corners' share is kept whole.
-        scale = ops.dtype.type(1 / 3 if min(levels[k, 0], levels[k, 1]) > 1 else 1 / 2)
+        line = min(levels[k, 0], levels[k, 1]) == 1
+        scale = ops.dtype.type(1 / 2 if line else 1 / 3)
+        relaxation, left = ops.dtype.type(1 if line else RELAXATION), ops.dtype.type(SINK_LEFT)
         right, below, se, sw = (
             _at(ops[RIGHT], levels, k),
             _at(ops[BELOW], levels, k),
@@ -128,6 +138,7 @@ def _build(keep, levels, ops):
             for j in range(1, levels[k, 1] + 1):
                 y, x = 2 * i - 1, 2 * j - 1
                 u[i, j] = u[i, j] > 0
+                sink[i, j] *= left
                 right[i, j] = scale * (
                     fine_right[y, x + 1] + fine_right[y + 1, x + 1] + fine_se[y, x + 1] + fine_sw[y, x + 2]
                 )
@@ -140,7 +151,7 @@ def _build(keep, levels, ops):
             for j in range(1, levels[k, 1] + 1):
                 straight = right[i, j] + right[i, j - 1] + below[i, j] + below[i - 1, j]
                 total[i, j] = sink[i, j] + straight + se[i, j] + se[i - 1, j - 1] + sw[i, j] + sw[i - 1, j + 1]
-                inv[i, j] = 1 / total[i, j] if total[i, j] > 0 else 0
+                inv[i, j] = relaxation / total[i, j] if total[i, j] > 0 else 0
     for i in range(ops.shape[1]):
         ops[KNOWN, i] = 1 / ops[KNOWN, i] if ops[KNOWN, i] > 0 else 0  # from here on: one over the number of known
 

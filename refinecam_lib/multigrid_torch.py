@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-# Largest last correction over the range of the known values, at which a system counts as solved.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-MAX_ITERATIONS = {torch.float32: 30, torch.float64: 100}
+from .multigrid_numba import MAX_ITERATIONS, RELAXATION, SINK_LEFT, TOLERANCE
 
 
 def _shifted(t: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
@@ -68,7 +66,7 @@ def _levels(keep: torch.Tensor) -> list[_Level]:
     known = keep
     while max(removed.shape[-2:]) > 1:
         odd = (0, removed.shape[-1] % 2, 0, removed.shape[-2] % 2)
-        scale = 1 / 3 if min(removed.shape[-2:]) > 2 else 1 / 2
+        scale, relaxation = (1 / 3, RELAXATION) if min(removed.shape[-2:]) > 2 else (1 / 2, 1.0)
         right, below, se, sw, next_sw = (F.pad(t, odd) for t in (right, below, se, sw, _shifted(sw, 0, 1)))
         # The weights that cross a cell's right side, lower side, and its two lower corners.
         right, below, se, sw = (
@@ -77,14 +75,14 @@ def _levels(keep: torch.Tensor) -> list[_Level]:
             se[..., 1::2, 1::2],
             sw[..., 1::2, ::2],
         )
-        removed, known, sink = (_cell_sums(removed) > 0).to(keep), _cell_sums(known), _cell_sums(sink)
+        removed, known, sink = (_cell_sums(removed) > 0).to(keep), _cell_sums(known), SINK_LEFT * _cell_sums(sink)
         weights = tuple(
             (sign * dy, sign * dx, weight if sign > 0 else _shifted(weight, -dy, -dx))
             for dy, dx, weight in ((0, 1, right), (1, 0, below), (1, 1, se), (1, -1, sw))
             for sign in (1, -1)
         )
         diagonal = sink + sum(weight for _, _, weight in weights)
-        inverse = torch.where(diagonal > 0, removed / diagonal.where(diagonal > 0, 1), 0)
+        inverse = torch.where(diagonal > 0, relaxation * removed / diagonal.where(diagonal > 0, 1), 0)
         levels.append(_Level(removed, inverse, diagonal, known, weights))
     return levels
 
