@@ -1,5 +1,6 @@
-"""What the README says of the results is what the committed rows and tables say, sentence by sentence."""
+"""What README and docs/findings.md say of the results is what the committed rows and tables say, word by word."""
 
+import functools
 import json
 import re
 import shlex
@@ -8,7 +9,8 @@ import pandas as pd
 import pytest
 
 from refinecam_lib import paths, reproduce
-from refinecam_lib.bird_score import per_explanation, summary
+from refinecam_lib.bird_score import per_explanation
+from refinecam_lib.bird_score import summary as bird_summary
 from refinecam_lib.compare import read_rows
 from refinecam_lib.explain import CAMS, TRIVIAL
 from refinecam_lib.metrics import scores
@@ -36,9 +38,17 @@ def listed(names):
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or "none"
 
 
+def fig1_means(folder=STANDARD):
+    mean = rows_of("rows_fig1", folder).groupby("method")[["average_drop", "adcc", "road", "arcc"]].mean()
+    return mean, [method for method in mean.index if method not in TRIVIAL]
+
+
+def stress_means(folder=STANDARD):
+    return rows_of("rows_stress", folder).groupby("method")["arcc"].mean()
+
+
 def fig1():
-    mean = rows_of("rows_fig1").groupby("method")[["average_drop", "adcc", "road", "arcc"]].mean()
-    real = [m for m in mean.index if m not in TRIVIAL]
+    mean, real = fig1_means()
     fooled = {s: [t for t in TRIVIAL if sign * mean.loc[t, s] > max(sign * mean.loc[real, s])]
               for s, sign in (("average_drop", -1), ("adcc", 1))}  # fmt: skip
     yield (
@@ -51,9 +61,8 @@ def fig1():
 
 def stress():
     def means(folder):
-        base, more = rows_of("rows_fig1", folder), rows_of("rows_stress", folder)
-        real = base[~base["method"].isin(TRIVIAL)].groupby("method")["arcc"].mean()
-        return real, more.groupby("method")["arcc"].mean()
+        mean, real = fig1_means(folder)
+        return mean.loc[real, "arcc"], stress_means(folder)
 
     real, more = means(STANDARD)
     yield (
@@ -69,12 +78,29 @@ def stress():
     )
 
 
-def fig3():
-    rows = rows_of("rows_fig3a")
+def correlations_of(rows, truth):
     rows["one_minus_average_drop"] = 1 - rows["average_drop"]
     rows["one_minus_complexity"] = 1 - rows["complexity"]
     compared = ["arcc", "road", "coherency", "one_minus_complexity", "adcc", "one_minus_average_drop"]
-    table = correlations(rows, compared).set_index(["level", "kind", "score"]).sort_index()
+    return rows, correlations(rows, compared, truth).set_index(["level", "kind", "score"]).sort_index()
+
+
+@functools.cache
+def truth_correlations():
+    return correlations_of(rows_of("rows_fig3a"), "cosine")
+
+
+@functools.cache
+def bird_correlations():
+    raw = read_rows(STANDARD / "rows_fig3b.parquet")
+    raw = raw[raw["status"] != "failed"].reset_index(drop=True)
+    rows = raw.join(per_explanation(raw).rename(columns={"score": "funnybirds"})).join(scores(raw))
+    rows = rows[(rows["layer"] == 0) & (rows["correct"] == True) & ~rows["method"].isin(TRIVIAL)]
+    return raw, *correlations_of(rows[rows["aggregate"] == "none"].reset_index(drop=True), "funnybirds")
+
+
+def fig3():
+    rows, table = truth_correlations()
     each, means = table.loc["explanation", "spearman"], table.loc["method mean", "spearman"]
     best = each.drop(index="arcc")["value"].idxmax()
     rival, road = each.loc[best], means.loc["road"]
@@ -94,15 +120,7 @@ def fig3():
 
 
 def funnybirds():
-    raw = read_rows(STANDARD / "rows_fig3b.parquet")
-    raw = raw[raw["status"] != "failed"].reset_index(drop=True)
-    rows = raw.join(per_explanation(raw).rename(columns={"score": "funnybirds"})).join(scores(raw))
-    rows["one_minus_average_drop"] = 1 - rows["average_drop"]
-    rows["one_minus_complexity"] = 1 - rows["complexity"]
-    rows = rows[(rows["layer"] == 0) & (rows["correct"] == True) & ~rows["method"].isin(TRIVIAL)]
-    rows = rows[rows["aggregate"] == "none"].reset_index(drop=True)
-    compared = ["arcc", "road", "coherency", "one_minus_complexity", "adcc", "one_minus_average_drop"]
-    table = correlations(rows, compared, "funnybirds").set_index(["level", "kind", "score"]).sort_index()
+    raw, rows, table = bird_correlations()
     each = table.loc["explanation", "spearman"]
     best, lead = each["value"].idxmax(), each.drop(index="arcc")
     rival = lead.loc[lead["value"].idxmax()]
@@ -116,7 +134,7 @@ def funnybirds():
         f"{verdict if verdict == 'not told apart' else verdict + ' than'} {'from ' if verdict == 'not told apart' else ''}"
         f"the best of the others."
     )
-    table = summary(raw, draws=2)
+    table = bird_summary(raw, draws=2)
     means = table[(table["layer"] == 0)].groupby(["method", "aggregate"])[["score", "completeness"]].mean()
     base = means.xs("none", level="aggregate")
     real = base.drop(index=list(TRIVIAL))
@@ -138,10 +156,14 @@ def refined(rows, score):
     return paired_test(pair, score, ["method"], ("none", "product")).set_index("method").loc[list(CAMS)]
 
 
-def shown(tests):
+def changed(tests):
     """Methods whose change is shown: by the test, corrected after Holm, and by the interval of the mean as well."""
     real = (tests["p_holm"] < 0.05) & (tests["low"] * tests["high"] > 0)
-    return {sign: listed(tests.index[real & (sign * tests["difference"] > 0)]) for sign in (1, -1)}
+    return {sign: tests.index[real & (sign * tests["difference"] > 0)] for sign in (1, -1)}
+
+
+def shown(tests):
+    return {sign: listed(methods) for sign, methods in changed(tests).items()}
 
 
 def table1():
@@ -221,6 +243,54 @@ def photographs():
     )
 
 
+def summary():
+    """The lines of the README's table."""
+    audit = pd.read_csv(STANDARD / "table_audit_numbers.csv").set_index("claim")
+    verdict = audit[audit["condition"] == "recommended"]["verdict"]
+    mean, real = fig1_means()
+    yield (
+        "| Trivial maps fool common metrics, not ARCC (Fig. 1) | "
+        f"**{verdict['no trivial map beats the average CAM in ARCC']}** for its three maps, at most "
+        f"{number(mean.loc[list(TRIVIAL), 'arcc'].max())} where no method has less than "
+        f"{number(mean.loc[real, 'arcc'].min())}; a Gaussian at the centre, which ignores the network, has "
+        f"{number(stress_means()['CentreGaussian'])} |"
+    )
+    each = truth_correlations()[1].loc["explanation", "spearman"]["value"]
+    rival = each.drop(index="arcc").idxmax()
+    yield (
+        "| ARCC agrees best with the truth (Fig. 3a) | "
+        f"**{verdict['ARCC agrees with the truth better than any other score']}**, explanation by explanation: Spearman's "
+        f"correlation {number(each['arcc'])}, the next is {TITLES[rival].rstrip(' ↑')}'s {number(each[rival])} |"
+    )
+    each = bird_correlations()[2].loc["explanation", "spearman"]
+    rival = each.drop(index="arcc")["value"].idxmax()
+    assert each.loc[rival, "high_difference"] < 0, "the table says that the claim fails"
+    yield (
+        "| and with the FunnyBirds score (Fig. 3b) | **fails** on this project's birds: "
+        f"{number(each.loc['arcc', 'value'])}, where {TITLES[rival].rstrip(' ↑')} has {number(each.loc[rival, 'value'])} |"
+    )
+    rows = rows_of("rows_table1")
+    arcc, precision = changed(refined(rows, "arcc")), changed(refined(rows, "average_precision"))
+    assert not len(precision[-1]), "the table says that it falls for none"
+    yield (
+        f"| RefineCAM raises ARCC (Table 1) | **{verdict['RefineCAM beats Base in ARCC']}**: it rises for {len(arcc[1])} of "
+        f"{len(CAMS)} methods and falls for {len(arcc[-1])}. But its maps rank the true pixels higher: average precision rises for "
+        f"{len(precision[1])} of {len(CAMS)} and falls for none |"
+    )
+    arcc = refined(rows_of("rows_table1", paths.REFERENCE / "photographs"), "arcc")
+    assert not len(changed(arcc)[-1]), "the table says that it tends to hold"
+    yield (
+        f"| on photographs (Table 1) | **tends to hold**: the mean rises for {(arcc['difference'] > 0).sum()} of "
+        f"{len(CAMS)} methods, a rise is shown for {len(changed(arcc)[1])} |"
+    )
+    geometric = audit.loc["the product beats the geometric mean"]
+    assert (geometric["high"] < 0).all()
+    yield (
+        f"| The product is the best aggregate (Table 2) | **{verdict['the product beats the geometric mean']}**: the "
+        "geometric mean beats it under every convention and every defect of the published code |"
+    )
+
+
 FINDINGS = [fig1, stress, fig3, funnybirds, table1, audit, photographs]
 
 
@@ -232,20 +302,26 @@ def words(text):
     return " ".join(text.replace("**", "").split())
 
 
-@pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.__name__)
-def test_the_readme_says_what_was_found(finding):
-    missing = [sentence for sentence in finding() if words(sentence) not in words(readme())]
+def texts():
+    """What the README's section says, which is a summary, and docs/findings.md, by what each is to say."""
+    section = re.search(r"## What we found(.*?)\n## ", readme(), re.DOTALL)[1]
+    return ([summary], words(section)), (FINDINGS, words((paths.ROOT / "docs" / "findings.md").read_text()))
+
+
+@pytest.mark.parametrize("finding", [summary, *FINDINGS], ids=lambda finding: finding.__name__)
+def test_the_pages_say_what_was_found(finding):
+    (text,) = (text for findings, text in texts() if finding in findings)
+    missing = [sentence for sentence in finding() if words(sentence) not in text]
     assert not missing
 
 
 def test_no_other_number_of_a_result_stands_in_the_findings():
-    """Between the headings `What we found` and the next, every decimal and percentage is in a tested sentence."""
-    section = words(re.search(r"## What we found(.*?)\n## ", readme(), re.DOTALL)[1])
-    for finding in FINDINGS:
-        for sentence in finding():
-            section = section.replace(words(sentence), "")
-    section = re.sub(r"\]\([^)]*\)|`[^`]*`", "", section)
-    assert not re.findall(r"-?\d*\.\d+|\d+ ?%", section)
+    """Every decimal and percentage there is in a tested sentence."""
+    for findings, text in texts():
+        for sentence in (sentence for finding in findings for sentence in finding()):
+            text = text.replace(words(sentence), "")
+        text = re.sub(r"\]\([^)]*\)|`[^`]*`", "", text)
+        assert not re.findall(r"-?\d*\.\d+|\d+ ?%", text)
 
 
 def test_the_runtimes_of_the_index_are_those_of_the_last_accepted_run():
