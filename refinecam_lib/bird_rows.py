@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from . import paths
-from .bird_score import PART_COLUMNS, PARTS, TARGET_COLUMNS, facts, importances, sensitivity_pair
+from .bird_score import PART_COLUMNS, TARGET_COLUMNS, facts, importances, sensitivity_pair
 from .cam import Capture, Maps, forward_chunk
 from .checks import InputError, rng, seed_of
 from .datasets import PREDICTED, Sample
 from .explain import Variant, variant_maps
-from .funnybirds import FunnyBirds
+from .funnybirds import PARTS, FunnyBirds
 
 
 class BirdImages(Sequence[Sample]):

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from .checks import InputError, one_of, rng
+from .funnybirds import PARTS
 from .statistics import middle
 
-PARTS = ("beak", "eye", "foot", "tail", "wing")
 OBJECTS = 35
 """Columns of background objects, object_00 .. object_34."""
 

@@ -11,7 +11,7 @@ from networks import LAYERS, TinyNet, batch, tiny_net
 
 from refinecam_lib import bird_rows, birds, models, paths, sweep
 from refinecam_lib.bird_rows import BirdImages, SeenBirds, logits_of
-from refinecam_lib.bird_score import NEEDED, PARTS, facts, importances, sensitivity_pair, summary
+from refinecam_lib.bird_score import NEEDED, facts, importances, sensitivity_pair, summary
 from refinecam_lib.cam import Capture, grad_cam, random_cam, score_cam
 from refinecam_lib.checks import InputError
 from refinecam_lib.datasets import PREDICTED
@@ -151,7 +151,6 @@ def test_rows_of_another_set_of_birds_never_mix_in(tmp_path, monkeypatch):
     assert plan("tiny", ["LayerCAM"], 2, dataset="birds")[0].key != first[0].key
     with pytest.raises(InputError, match="6 birds; allowed: up to the 5 test images"):
         bird_rows.BirdImages(6)
-    assert all(part in bird_rows.PARTS for part in PARTS)
 
 
 def test_a_network_of_other_birds_is_refused_before_anything_is_measured(tmp_path, monkeypatch):

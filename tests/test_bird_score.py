@@ -15,7 +15,6 @@ from refinecam_lib.bird_score import (
     GROUP,
     NEEDED,
     OBJECTS,
-    PARTS,
     TERMS,
     THRESHOLDS,
     WHOLE,
@@ -29,6 +28,7 @@ from refinecam_lib.bird_score import (
     threshold,
 )
 from refinecam_lib.checks import InputError
+from refinecam_lib.funnybirds import PARTS
 
 VARIANTS = [(0, 0, 0, 0, 0), (0, 0, 1, 1, 1), (1, 1, 0, 0, 1), (2, 2, 2, 2, 0)]
 CLASSES = [dict(zip(PARTS, variants)) for variants in VARIANTS]
