@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -265,7 +266,8 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
 
     A timm network gets timm's own preprocessing and the layers that `layers_of` finds. pretrained: with its default
     weights, downloaded once where no package carries them; else with random ones, whose maps mean nothing.
-    Raises InputError for an unknown name, or a timm network for images that are not square.
+    Raises InputError for an unknown name, and for a timm network without such weights or classes, or for images that
+    are not square.
     """
     if name in MODELS:
         spec = MODELS[name]
@@ -278,10 +280,14 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
     try:
         model = timm.create_model(name, pretrained=pretrained)
     except RuntimeError as error:
-        if "pretrained tag" not in str(error):
+        if not re.search("pretrained tag|No pretrained weights", str(error)):
             raise
-        allowed = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "the name alone"
+        allowed = (
+            ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "a network of which timm has weights"
+        )
         raise InputError(f"network {name!r}: timm has no such weights; allowed: {allowed}") from None
+    if not model.num_classes:
+        raise InputError(f"timm network {name!r} gives features, not classes; allowed: a classifier")
     config = timm.data.resolve_model_data_config(model)
     _, height, width = config["input_size"]
     if height != width:

@@ -147,7 +147,7 @@ def audit_plan(
 ) -> dict[str, list[Shard]]:
     """The audit: "ours", the rows of Tables 1 and 2, Fig. 1 and Fig. 4, and what each defect measures anew.
 
-    Each defect costs a measurement of its own on `n_defects` images; ScoreCAM and slow methods are left out there.
+    Each defect costs a measurement of its own on `n_defects` images, `n_images` at most; ScoreCAM and slow methods are left out there.
     """
     ours = table1_plan([model], n_images, n_score_cam, n_captum, seed=seed)
     ours += paper_plan([model], dict.fromkeys(["GradCAM", *TRIVIAL], n_images), seed)
@@ -155,7 +155,7 @@ def audit_plan(
     cheap = [method for method in CAMS if method != "ScoreCAM"]
     whole = [*cheap, "InputXGradient", "DeepLift", *TRIVIAL, HAZE]
     refined = [Variant(0, aggregate) for aggregate in AGGREGATES]
-    few, every = partial(plan, model, images=n_defects, seed=seed), [Variant(), *refined]
+    few, every = partial(plan, model, images=min(n_defects, n_images), seed=seed), [Variant(), *refined]
     return {
         "ours": ours,
         "D1": few(whole, variants=every, dataset="synthetic_leaked"),
@@ -267,8 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.plans", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="quick", help="quick (default), standard, paper")
-    parser.add_argument("--only", nargs="+", default=[], metavar="07", help="what these notebooks measure")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", dest="settings", help="parameters")
+    several: dict = {"nargs": "+", "action": "extend", "default": []}
+    parser.add_argument("--only", metavar="07", help="what these notebooks measure", **several)
+    parser.add_argument("--set", metavar="NAME=VALUE", dest="settings", help="parameters", **several)
     parser.add_argument("--status", action="store_true", help="say what is done and missing; measure nothing")
     parser.add_argument(
         "--retry-failed", action="store_true", help="measure the shards that failed again, and no other"

@@ -34,6 +34,11 @@ from .provenance import KEYS, commit
 
 PACKAGES = ("torch", "torchvision", "timm", "captum", "numpy", "scipy", "pandas", "numba", "scikit-image", "papermill")
 """The packages whose versions the manifest notes."""
+FOLDERS = (
+    *(f"REFINECAM_{name}" for name in ("ROOT", "DATA", "CHECKPOINTS", "RESULTS", "FIGURES", "NOTEBOOKS")),
+    *(f"{name}_ROOT" for name in ("FUNNYBIRDS", "IMAGENET", "IMAGES", "WALDO")),
+)
+"""The environment variables that name a folder."""
 HOMES = (
     "IPYTHONDIR",
     "JUPYTER_CONFIG_DIR",
@@ -66,6 +71,10 @@ def _environment(products: Path) -> Iterator[None]:
     values["PYTHONPATH"] = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     values["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, not one that the user's home has by the same name
     values[notebook.PRODUCTS] = str(products)
+    # The kernel runs in the notebooks' folder, and would look there for folders that are given relative to this one.
+    for name in FOLDERS:
+        if (given := os.environ.get(name)) and given != "crowd":  # WALDO_ROOT's word for no folder
+            values[name] = str(Path(given).expanduser().absolute())
     values["REFINECAM_QUIET"] = "1"  # no progress bars in executed copies
     values["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # or the user's own would leave the figures out
     before = {name: os.environ.get(name) for name in values}

@@ -116,6 +116,8 @@ def test_measured_ahead_status_and_retry(toy, monkeypatch, capsys):
 
 def test_nothing_to_measure_and_bad_input(toy, capsys):
     assert plans.main(["--only", "6"]) == 0 and capsys.readouterr().out == "these notebooks measure nothing ahead\n"
+    assert plans.main(["--only", "03", *SETTINGS, "--set", "seed=3", "--status"]) == 0
+    assert [line[:3] for line in capsys.readouterr().out.splitlines()] == ["03_", "07_", "08_", "tog"]
     assert plans.main([*SETTINGS, "n_image=3"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: unknown parameter 'n_image'. Did you mean 'n_images'?") and error.count("\n") == 1

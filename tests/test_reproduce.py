@@ -230,6 +230,20 @@ def test_folders_by_environment_variables_may_be_relative_or_at_home(tmp_path):
     assert done.stdout.splitlines() == [str(tmp_path / "kept"), str(tmp_path / "me" / "drawn")]
 
 
+def test_a_notebook_finds_relative_folders_where_the_runner_does(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = {"REFINECAM_RESULTS": "kept", "IMAGES_ROOT": "mine", "WALDO_ROOT": "crowd"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code = "import os; from refinecam_lib import paths; print(paths.RESULTS, *map(os.environ.get, ['IMAGES_ROOT', 'WALDO_ROOT']))"
+    with reproduce._environment(tmp_path / "products"):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, check=True, cwd=tmp_path / "notebooks", capture_output=True, text=True)
+    assert done.stdout.split() == [str(tmp_path / "kept"), str(tmp_path / "mine"), "crowd"]
+    assert {name: os.environ[name] for name in given} == given
+
+
 def test_tables_are_compared_cell_by_cell(tmp_path):
     def verdict(cell, reference, columns="method,score,seconds"):
         (tmp_path / "a.csv").write_text(f"{columns}\nLayerCAM,{cell},1\n")
