@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,8 +15,8 @@ class InputError(ValueError):
     """Bad input, said in one line: what was wrong, what was given, what is allowed."""
 
 
-UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no whole picture; a SyntaxError for a png with broken chunks."""
+UNREADABLE = (OSError, SyntaxError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no whole picture; a SyntaxError for a png with broken chunks, a struct.error for broken Exif."""
 
 
 def one_of(kind: str, name: str, allowed: Iterable[str]) -> str:

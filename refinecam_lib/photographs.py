@@ -56,10 +56,17 @@ class Photographs:
         try:
             with Image.open(file.path) as opened:
                 turned = ImageOps.exif_transpose(opened) if self.upright else opened
-                image = self.transform(turned.convert("RGB"))
+                image = self.transform(rgb(turned))
         except UNREADABLE as error:
             raise InputError(f"photograph {file.name!r} is not a readable picture: {error}") from error
         return Sample(image, file.target, file.name)
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """In RGB; OSError for 16 bits or floats a channel, which Pillow would cut off at 255 without a word."""
+    if picture.mode[0] in "IF":
+        raise OSError(f"its pixels are of Pillow's mode {picture.mode!r}; allowed: 8 bits a channel")
+    return picture.convert("RGB")
 
 
 def photographs(source: str, n: int, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> Photographs:

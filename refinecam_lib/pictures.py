@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.functional import pil_to_tensor
 
 from .checks import UNREADABLE, InputError
-from .photographs import BUNDLED, photographs
+from .photographs import BUNDLED, photographs, rgb
 
 
 def open_picture(source: str | Path | bytes) -> Image.Image:
@@ -21,7 +21,7 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
     name = "that was uploaded" if isinstance(source, bytes) else repr(str(source))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _file(source)) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:
         raise InputError(f"picture {name} can't be read: no format of pictures that Pillow knows") from error
     except UNREADABLE as error:

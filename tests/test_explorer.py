@@ -211,6 +211,9 @@ def test_pictures_are_upright_and_rgb(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(InputError, match=r"text.png' can't be read"):
         open_picture(tmp_path / "text.png")
+    Image.fromarray(np.full((20, 20), 999, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep.png' can't be read: .*'I;16'; allowed: 8 bits a channel"):
+        open_picture(tmp_path / "deep.png")
 
 
 def test_any_network_of_timm_comes_with_its_preprocessing_and_layers():
