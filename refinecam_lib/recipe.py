@@ -64,6 +64,13 @@ class Recipe:
             raise InputError(f"exam = {self.exam}; allowed: windows of 32 to {side} px, or 0 for whole images")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr = {self.lr}; allowed: a positive number")
+        if not self.weight_decay >= 0:
+            raise InputError(f"weight_decay = {self.weight_decay}; allowed: 0 or more")
+        for name in ("warmup", "smoothing", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} = {getattr(self, name)}; allowed: 0 to 1")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip = {self.clip}; allowed: a positive norm, or none")
         if not 0 <= self.faint <= (1 if self.task == "synthetic" else 0):
             raise InputError(f"faint = {self.faint} for the task {self.task!r}; allowed: 0 to 1 for the shapes, else 0")
         if not 1 <= self.zoom <= (4 if self.task == "synthetic" else 1):
@@ -72,8 +79,10 @@ class Recipe:
             raise InputError(f"teacher = {self.teacher!r} for the task {self.task!r}; allowed: of the shapes only")
         if self.teacher:
             one_of("teacher", self.teacher, MODELS)
-        if abs(sum(share for _, share in self.stages) - 1) > 1e-6 or any(not 32 <= w <= side for w, _ in self.stages):
-            raise InputError(f"stages {self.stages}; allowed: windows of 32 to {side} px with shares that add up to 1")
+        fit = all(32 <= window <= side and share > 0 for window, share in self.stages)
+        if not fit or abs(sum(share for _, share in self.stages) - 1) > 1e-6:
+            allowed = f"windows of 32 to {side} px with positive shares that add up to 1"
+            raise InputError(f"stages {self.stages}; allowed: {allowed}")
 
     @property
     def steps(self) -> int:

@@ -137,6 +137,8 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
     Shards are taken in random order: so the time left is a fair guess, though methods differ in cost, and two sweeps
     of the same shards at once share the work. Raises InputError for bad input, and Stopped where a worker process died.
     """
+    if n_jobs == 0:
+        raise InputError("n_jobs = 0; allowed: 1 or more, or -1 for one a core")
     shards = list(dict.fromkeys(shards))
     done = {shard: rows for shard in shards if (rows := finished(shard, retry_failed)) is not None}
     missing = [shard for shard in shards if shard not in done]

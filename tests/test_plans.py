@@ -118,6 +118,8 @@ def test_nothing_to_measure_and_bad_input(toy, capsys):
     assert plans.main(["--only", "6"]) == 0 and capsys.readouterr().out == "these notebooks measure nothing ahead\n"
     assert plans.main(["--only", "03", *SETTINGS, "--set", "seed=3", "--status"]) == 0
     assert [line[:3] for line in capsys.readouterr().out.splitlines()] == ["03_", "07_", "08_", "tog"]
+    assert plans.main([*SETTINGS, "--jobs", "0"]) == 2
+    assert capsys.readouterr().err == "error: n_jobs = 0; allowed: 1 or more, or -1 for one a core\n"
     assert plans.main([*SETTINGS, "n_image=3"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: unknown parameter 'n_image'. Did you mean 'n_images'?") and error.count("\n") == 1
