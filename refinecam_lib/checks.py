@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 UNREADABLE = (OSError, SyntaxError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no whole picture; a SyntaxError for a png with broken chunks, a struct.error for broken Exif."""
+"""What Pillow raises for a file that is no whole picture; SyntaxError for broken png chunks, struct.error for Exif."""
 
 
 def one_of(kind: str, name: str, allowed: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -280,11 +279,10 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
     try:
         model = timm.create_model(name, pretrained=pretrained)
     except RuntimeError as error:
-        if not re.search("pretrained tag|No pretrained weights", str(error)):
+        if not any(words in str(error) for words in ("pretrained tag", "No pretrained weights")):
             raise
-        allowed = (
-            ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "a network of which timm has weights"
-        )
+        weights = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
+        allowed = weights or "a network of which timm has weights"
         raise InputError(f"network {name!r}: timm has no such weights; allowed: {allowed}") from None
     if not model.num_classes:
         raise InputError(f"timm network {name!r} gives features, not classes; allowed: a classifier")

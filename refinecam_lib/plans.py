@@ -147,7 +147,8 @@ def audit_plan(
 ) -> dict[str, list[Shard]]:
     """The audit: "ours", the rows of Tables 1 and 2, Fig. 1 and Fig. 4, and what each defect measures anew.
 
-    Each defect costs a measurement of its own on `n_defects` images, `n_images` at most; ScoreCAM and slow methods are left out there.
+    Each defect costs a measurement of its own on `n_defects` images, `n_images` at most; ScoreCAM and slow methods are
+    left out there.
     """
     ours = table1_plan([model], n_images, n_score_cam, n_captum, seed=seed)
     ours += paper_plan([model], dict.fromkeys(["GradCAM", *TRIVIAL], n_images), seed)
