@@ -40,9 +40,10 @@ def summary(rows: pd.DataFrame, score: str, by: Sequence[str]) -> pd.DataFrame:
     """Mean, standard deviation over images, n and the bootstrap 95 % interval (low, high) of a score for each group.
 
     rows: columns `score`, those of `by`, and image where an image has several rows in a group, as of several networks.
-    Values that are not finite are left out, and n counts the rest.
+    Values that are not finite are left out, and n counts the rest. Raises InputError where there is no row.
     """
-
+    if rows.empty:
+        raise InputError(f"no row to average {score} over; allowed: at least one")
     rows = rows.reset_index(drop=True)
     images = rows["image"].to_numpy() if "image" in rows else np.arange(len(rows))
 
@@ -60,17 +61,21 @@ def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[s
 
     Returns, for each group of `by`: n pairs, the mean difference and its bootstrap 95 % interval, the matched-pairs
     rank-biserial correlation (effect size, -1..1, positive where pair[1] is higher), p, and p corrected by Holm over
-    all groups. Pairs with an undefined score are left out; groups without a difference have p = 1. Raises InputError for
-    a name in `pair` that no row has, and where a group has several rows of an image, as of several networks.
+    all groups. Pairs with an undefined score are left out; groups without a difference have p = 1, groups without a pair
+    n = 0 and NaN. Raises InputError for a name in `pair` that no row has, and where a group has several rows of an
+    image, as of several networks.
     """
     if rows.duplicated([*by, "image", "aggregate"]).any():
         raise InputError(f"several rows an image and aggregate in a group by {', '.join(by)}; allowed: one")
-    wide = rows.pivot_table(index=[*by, "image"], columns="aggregate", values=score, sort=False)
+    wide = rows.set_index([*by, "image", "aggregate"])[score].unstack(sort=False)
     for name in pair:
         one_of("aggregate", name, wide.columns)
     records = []
-    for group, frame in wide[list(pair)].dropna().groupby(list(by), sort=False):
-        difference = (frame[pair[1]] - frame[pair[0]]).to_numpy()
+    for group, apart in (wide[pair[1]] - wide[pair[0]]).groupby(list(by), sort=False):
+        difference = apart.dropna().to_numpy(float)
+        if not len(difference):
+            records.append([*group, 0, *[np.nan] * 5])
+            continue
         low, high = bootstrap_interval(difference)
         moved = difference[difference != 0]
         p, effect = 1.0, 0.0
@@ -78,18 +83,18 @@ def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[s
             ranks = scipy.stats.rankdata(np.abs(moved))
             effect = float((ranks * np.sign(moved)).sum() / ranks.sum())
             p = float(scipy.stats.wilcoxon(moved).pvalue)
-        records.append([*group, len(frame), difference.mean(), low, high, effect, p])
+        records.append([*group, len(difference), difference.mean(), low, high, effect, p])
     table = pd.DataFrame(records, columns=[*by, "n", "difference", "low", "high", "effect", "p"])
     table["p_holm"] = holm(table["p"].to_numpy())
     return table
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of p values (m,), in [0,1]."""
+    """Holm's step-down correction of p values (m,), in [0,1]; NaN, of no test, stays and doesn't count."""
     p = np.asarray(p, float)
-    order = np.argsort(p)
-    stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
-    corrected = np.empty_like(p)
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN come last
+    stepped = np.maximum.accumulate((len(order) - np.arange(len(order))) * p[order])
+    corrected = np.full_like(p, np.nan)
     corrected[order] = np.minimum(stepped, 1)
     return corrected
 
@@ -118,7 +123,8 @@ def correlations(
     (CORRELATIONS) and level ("explanation": over all rows; "method mean": over the means of the methods): value, the
     mean over models; std, over models; low, high; and difference, `reference`'s correlation minus the score's, with
     low_difference and high_difference, for both are drawn on the same images. Rows in which any score is
-    undefined are left out, so that all scores are compared on the same n rows. Of a single image the bounds are NaN.
+    undefined are left out, and so are models on which a score has no correlation, unless it has none on any (NaN then):
+    all scores are compared on the same n rows. Of a single image the bounds are NaN.
     Raises InputError for a reference that is none of the scores, and where no row is left.
     """
     own = list(scores).index(one_of("reference", reference, scores))
@@ -148,7 +154,10 @@ def correlations(
     resampled = [measured(np.concatenate([rows_of[i] for i in draw])) for draw in drawn_images]
     records = []
     for (level, kind), found in measured(np.arange(len(rows))).items():
-        drawn = np.stack([each[level, kind].mean(0) for each in resampled])
+        defined = np.isfinite(found)
+        counted = (defined | ~defined.any(0)).all(1)
+        found, n = found[counted], int(counted[model].sum())
+        drawn = np.stack([each[level, kind][counted].mean(0) for each in resampled])
         if len(images) < 2:
             drawn = np.full_like(drawn, np.nan)
         value = found.mean(0)
@@ -158,7 +167,7 @@ def correlations(
             record = {"level": level, "kind": kind, "score": score, "value": value[k], "std": found[:, k].std()}
             record |= {"low": low, "high": high, "difference": value[own] - value[k]}
             record |= {"low_difference": low_difference, "high_difference": high_difference}
-            records.append(record | {"n": len(rows)})
+            records.append(record | {"n": n})
     return pd.DataFrame(records)
 
 

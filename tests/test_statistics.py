@@ -61,9 +61,38 @@ def test_paired_test_refuses_several_networks_in_one_group():
         paired_test(rows, "arcc", ["method"], ("none", "product"))
 
 
+def test_paired_test_keeps_groups_without_a_pair():
+    rows = pd.DataFrame(
+        [(m, i, a, (i + (a == "product")) / 10) for m in "xyz" for i in range(5) for a in ("none", "product")],
+        columns=["method", "image", "aggregate", "arcc"],
+    )
+    rows.loc[rows["method"] == "y", "arcc"] = np.nan
+    table = paired_test(rows, "arcc", ["method"], ("none", "product")).set_index("method")
+    assert table["n"].to_dict() == {"x": 5, "y": 0, "z": 5}
+    assert table.loc["y"].drop("n").isna().all()
+    assert table.loc["x", "p_holm"] == pytest.approx(2 * table.loc["x", "p"])  # two tests, not three
+    nothing = paired_test(rows.assign(arcc=np.nan), "arcc", ["method"], ("none", "product"))
+    assert len(nothing) == 3 and (nothing["n"] == 0).all()
+    with pytest.raises(InputError, match="no row to average arcc over"):
+        summary(rows[:0], "arcc", ["method"])
+
+
+def test_correlations_leave_out_networks_on_which_a_score_has_none():
+    rows = planted_rows(("a", "b"))
+    alone = correlations(rows[rows["model"] == "a"], ["arcc", "road"], draws=20)
+    rows.loc[rows["model"] == "b", "road"] = 0.5  # of a constant nothing can be told
+    assert correlations(rows, ["arcc", "road"], draws=20)["n"].tolist() == [150] * 12
+    pd.testing.assert_series_equal(correlations(rows, ["arcc", "road"], draws=20)["value"], alone["value"])
+    rows["road"] = 0.5
+    both = correlations(rows, ["arcc", "road"], draws=20).set_index("score")
+    assert both.loc["road", "value"].isna().all() and both.loc["arcc", "value"].notna().all()
+    assert (both["n"] == len(rows)).all()
+
+
 def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.04, 0.01, 0.03]), [0.06, 0.03, 0.06])
     np.testing.assert_allclose(holm([0.9, 0.8]), [1, 1])
+    np.testing.assert_allclose(holm([0.04, np.nan, 0.01]), [0.04, np.nan, 0.02])
 
 
 def test_correlations_match_scipy():
