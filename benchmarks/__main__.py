@@ -156,8 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             one_of("part", part, PARTS)
         present = ["cpu"] + ["cuda"] * torch.cuda.is_available()
         devices = [str(device_of(device)) for device in chosen.devices or present]
-        if not 1 <= chosen.score_images <= chosen.images or min(chosen.batch, *chosen.threads) < 1:
-            raise InputError("images, batch and threads must be at least 1, ScoreCAM's images at most --images")
+        if not 1 <= chosen.score_images <= chosen.images or min(chosen.batch, chosen.checked, *chosen.threads) < 1:
+            raise InputError(
+                "images, batch, checked and threads must be at least 1, ScoreCAM's images at most --images"
+            )
         if chosen.memory is not None:
             return _memory(chosen)
         settings = {key: value for key, value in vars(chosen).items() if key not in ("out", "memory")}

@@ -38,8 +38,11 @@ def page(executed: Path, home: str = "../index.html") -> str:
 def build(target: Path) -> list[Path]:
     """Write `target/<profile>/<notebook>.html` for every committed executed notebook, and `target/index.html`.
 
-    Returns the pages, the index first. Raises InputError where the reference has no executed notebook.
+    Returns the pages, the index first. Raises InputError where the reference has no executed notebook, and for a target
+    that is a file.
     """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"target {str(target)!r} is a file; allowed: a folder, new or not")
     titles = {notebook.name: notebook.title for notebook in find_notebooks()}
     pages, rows = [target / "index.html"], []
     for folder in sorted(paths.REFERENCE.glob("*/notebooks")):

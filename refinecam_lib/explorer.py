@@ -109,7 +109,7 @@ class Explorer:
         self.picture = choose("picture", list(self.bench.pictures))
         self.network = choose("network", list(networks))
         self.target = widgets.Dropdown(description="class", layout=width)
-        self.method = choose("method", list(METHODS), method)
+        self.method = choose("method", list(dict.fromkeys([*METHODS, method])), method)
         self.layer = widgets.Dropdown(description="from layer", options=[(str(layer), layer)], layout=width)
         self.aggregate = choose("aggregate", [(a.replace("_", " "), a) for a in AGGREGATES], aggregate)
         self.convention = choose("convention", list(CONVENTIONS))

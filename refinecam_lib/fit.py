@@ -18,6 +18,7 @@ from typing import cast
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 
 from . import memory, paths  # noqa: F401  # memory that is kept takes a seventh off a step on the CPU
 from .checks import InputError, rng, seed_of
@@ -28,11 +29,6 @@ from .models import ModelSpec, checkpoint_path, normalise, on_device, read_check
 from .recipe import Recipe, training_folder
 from .synthetic import BACKGROUNDS, CLASSES, SIZES
 from .tasks import Task, enlarged, faded, task_of
-
-try:
-    from tqdm.auto import tqdm
-except ImportError:  # a convenience
-    tqdm = None
 
 SAVE_SECONDS = 60
 SET_BY = 256
@@ -105,7 +101,7 @@ class _Training(Dataset):
 def _batches(recipe: Recipe, task: Task, first: int, workers: int, progress: bool | None) -> Iterable[Batch]:
     """The batches from step `first` on, the same whatever the number of workers, behind a progress bar."""
     loader = DataLoader(_Training(recipe, task, first), recipe.batch, collate_fn=_collate, num_workers=workers)
-    if tqdm is None or not (progress if progress is not None else not os.environ.get("CI")):
+    if not (progress if progress is not None else not os.environ.get("CI")):
         return loader
     return tqdm(loader, recipe.model, total=recipe.steps, initial=first, unit="step", mininterval=1)
 
@@ -174,10 +170,11 @@ def device_of(name: str) -> torch.device:
 def half_of(device: torch.device) -> torch.dtype | None:
     """The type that a device computes faster in than in float32, for mixed precision; None where there is none.
 
-    Processors with bfloat16 instructions take VGG11 through a step in half the time, ConvNeXt and Swin in a third.
+    Processors with bfloat16 instructions take VGG11 through a step in half the time, ConvNeXt and Swin in a third. GPUs
+    older than Ampere have none, and float16 would need its losses scaled.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
     fast = able.get("avx512_bf16") or able.get("amx_bf16")
     return torch.bfloat16 if device.type == "cpu" and fast else None
@@ -189,25 +186,25 @@ class _Run:
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
     averaged: dict[str, torch.Tensor]
     best: dict[str, torch.Tensor]
     record: dict
     hints: Hints | None = None
 
     @property
-    def _parts(self) -> list[str]:
-        return ["model", "optimiser", "scaler"] + ["hints"] * (self.hints is not None)
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": self.model, "optimiser": self.optimiser}
+        return parts | ({"heads": self.hints.heads} if self.hints else {})
 
     def save(self, path: Path) -> None:
-        parts = {name: getattr(self, name).state_dict() for name in self._parts}
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
         content = parts | {"averaged": self.averaged, "best": self.best, "record": self.record}
         paths.write_whole(path, lambda part: torch.save(content, part))
 
     def load(self, path: Path, device: torch.device) -> None:
         saved = torch.load(path, map_location=device, weights_only=True)
-        for name in self._parts:
-            getattr(self, name).load_state_dict(saved[name])
+        for name, part in self._parts.items():
+            part.load_state_dict(saved[name])
         self.averaged, self.best = saved["averaged"], saved["best"]
         self.record |= saved["record"]
 
@@ -225,12 +222,10 @@ class _Run:
             apart = self.hints(maps, images) if self.hints else torch.zeros(())
         loss = nn.functional.cross_entropy(logits.float(), target, label_smoothing=recipe.smoothing)
         self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss + apart).backward()
+        (loss + apart).backward()
         if recipe.clip is not None:
-            self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        self.optimiser.step()
         self.record["step"] += 1
         self.record["losses"].append([loss.item(), apart.item()])
         _average(self.averaged, self.model, min(recipe.ema, self.record["step"] / (self.record["step"] + 9)))
@@ -273,13 +268,12 @@ def fit(
     hints = Hints(recipe.teacher, model, spec, place) if recipe.teacher else None
     made_of = json.dumps([asdict(recipe), task.data, *_sources(recipe)], sort_keys=True)
     state = (folder or training_folder(recipe)) / f"{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.pt"
-    parameters = [*model.parameters(), *(hints.parameters() if hints else ())]
+    parameters = [*model.parameters(), *(hints.heads.parameters() if hints else ())]
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     half = half_of(place)
     run = _Run(
         model,
         torch.optim.AdamW(trained, recipe.lr, weight_decay=recipe.weight_decay, fused=True),
-        torch.amp.GradScaler(place.type, enabled=half == torch.float16),
         averaged={k: v.clone() for k, v in model.state_dict().items()},
         best={},
         record={"step": 0, "seconds": 0.0, "best": -1.0, "best_step": 0, "losses": [], "history": []},
@@ -310,4 +304,5 @@ def fit(
         run.save(state)
         saved_at = time.monotonic()
     examined.load_state_dict(run.best)
+    run.record["judged_on"] = len(exam)
     return examined.eval(), run.record

@@ -1,6 +1,7 @@
 """The numbered notebooks and their parameters: defaults in the first cell, a profile's yaml, and settings by hand."""
 
 import ast
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ def read_notebook(path: Path) -> Notebook:
     """Read a notebook's title and parameters; InputError if its first code cell isn't the one tagged `parameters`."""
     try:
         cells = nbformat.read(path, as_version=4).cells
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError) as error:
         raise InputError(f"notebook {path.name} can't be read: {str(error).splitlines()[0]}") from error
     code = [cell for cell in cells if cell.cell_type == "code"]
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
@@ -39,7 +40,11 @@ def read_notebook(path: Path) -> Notebook:
             f"notebook {path.name} has {len(tagged)} cells tagged 'parameters'; its first code cell alone must be"
         )
     defaults, types = {}, {}
-    for line in ast.parse(tagged[0].source).body:
+    try:
+        lines = ast.parse(tagged[0].source).body
+    except SyntaxError as error:
+        raise InputError(f"notebook {path.name}, line {error.lineno} of its parameters: {error.msg}") from error
+    for line in lines:
         if isinstance(line, (ast.Assign, ast.AnnAssign)) and line.value is not None:
             name = ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0])
             try:
@@ -123,13 +128,16 @@ def parameters(
 def typed(name: str, value: object, kind: str, text: bool = False) -> object:
     """Return `value` as a parameter of type `kind`: `int`, `float`, `str`, `bool`, `list`, `list[str]`, `str | None`.
 
-    With `text` the value was typed on the command line: `50`, `.5`, `true`, `a,b`. InputError if it doesn't fit.
+    With `text` the value was typed on the command line: `50`, `.5`, `true`, `a,b`, and a text that names a file here is
+    made an absolute path, for a notebook runs in a folder of its own. InputError if it doesn't fit.
     """
     base = kind.replace("| None", "").strip().partition("[")[0]
     if "None" in kind and (value is None or (text and value == "None")):
         return None
     if text and base != "str":
         value = _parsed(str(value), base)
+    elif text and os.path.isfile(os.path.expanduser(str(value))):
+        value = os.path.abspath(os.path.expanduser(str(value)))
     if base == "float" and type(value) is int:
         value = float(value)
     accepted = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}.get(base, object)

@@ -137,15 +137,30 @@ def _imagenet(root: Path) -> tuple[Photograph, ...]:
 
 def _official_labels(root: Path) -> dict[str, str]:
     """File stem -> wnid, of the official devkit's list or of Kaggle's, wherever it lies in the folder."""
-    for table in root.rglob("LOC_val_solution.csv"):
-        with table.open(newline="") as file:
-            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
-    for truth in root.rglob("ILSVRC2012_validation_ground_truth.txt"):
-        synsets = scipy.io.loadmat(truth.parent / "meta.mat", squeeze_me=True)["synsets"]
-        by_id = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
-        lines = truth.read_text().split()
-        return {f"ILSVRC2012_val_{i:08d}": by_id[int(line)] for i, line in enumerate(lines, 1)}
+    readers = {"LOC_val_solution.csv": _kaggle, "ILSVRC2012_validation_ground_truth.txt": _devkit}
+    for name, read in readers.items():
+        for found in root.rglob(name):
+            try:
+                return read(found)
+            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                raise InputError(
+                    f"{ROOTS['imagenet']}: labels {name} can't be read ({reason}); allowed: ImageNet's own file, the "
+                    "devkit's with its meta.mat beside it"
+                ) from error
     return {}
+
+
+def _kaggle(table: Path) -> dict[str, str]:
+    with table.open(newline="") as file:
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+
+
+def _devkit(truth: Path) -> dict[str, str]:
+    synsets = scipy.io.loadmat(truth.parent / "meta.mat", squeeze_me=True)["synsets"]
+    by_id = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
+    lines = truth.read_text().split()
+    return {f"ILSVRC2012_val_{i:08d}": by_id[int(line)] for i, line in enumerate(lines, 1)}
 
 
 def _imagenette(root: Path) -> tuple[Photograph, ...]:

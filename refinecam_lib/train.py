@@ -78,7 +78,7 @@ def train(
         "seconds": round(record["seconds"]),
         "hyper_parameters": hyper,
         "precision": str(half_of(device_of(device)) or torch.float32).removeprefix("torch."),
-        "validation": {"n": recipe.validation, "accuracy": record["best"]},
+        "validation": {"n": record["judged_on"], "accuracy": record["best"]},
         "history": record["history"],
         "commit": commit(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
@@ -138,7 +138,7 @@ def _stages(text: str) -> tuple[tuple[int, float], ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, or 2 for bad input."""
+    """The command line; returns 0, 2 for bad input, or 130 when it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.train", description=__doc__.splitlines()[0])
     defaults = {field.name: field.default for field in fields(Recipe)}
     plain = {name: float if d is None else type(d) for name, d in defaults.items() if not isinstance(d, (bool, tuple))}
@@ -162,6 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.shares:
             recipe["shares"] = _shares(options.shares)
         name = checkpoint_path(options.model, one_of("task", options.task, TASKS)).stem
+        given = [key for key, value in recipe.items() if value != defaults[key] and key not in ("model", "task")]
+        if options.shipped and given:
+            raise InputError(f"{', '.join(given)} with --shipped; allowed: model and task, the rest is in its recipes")
         card = retrain(name, *rest) if options.shipped else train(Recipe(**recipe), *rest)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

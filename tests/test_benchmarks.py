@@ -89,6 +89,9 @@ def test_bad_options_are_refused(capsys, tmp_path, monkeypatch):
     assert "unknown part 'gradiant'. Did you mean 'gradient'?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--images", "1", "--score-images", "2"])
+    with pytest.raises(SystemExit):
+        main(["--checked", "0"])
+    assert "images, batch, checked and threads must be at least 1" in capsys.readouterr().err
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)  # as of a network that isn't shipped
     with pytest.raises(SystemExit):
         main(["--networks", "vgg11", "--images", "1", "--score-images", "1"])

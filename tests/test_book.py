@@ -44,3 +44,6 @@ def test_pages_open_from_the_file_system_and_show_pictures_for_widgets(reference
 def test_without_executed_notebooks_it_says_how_to_get_them(reference, tmp_path, capsys):
     assert book.main(["--to", str(tmp_path / "book")]) == 2
     assert "`make accept` puts them there" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert book.main(["--to", str(tmp_path / "file")]) == 2
+    assert "is a file; allowed: a folder, new or not" in capsys.readouterr().err

@@ -185,12 +185,18 @@ def test_where_widgets_do_not_run_it_is_a_picture(explorer, monkeypatch):
         ({"aggregate": "sum"}, "unknown aggregate 'sum'"),
         ({"layer": 7}, "layer number 7; allowed: 0..3"),
         ({"pictures": []}, "without a picture"),
+        ({"method": "GroundTruth"}, "the map of the ground truth of images without masks"),
         ({"pictures": ["no/such.jpg"]}, "picture 'no/such.jpg' is not a file; allowed: a path, or one of chelsea"),
     ],
 )
 def test_bad_input_is_refused(wrong, message):
     with pytest.raises(InputError, match=message):
         Explorer(**{"pictures": ["chelsea"], "networks": NETWORKS, "method": "GradCAM"} | wrong)
+
+
+def test_a_method_that_is_not_in_the_list_is_offered_beside_it():
+    explorer = Explorer(["chelsea"], NETWORKS, "LayerCAM^0.5")
+    assert explorer.method.options == (*METHODS, "LayerCAM^0.5") and explorer.shown.choice.method == "LayerCAM^0.5"
 
 
 def test_every_method_can_be_chosen():

@@ -75,6 +75,25 @@ def test_kaggles_list(root):
     assert labels("imagenet", 1) == {"CLS-LOC/val/ILSVRC2012_val_00000001": 497}
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("LOC_val_solution.csv", "ImageId,PredictionString\nILSVRC2012_val_00000001,\n"),
+        ("LOC_val_solution.csv", "a,b\n1,2\n"),
+        ("ILSVRC2012_validation_ground_truth.txt", "490\n"),  # without its meta.mat
+    ],
+)
+def test_broken_lists_of_labels_are_named(root, name, text):
+    picture(root / "ILSVRC2012_val_00000001.JPEG")
+    (root / name).write_text(text)
+    with pytest.raises(InputError, match=f"IMAGENET_ROOT: labels {name} can't be read"):
+        file_list("imagenet")
+    if name.endswith("txt"):
+        (root / "meta.mat").write_bytes(b"no Matlab file")
+        with pytest.raises(InputError, match=f"labels {name} can't be read"):
+            file_list("imagenet")
+
+
 def test_imagenette_is_downloaded_once_by_torchvision(monkeypatch, tmp_path):
     ten = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
     downloads = []

@@ -153,7 +153,7 @@ def test_bad_input_is_refused_before_anything_runs(house, capsys, arguments, lin
     assert not list(paths.FIGURES.iterdir())
 
 
-def test_parameters_by_profile_and_by_hand(house, capsys):
+def test_parameters_by_profile_and_by_hand(house, capsys, monkeypatch):
     write(paths.NOTEBOOKS, "01_one", "x = 1")
     write(paths.NOTEBOOKS, "02_two", "x = 1", first="weights: str | None = None\nscale: float = 2.0")
     (paths.NOTEBOOKS / "standard.yaml").write_text("all:\n  scale: 3\n01_one:\n  n_images: 100\n")
@@ -162,6 +162,12 @@ def test_parameters_by_profile_and_by_hand(house, capsys):
     one = {"profile": "standard", "n_images": 100, "methods": ["x", "y"], "scale": 3.0, "fail": False}
     assert values == {"01_one": one, "02_two": {"weights": "here", "scale": 3.0}}
     assert parameters.parameters(books, "quick", ["methods=['x']"])["01_one"]["methods"] == ["x"]
+    (house / "mine.png").touch()
+    monkeypatch.chdir(house)
+    files = [
+        parameters.parameters(books, "quick", [f"weights={text}"])["02_two"]["weights"] for text in ("mine.png", "a")
+    ]
+    assert files == [str(house / "mine.png"), "a"], "a file of this folder is found from the notebooks' folder"
     assert reproduce.main(["--list", "--profile", "standard"]) == 0
     assert "01_one: A claim\n" in (out := capsys.readouterr().out) and "    n_images: int = 100\n" in out
 
@@ -175,6 +181,9 @@ def test_a_notebook_needs_its_parameters_first(house, capsys):
     write(paths.NOTEBOOKS, "01_one", first="n: int = len('abc')")
     assert reproduce.main(["--list"]) == 2
     assert "01_one.ipynb, parameter n; allowed: a literal" in capsys.readouterr().err
+    write(paths.NOTEBOOKS, "01_one", first="profile: str = 'quick'\nn: int =")
+    assert reproduce.main(["--list"]) == 2
+    assert "notebook 01_one.ipynb, line 2 of its parameters: invalid syntax" in capsys.readouterr().err
 
 
 def test_saved_files_depend_on_the_content_alone(house):

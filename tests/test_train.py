@@ -67,7 +67,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(teacher, tmp_path, monk
 
 def test_best_weights_are_of_the_best_validation():
     model = nn.Linear(2, 2)
-    run = fit._Run(model, None, None, {"weight": torch.zeros(2)}, {}, {"step": 0, "best": -1.0, "history": []})
+    run = fit._Run(model, None, {"weight": torch.zeros(2)}, {}, {"step": 0, "best": -1.0, "history": []})
     for step, accuracy in enumerate((0.5, 0.9, 0.9, 0.7)):
         run.averaged["weight"].fill_(step)
         run.record |= {"step": step, "losses": [[1.0, 0.0]], "seconds": 0.0}
@@ -270,11 +270,15 @@ def test_a_network_for_birds_is_trained_written_and_tested(tmp_path, monkeypatch
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.setattr(tasks, "FRESH_ITEMS", 5)
     monkeypatch.setitem(birds.SPLITS, "test", 3)
+    monkeypatch.setattr(tasks, "HELD_OUT", 20)
+    whole = len(tasks.Birds().exam(20, 64))
     recipe = Recipe("small_resnet", "birds", "none", images=12, batch=6, stages=((32, 0.5), (64, 0.5)), validation=4)
     card = train.train(recipe, device="cpu", workers=0, progress=False)
     path = tmp_path / "training" / "small_resnet_birds" / "small_resnet_birds.safetensors"
     assert models.read_checkpoint(path)[1] == card and len(card["classes"]) == 50 and card["task"] == "birds"
     assert card["test"]["n"] == 3 and card["fresh"]["n"] == 5 and "size" not in card["test"]
+    assert card["validation"]["n"] == 4
+    assert train.train(replace(recipe, validation=999), tmp_path / "b.safetensors", "cpu", 0, progress=False, tested=False)["validation"]["n"] == whole  # fmt: skip
     model = models.load_model("small_resnet", path)
     assert model(torch.zeros(1, 3, 256, 256)).shape == (1, 50)
 
@@ -398,6 +402,7 @@ def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch)
         (["--weight-decay", "nan"], "weight_decay = nan; allowed: 0 or more"),
         (["--smoothing", "2"], "smoothing = 2.0; allowed: 0 to 1"),
         (["--shipped", "--model", "alexnet"], "unknown network with recipes 'alexnet'"),
+        (["--shipped", "--model", "vgg11", "--lr", ".1"], "lr with --shipped; allowed: model and task"),
         (["--device", "abacus"], "device 'abacus' can't be used here"),
         (["--weights", "nowhere.safetensors"], "no checkpoint file 'nowhere.safetensors'"),
         (
