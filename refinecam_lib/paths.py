@@ -5,9 +5,13 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+VARIABLES: list[str] = []
+"""The environment variables that move these folders."""
+
 
 def _place(variable: str, usual: Path) -> Path:
     """Absolute, for a notebook runs in a folder of its own."""
+    VARIABLES.append(variable)
     return Path(os.environ.get(variable) or usual).expanduser().absolute()
 
 
@@ -21,6 +25,11 @@ PAPER = DATA / "reference"
 """The paper's printed numbers, as csv."""
 REFERENCE = FIGURES / "reference"
 """The committed results of this project, one folder a profile."""
+
+
+def shown(path: Path) -> str:
+    """A path for people: relative to the checkout where it lies in it."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def write_whole(path: Path, save: Callable[[Path], object], synced: bool = True) -> None:

@@ -11,141 +11,23 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-import re
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import nbformat
-
-from . import notebook, paths
+from . import paths
 from .checks import InputError
 from .compare import ILL_CONDITIONED, Verdict, compare_rows, compare_tables, read_rows
 from .parameters import Notebook, chosen, find_notebooks
 from .plans import status
 from .provenance import KEYS, commit
+from .running import Outcome, run_notebook
 
 PACKAGES = ("torch", "torchvision", "timm", "captum", "numpy", "scipy", "pandas", "numba", "scikit-image", "papermill")
 """The packages whose versions the manifest notes."""
-FOLDERS = (
-    *(f"REFINECAM_{name}" for name in ("ROOT", "DATA", "CHECKPOINTS", "RESULTS", "FIGURES", "NOTEBOOKS")),
-    *(f"{name}_ROOT" for name in ("FUNNYBIRDS", "IMAGENET", "IMAGES", "WALDO")),
-)
-"""The environment variables that name a folder."""
-HOMES = (
-    "IPYTHONDIR",
-    "JUPYTER_CONFIG_DIR",
-    "JUPYTER_DATA_DIR",
-    "JUPYTER_RUNTIME_DIR",
-    "MPLCONFIGDIR",
-    "NUMBA_CACHE_DIR",
-)
-"""Where tools write beside the results; the runner moves all into the checkout's ignored `.cache`."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of running one notebook: its exit code (0, 1 or 2), its error's line, its seconds and its products."""
-
-    code: int
-    error: str
-    seconds: float
-    products: tuple[str, ...] = ()
-
-
-@contextlib.contextmanager
-def _environment(products: Path) -> Iterator[None]:
-    """What the kernel inherits: where products go, this library first, and every tool's files in the checkout's cache."""
-    cache = paths.ROOT / ".cache"
-    values = {name: str(cache / name.lower()) for name in HOMES}
-    for home in values.values():
-        Path(home).mkdir(parents=True, exist_ok=True)
-    library = str(Path(__file__).resolve().parent.parent)
-    values["PYTHONPATH"] = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
-    values["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, not one that the user's home has by the same name
-    values[notebook.PRODUCTS] = str(products)
-    # The kernel runs in the notebooks' folder, and would look there for folders that are given relative to this one.
-    for name in FOLDERS:
-        if (given := os.environ.get(name)) and given != "crowd":  # WALDO_ROOT's word for no folder
-            values[name] = str(Path(given).expanduser().absolute())
-    values["REFINECAM_QUIET"] = "1"  # no progress bars in executed copies
-    values["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # or the user's own would leave the figures out
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path) -> Outcome:
-    """Run one notebook in a temporary folder and move its products into `folder` only once it has succeeded.
-
-    The executed copy goes to `folder/notebooks`; that of a failed run is `NN_name.failed.ipynb`, beside the earlier one.
-    """
-    import papermill  # slow to import, and not needed to list or to refuse
-    from nbclient.exceptions import DeadKernelError
-
-    executed = folder / "notebooks" / book.path.name
-    failed = executed.with_suffix(".failed.ipynb")
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    failed.unlink(missing_ok=True)
-    changed = {name: value for name, value in values.items() if value != book.defaults[name]}
-    start = time.perf_counter()
-    code, error, made = 0, "", []
-    with tempfile.TemporaryDirectory(prefix=".making_", dir=folder) as work:
-        copy, products = Path(work, "executed.ipynb"), Path(work, "products")
-        products.mkdir()
-        try:
-            with _environment(products):
-                papermill.execute_notebook(
-                    *(book.path, copy, changed), kernel_name="python3", language="python", cwd=book.path.parent,
-                    progress_bar=sys.stderr.isatty(), start_timeout=300, extra_arguments=["--IPKernelApp.log_level=40"],
-                )  # fmt: skip
-        except papermill.PapermillExecutionError as stop:
-            reason = next(iter(stop.evalue.splitlines()), "")
-            refused = stop.ename == InputError.__name__
-            place = f"cell {stop.cell_index + 1} of {_shown(failed)}"
-            code, error = (2, reason) if refused else (1, f"{place}: {stop.ename}: {reason}")
-        except DeadKernelError:
-            code, error = 1, "the kernel died; did it run out of memory?"
-        seconds = round(time.perf_counter() - start, 1)
-        if copy.exists():
-            (failed if code else executed).write_text(_without_traces(copy, products, folder), encoding="utf-8")
-        for path in sorted(products.iterdir()) if code == 0 else ():
-            path.replace(folder / path.name)
-            made.append(path.name)
-    return Outcome(code, error, seconds, tuple(made))
-
-
-def _without_traces(copy: Path, products: Path, folder: Path) -> str:
-    """An executed notebook without times, and with this machine's paths made relative: it may be committed."""
-    book = nbformat.read(copy, as_version=4)
-    for part in (book, *book.cells):
-        part.metadata.pop("papermill", None)
-        part.metadata.pop("execution", None)
-
-    def plain(value: object) -> object:
-        if isinstance(value, dict):
-            return {k: v if k.startswith("image/") else plain(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        if not isinstance(value, str):
-            return value
-        text = value.replace(str(products), _shown(folder)).replace(f"{paths.ROOT}{os.sep}", "")
-        text = re.sub(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/", "ipykernel/", text)
-        return text.replace(f"{home}{os.sep}", f"~{os.sep}") if home.name else text
-
-    home = Path.home()
-    return nbformat.writes(nbformat.from_dict(plain(book))) + "\n"
 
 
 def run(notebooks: Sequence[Notebook], profile: str, values: Mapping[str, Mapping[str, object]]) -> int:
@@ -168,7 +50,7 @@ def run(notebooks: Sequence[Notebook], profile: str, values: Mapping[str, Mappin
     print()
     index = [(product, files, done[name].seconds) for name in done for product, files in _grouped(done[name].products)]
     for product, files, seconds in index:
-        print(f"{product:<24} {_shown(folder / files):<60} {seconds:>8.1f} s")
+        print(f"{product:<24} {paths.shown(folder / files):<60} {seconds:>8.1f} s")
     verdicts = list(_compared(profile, done))
     for _, line in verdicts:
         print(line)
@@ -185,10 +67,6 @@ def _grouped(files: Sequence[str]) -> list[tuple[str, str]]:
     return [(stem, f"{stem}.{{{','.join(e)}}}" if len(e) > 1 else f"{stem}.{e[0]}") for stem, e in endings.items()]
 
 
-def _shown(path: Path) -> str:
-    return str(path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path)
-
-
 def _manifest(folder: Path) -> dict:
     path = folder / "manifest.json"
     if not path.exists():
@@ -196,7 +74,7 @@ def _manifest(folder: Path) -> dict:
     try:
         return {"notebooks": {}, **json.loads(path.read_text(encoding="utf-8"))}
     except json.JSONDecodeError as error:
-        raise InputError(f"{_shown(path)} is not json ({error}); delete it, a run makes it again") from error
+        raise InputError(f"{paths.shown(path)} is not json ({error}); delete it, a run makes it again") from error
 
 
 def _write_manifest(folder: Path, manifest: Mapping) -> None:
@@ -299,7 +177,7 @@ def accept(profile: str, only: Sequence[str] = ()) -> None:
         for file in [*entry["products"], f"notebooks/{name}.ipynb"]:
             shutil.copyfile(source / file, target / file)
     _write_manifest(target, manifest | {"notebooks": reference["notebooks"] | entries})
-    print(f"{len(entries)} notebooks of profile {profile} are now the reference in {_shown(target)}")
+    print(f"{len(entries)} notebooks of profile {profile} are now the reference in {paths.shown(target)}")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from refinecam_lib import paths
 from tests.test_house import requirements
 
-NOTEBOOKS = {"book", "explained", "explorer", "parameters", "plots", "reproduce", "tables"}
+NOTEBOOKS = {"book", "explained", "explorer", "parameters", "plots", "reproduce", "running", "tables"}
 """What serves the notebooks, and may need their packages."""
 
 PROGRAM = """

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refinecam_lib import compare, notebook, parameters, paths, reproduce
+from refinecam_lib import compare, notebook, parameters, paths, reproduce, running
 from refinecam_lib.checks import InputError
 from refinecam_lib.provenance import commit
 
@@ -217,14 +217,14 @@ def test_the_caption_names_profile_n_and_commit():
 
 @pytest.mark.parametrize("home", ["/", "/somebody"])
 def test_an_executed_copy_names_no_folder_of_this_machine_and_keeps_its_pictures(tmp_path, monkeypatch, home):
-    monkeypatch.setattr(reproduce.Path, "home", lambda: Path(home))
+    monkeypatch.setattr(running.Path, "home", lambda: Path(home))
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     data = {"image/png": "iVB/somebody/abc/+d", "text/plain": f"/somebody/x.png {tmp_path}{os.sep}data"}
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
     book.cells[0].outputs = [nbformat.v4.new_output("display_data", data)]
     copy = tmp_path / "copy.ipynb"
     nbformat.write(book, copy)
-    text = reproduce._without_traces(copy, tmp_path / "products", tmp_path / "figures")
+    text = running._without_traces(copy, tmp_path / "products", tmp_path / "figures")
     kept = nbformat.reads(text, as_version=4).cells[0].outputs[0]["data"]
     assert kept["image/png"] == data["image/png"]
     assert kept["text/plain"] == ("/somebody/x.png data" if home == "/" else "~/x.png data")
@@ -246,7 +246,7 @@ def test_a_notebook_finds_relative_folders_where_the_runner_does(tmp_path, monke
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     code = "import os; from refinecam_lib import paths; print(paths.RESULTS, *map(os.environ.get, ['IMAGES_ROOT', 'WALDO_ROOT']))"
-    with reproduce._environment(tmp_path / "products"):
+    with running._environment(tmp_path / "products"):
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, check=True, cwd=tmp_path / "notebooks", capture_output=True, text=True)
     assert done.stdout.split() == [str(tmp_path / "kept"), str(tmp_path / "mine"), "crowd"]
