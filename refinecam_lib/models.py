@@ -23,10 +23,11 @@ from . import paths
 from .checks import InputError, one_of
 from .layers import layers_of
 from .small_networks import small_convnext, small_resnet, small_swin, small_vgg
-from .swin import fit_windows
+from .swin import fit_windows, normalise_features
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class ModelSpec:
 
     Photographs are resized to `resize` (the shorter side, or both where `squash`) and cropped to `size` at the centre.
     learner: where plain training from nothing fails, `learner(num_classes)` is the network to train: with batch norms,
-    which stay in the stored file and which `load_model` folds into the convolutions before them, or the plain one with
-    other first weights.
+    which stay in the stored file and which `load_model` folds into the layers beside them, or the plain one with other
+    first weights.
     """
 
     name: str
@@ -98,7 +99,7 @@ def _swin_tiny(num_classes: int, pretrained: bool, drop_path_rate: float | None 
 
 
 def _swin_tiny_to_train(num_classes: int) -> nn.Module:
-    return fit_windows(_swin_tiny(num_classes, False, drop_path_rate=0.0))
+    return normalise_features(fit_windows(_swin_tiny(num_classes, False, drop_path_rate=0.0)))
 
 
 def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
@@ -225,7 +226,7 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
     else:
         path = checkpoint_path(name, str(weights)) if weights in ("synthetic", "birds") else Path(weights)
         model, card = restore(name, path)
-        if spec.learner and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        if spec.learner and any(isinstance(module, NORMS) for module in model.modules()):
             model = _folded(model, spec.build(len(card["classes"]), False))
     return on_device(model.eval().requires_grad_(False), device)
 
@@ -247,17 +248,29 @@ def restore(name: str, path: Path) -> tuple[nn.Module, dict]:
 
 
 def _folded(model: nn.Module, plain: nn.Module) -> nn.Module:
-    """`plain` with the weights of `model`, whose batch norms are folded into the convolutions before them."""
-    kept = (nn.Conv2d, nn.Linear)
-    parts = [module for module in model.eval().modules() if isinstance(module, (*kept, nn.BatchNorm2d))]
-    folded = [
-        fuse_conv_bn_eval(cast(nn.Conv2d, part), after) if isinstance(after, nn.BatchNorm2d) else part
-        for part, after in zip(parts, [*parts[1:], None], strict=True)
-        if isinstance(part, kept)
-    ]
-    for module, source in zip((m for m in plain.modules() if isinstance(m, kept)), folded, strict=True):
-        module.load_state_dict(source.state_dict())
+    """`plain` with the weights of `model`, its norms folded: 2-d ones into the layer before them, 1-d into that after."""
+    parts = [module for module in model.eval().modules() if _weights(module)]
+    folded = []
+    for before, part, after in zip([None, *parts[:-1]], parts, [*parts[1:], None], strict=True):
+        if isinstance(after, nn.BatchNorm2d):
+            folded.append(_weights(fuse_conv_bn_eval(cast(nn.Conv2d, part), after)))
+        elif isinstance(before, nn.BatchNorm1d):
+            scale = before.weight / (cast(torch.Tensor, before.running_var) + before.eps).sqrt()
+            shift = before.bias - cast(torch.Tensor, before.running_mean) * scale
+            weight, bias = _weights(part)
+            folded.append([weight * scale, bias + weight @ shift])
+        elif not isinstance(part, NORMS):
+            folded.append(_weights(part))
+    with torch.no_grad():
+        for module, values in zip(filter(_weights, plain.modules()), folded, strict=True):
+            for own, value in zip(_weights(module), values, strict=True):
+                own.copy_(value)
     return plain
+
+
+def _weights(module: nn.Module) -> list[torch.Tensor]:
+    """A module's own, without its parts'."""
+    return list(module.parameters(recurse=False))
 
 
 def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.Module]:

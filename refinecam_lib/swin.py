@@ -1,6 +1,7 @@
-"""Swin on training windows of fewer tokens than its own windows hold: 56 px end in 2 x 2 tokens, timm fills up 7 x 7.
+"""Swin as it is trained from nothing: on small windows, and with a classifier that sees what differs between images.
 
-The filling is two fifths of such a window's cost, and takes part in attention, which no whole image of 224 px shows.
+A training window of 56 px ends in 2 x 2 tokens, which timm fills up to the 7 x 7 of Swin's own windows. The filling is
+two fifths of such a window's cost, and takes part in attention, which no whole image of 224 px shows.
 """
 
 import torch
@@ -20,6 +21,18 @@ class _Fitted(SwinTransformerBlock):
         q, k, v = attn.qkv(x).reshape(batch, rows * columns, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return attn.proj(seen.transpose(1, 2).reshape(batch, rows, columns, channels))
+
+
+def normalise_features(model: nn.Module) -> nn.Module:
+    """timm's Swin Transformer, in place: its classifier, a linear layer, now stands behind a batch norm.
+
+    Layer norms leave the mean of all tokens nearly the same for every image: its classes are there (a linear fit to it
+    was right in 92 % of unseen windows after 25,000 images of hints), but the classifier itself stayed at chance.
+    `load_model` folds the norm into it.
+    """
+    head = model.get_submodule("head")
+    head.fc = nn.Sequential(nn.BatchNorm1d(head.fc.in_features), head.fc)  # type: ignore[union-attr, arg-type]
+    return model
 
 
 def fit_windows(model: nn.Module) -> nn.Module:

@@ -62,24 +62,25 @@ def test_imagenet_weights_are_fine_tuned_from_the_first_explained_layer_on(name,
     assert torch.equal(before[first], after[first]) and not torch.equal(before[last], after[last])
 
 
-def test_batch_norms_of_a_learner_are_folded_into_the_network_that_is_explained(tmp_path):
-    spec, path = models.spec_of("vgg11"), tmp_path / "v.safetensors"
+@pytest.mark.parametrize("name", ["vgg11", "swin_tiny"])
+def test_batch_norms_of_a_learner_are_folded_into_the_network_that_is_explained(name, tmp_path):
+    spec, path = models.spec_of(name), tmp_path / "v.safetensors"
     learner = spec.learner(3)
     generator = torch.Generator().manual_seed(0)
     for module in learner.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             for values in (module.weight, module.bias, module.running_mean, module.running_var):
                 values.data.uniform_(0.5, 1.5, generator=generator)
-    write_checkpoint(learner, path, {"model": "vgg11", "classes": ["a", "b", "c"]})
-    folded, restored = models.load_model("vgg11", path), models.restore("vgg11", path)[0].eval()
+    write_checkpoint(learner, path, {"model": name, "classes": ["a", "b", "c"]})
+    folded, restored = models.load_model(name, path), models.restore(name, path)[0].eval()
     assert folded.state_dict().keys() == spec.build(3, False).state_dict().keys()
     assert restored.state_dict().keys() == learner.state_dict().keys()
     images = torch.rand(2, 3, 64, 64, generator=generator)
     torch.testing.assert_close(folded(images), restored(images), rtol=1e-4, atol=1e-4)
     # One that was trained without them, as from ImageNet's weights, is loaded as it is.
     plain = spec.build(3, False)
-    write_checkpoint(plain.half().float(), path, {"model": "vgg11", "classes": ["a", "b", "c"]})
-    loaded = models.load_model("vgg11", path).state_dict()
+    write_checkpoint(plain.half().float(), path, {"model": name, "classes": ["a", "b", "c"]})
+    loaded = models.load_model(name, path).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in plain.state_dict().items())
 
 
