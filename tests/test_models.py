@@ -75,7 +75,7 @@ def test_batch_norms_of_a_learner_are_folded_into_the_network_that_is_explained(
     folded, restored = models.load_model(name, path), models.restore(name, path)[0].eval()
     assert folded.state_dict().keys() == spec.build(3, False).state_dict().keys()
     assert restored.state_dict().keys() == learner.state_dict().keys()
-    images = torch.rand(2, 3, 64, 64, generator=generator)
+    images = torch.rand(2, 3, 224, 224, generator=generator)
     torch.testing.assert_close(folded(images), restored(images), rtol=1e-4, atol=1e-4)
     # One that was trained without them, as from ImageNet's weights, is loaded as it is.
     plain = spec.build(3, False)
