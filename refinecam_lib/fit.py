@@ -222,7 +222,12 @@ class _Run:
             apart = self.hints(maps, images) if self.hints else torch.zeros(())
         loss = nn.functional.cross_entropy(logits.float(), target, label_smoothing=recipe.smoothing)
         self.optimiser.zero_grad(set_to_none=True)
-        (loss + apart).backward()
+        if self.record["step"] < recipe.maps_first * recipe.steps:
+            apart.backward(retain_graph=True)
+            behind = [p for p in self.model.parameters() if p.requires_grad and p.grad is None]
+            loss.backward(inputs=behind)
+        else:
+            (loss + apart).backward()
         if recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimiser.step()

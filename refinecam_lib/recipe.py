@@ -24,7 +24,8 @@ class Recipe:
     shares: of the shapes, their backgrounds, and how often small, medium and large ones come; validation,
     validate_every: the items that judge, and after how many images they do; exam: the side of their windows, for
     recipes that end in windows, by which a network may forget whole images; 0 for whole images; teacher: a shipped
-    network for the shapes whose maps are learnt besides the classes, or none.
+    network for the shapes whose maps are learnt besides the classes, or none; maps_first: the share of the images over
+    which the classes teach only the layers behind the teacher's last map, which learn faster undisturbed.
     Departs from the paper, which fine-tunes at lr 1e-4 for up to 40 x 4096 images on whole frames.
     """
 
@@ -50,6 +51,7 @@ class Recipe:
     validate_every: int = 3200
     exam: int = 0
     teacher: str = ""
+    maps_first: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 2 and 2.0 are one recipe, and one state
@@ -66,7 +68,7 @@ class Recipe:
             raise InputError(f"lr = {self.lr}; allowed: a positive number")
         if not self.weight_decay >= 0:
             raise InputError(f"weight_decay = {self.weight_decay}; allowed: 0 or more")
-        for name in ("warmup", "smoothing", "ema"):
+        for name in ("warmup", "smoothing", "ema", "maps_first"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} = {getattr(self, name)}; allowed: 0 to 1")
         if self.clip is not None and not self.clip > 0:
@@ -77,6 +79,8 @@ class Recipe:
             raise InputError(f"zoom = {self.zoom} for the task {self.task!r}; allowed: 1 to 4 for the shapes, else 1")
         if self.teacher and self.task != "synthetic":
             raise InputError(f"teacher = {self.teacher!r} for the task {self.task!r}; allowed: of the shapes only")
+        if self.maps_first and not self.teacher:
+            raise InputError(f"maps_first = {self.maps_first} without a teacher; allowed: 0")
         if self.teacher:
             one_of("teacher", self.teacher, MODELS)
         fit = all(32 <= window <= side and share > 0 for window, share in self.stages)
