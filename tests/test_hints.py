@@ -5,7 +5,7 @@ import torch
 
 from refinecam_lib import models
 from refinecam_lib.checks import InputError
-from refinecam_lib.fit import fit
+from refinecam_lib.fit import _Run, fit
 from refinecam_lib.hints import Hints, maps_of
 from refinecam_lib.recipe import Recipe
 
@@ -79,7 +79,33 @@ def test_a_recipe_with_a_teacher_brings_the_maps_closer(tmp_path, monkeypatch):
     assert model.state_dict().keys() == models.spec_of("resnet18").build(6, False).state_dict().keys()
 
 
+def test_at_first_classes_teach_only_what_lies_behind_the_maps():
+    recipe = Recipe("resnet18", weights="none", freeze=False, images=8, batch=4, teacher=TEACHER, maps_first=0.5)
+    images = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    spec = models.spec_of("resnet18")
+
+    def learnt(step, target):
+        torch.manual_seed(0)
+        model = spec.build(6, False)
+        hints = Hints(TEACHER, model, spec, CPU)
+        for head in hints.heads:
+            torch.nn.init.normal_(head[1].weight)
+        averaged = {key: value.clone() for key, value in model.state_dict().items()}
+        run = _Run(
+            model.train(), torch.optim.SGD(model.parameters(), 1.0), averaged, {}, {"step": step, "losses": []}, hints
+        )
+        run.learn(images, torch.tensor(target), recipe, spec, None)
+        return model.state_dict()
+
+    for step, apart in ((0, {"fc.weight", "fc.bias"}), (1, set(dict(spec.build(6, False).named_parameters())))):
+        one, other = learnt(step, [0, 1, 2, 3]), learnt(step, [5, 4, 3, 2])
+        differ = {key for key in one if not torch.equal(one[key], other[key])}
+        assert differ == apart, f"step {step}"
+
+
 def test_bad_teachers():
+    with pytest.raises(InputError, match="maps_first = 0.5 without a teacher; allowed: 0"):
+        Recipe(maps_first=0.5)
     with pytest.raises(InputError, match="unknown teacher 'resnet19'. Did you mean 'resnet18'"):
         Recipe(teacher="resnet19")
     with pytest.raises(InputError, match="teacher = 'resnet18' for the task 'birds'; allowed: of the shapes only"):
