@@ -61,21 +61,18 @@ def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[s
 
     Returns, for each group of `by`: n pairs, the mean difference and its bootstrap 95 % interval, the matched-pairs
     rank-biserial correlation (effect size, -1..1, positive where pair[1] is higher), p, and p corrected by Holm over
-    all groups. Pairs with an undefined score are left out; groups without a difference have p = 1, groups without a pair
-    n = 0 and NaN. Raises InputError for a name in `pair` that no row has, and where a group has several rows of an
-    image, as of several networks.
+    all groups. Pairs with an undefined score are left out; groups without a difference have p = 1, and groups in which
+    every pair is left out come last, with n = 0 and NaN. Raises InputError for a name in `pair` that no row has, and
+    where a group has several rows of an image, as of several networks.
     """
     if rows.duplicated([*by, "image", "aggregate"]).any():
         raise InputError(f"several rows an image and aggregate in a group by {', '.join(by)}; allowed: one")
-    wide = rows.set_index([*by, "image", "aggregate"])[score].unstack(sort=False)
     for name in pair:
-        one_of("aggregate", name, wide.columns)
+        one_of("aggregate", name, rows["aggregate"].unique())
+    wide = rows.pivot_table(index=[*by, "image"], columns="aggregate", values=score, sort=False)
     records = []
-    for group, apart in (wide[pair[1]] - wide[pair[0]]).groupby(list(by), sort=False):
-        difference = apart.dropna().to_numpy(float)
-        if not len(difference):
-            records.append([*group, 0, *[np.nan] * 5])
-            continue
+    for group, frame in wide.reindex(columns=list(pair)).dropna().groupby(list(by), sort=False):
+        difference = (frame[pair[1]] - frame[pair[0]]).to_numpy()
         low, high = bootstrap_interval(difference)
         moved = difference[difference != 0]
         p, effect = 1.0, 0.0
@@ -84,6 +81,10 @@ def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[s
             effect = float((ranks * np.sign(moved)).sum() / ranks.sum())
             p = float(scipy.stats.wilcoxon(moved).pvalue)
         records.append([*group, len(difference), difference.mean(), low, high, effect, p])
+    tested = {tuple(record[: len(by)]) for record in records}
+    for group, aggregates in rows.groupby(list(by), sort=False)["aggregate"]:
+        if set(pair) <= set(aggregates) and group not in tested:
+            records.append([*group, 0, *[np.nan] * 5])
     table = pd.DataFrame(records, columns=[*by, "n", "difference", "low", "high", "effect", "p"])
     table["p_holm"] = holm(table["p"].to_numpy())
     return table
