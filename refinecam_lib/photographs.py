@@ -15,6 +15,7 @@ import skimage.data
 import torch
 import torchvision
 from PIL import Image, ImageOps
+from scipy.io.matlab import MatReadError
 from timm.data import ImageNetInfo
 
 from . import paths
@@ -142,7 +143,7 @@ def _official_labels(root: Path) -> dict[str, str]:
         for found in root.rglob(name):
             try:
                 return read(found)
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            except (OSError, ValueError, KeyError, IndexError, TypeError, MatReadError) as error:
                 reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
                 raise InputError(
                     f"{ROOTS['imagenet']}: labels {name} can't be read ({reason}); allowed: ImageNet's own file, the "
