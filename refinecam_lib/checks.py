@@ -15,6 +15,8 @@ class InputError(ValueError):
     """Bad input, said in one line: what was wrong, what was given, what is allowed."""
 
 
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+"""The endings of files that are taken for pictures."""
 UNREADABLE = (OSError, SyntaxError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is no whole picture; SyntaxError for broken png chunks, struct.error for Exif."""
 

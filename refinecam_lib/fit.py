@@ -21,11 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from . import memory, paths  # noqa: F401  # memory that is kept takes a seventh off a step on the CPU
+from .checkpoints import checkpoint_path, read_checkpoint
 from .checks import InputError, rng, seed_of
 from .datasets import Sample, Samples, batch_of
 from .hints import Hints, maps_of
 from .initial import set_by_images
-from .models import ModelSpec, checkpoint_path, normalise, on_device, read_checkpoint, restore, spec_of
+from .models import ModelSpec, normalise, on_device, restore, spec_of
 from .recipe import Recipe, training_folder
 from .synthetic import BACKGROUNDS, CLASSES, SIZES
 from .tasks import Task, enlarged, faded, task_of

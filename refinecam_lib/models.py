@@ -1,8 +1,7 @@
-"""The networks: how each is built, what it expects, which layers the paper explains, and the shipped checkpoints."""
+"""The networks: how each is built, what it expects, which layers the paper explains; with their weights, ready to explain."""
 
 import difflib
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,8 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -19,7 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from . import paths
+from .checkpoints import checkpoint_path, read_checkpoint
 from .checks import InputError, one_of
 from .layers import layers_of
 from .small_networks import small_convnext, small_resnet, small_swin, small_vgg
@@ -188,11 +185,6 @@ def spec_of(name: str, weights: str = "synthetic") -> ModelSpec:
     return replace(spec, mean=(0.0,) * 3, std=(1.0,) * 3, size=256) if weights == "birds" else spec
 
 
-def checkpoint_path(name: str, weights: str = "synthetic") -> Path:
-    """Where the shipped weights of a network are: those for the shapes ("synthetic") or for the birds."""
-    return paths.CHECKPOINTS / (f"{name}.safetensors" if weights == "synthetic" else f"{name}_{weights}.safetensors")
-
-
 def transform_of(spec: ModelSpec) -> Callable[[Image.Image], torch.Tensor]:
     """The network's preprocessing of a photograph: resized and cropped at the centre, float32 (3,size,size) in [0,1]."""
     mode = torchvision.transforms.InterpolationMode(spec.interpolation)
@@ -335,31 +327,3 @@ def weights_hash(name: str, weights: str = "synthetic") -> str:
     if weights == "imagenet":
         return _imagenet_hash(spec_of(name).name)
     return read_checkpoint(checkpoint_path(name, weights))[1]["sha256"]
-
-
-def sha256_of(path: Path) -> str:
-    """The file's sha256 as hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """The tensors and the card of a checkpoint whose sha256 is checked; raises InputError where a file is not whole."""
-    card_path = path.with_suffix(".json")
-    for file in (path, card_path):
-        if not file.is_file():
-            shipped = ", ".join(sorted(p.stem for p in paths.CHECKPOINTS.glob("*.safetensors"))) or "none"
-            raise InputError(f"no checkpoint file {str(file)!r}; shipped checkpoints: {shipped}")
-    try:
-        card = json.loads(card_path.read_text())
-        expected = card["sha256"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"checkpoint card {card_path.name} is not a card: {error}; restore it from git") from error
-    content = path.read_bytes()  # read once: what is hashed is what is loaded, whatever replaces the file meanwhile
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise InputError(f"checkpoint {path.name} has sha256 {found[:12]}..., its card says {expected[:12]}...")
-    try:
-        return safetensors.torch.load(content), card
-    except safetensors.SafetensorError as error:
-        raise InputError(f"checkpoint {path.name} is not a safetensors file: {error}") from error

@@ -19,10 +19,9 @@ from scipy.io.matlab import MatReadError
 from timm.data import ImageNetInfo
 
 from . import paths
-from .checks import UNREADABLE, InputError, folder, one_of, rng
+from .checks import PICTURES, UNREADABLE, InputError, folder, one_of, rng
 from .datasets import PREDICTED, Sample
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 BUNDLED = ("chelsea", "coffee", "rocket", "camera")
 """Pictures that scikit-image installs; credits are in data/README.md."""
 ROOTS = {"imagenet": "IMAGENET_ROOT", "folder": "IMAGES_ROOT"}
@@ -100,12 +99,12 @@ def file_list(source: str) -> Sequence[Photograph]:
 def _read(source: str, root: Path) -> Sequence[Photograph]:
     found = SOURCES[source](root)
     if not found:
-        raise InputError(f"{ROOTS[source]}: no image in {str(root)!r}; allowed: {', '.join(sorted(ENDINGS))}")
+        raise InputError(f"{ROOTS[source]}: no image in {str(root)!r}; allowed: {', '.join(sorted(PICTURES))}")
     return found
 
 
 def _images(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
 
 
 @lru_cache

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import paths
+from .checkpoints import checkpoint_path
 from .checks import InputError, one_of
-from .models import MODELS, checkpoint_path, spec_of
+from .models import MODELS, spec_of
 from .tasks import TASKS
 
 

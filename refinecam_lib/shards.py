@@ -12,12 +12,13 @@ from pathlib import Path
 
 from . import birds, paths
 from .bird_rows import BirdImages
+from .checkpoints import checkpoint_path, read_checkpoint
 from .checks import InputError, one_of, seed_of
 from .datasets import Samples
 from .explain import BASE, Variant, method_of
 from .funnybirds import FunnyBirds
 from .metrics import DEFECTS
-from .models import ModelSpec, checkpoint_path, read_checkpoint, spec_of, transform_of, weights_hash
+from .models import ModelSpec, spec_of, transform_of, weights_hash
 from .photographs import SOURCES, file_list, photographs
 from .road import FRACTIONS
 from .synthetic import ShiftedShapes, SyntheticShapes

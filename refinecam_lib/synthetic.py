@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from .checks import UNREADABLE, InputError, folder, one_of, rng, seed_of
+from .checks import PICTURES, UNREADABLE, InputError, folder, one_of, rng, seed_of
 from .crowd import crowd_scene
 from .datasets import Sample
 from .imputation import impute
@@ -169,7 +169,7 @@ def _folder_splits(root: Path) -> dict[str, tuple[tuple[str, np.ndarray], ...]]:
     """(scene, tile) pairs of a folder by split. A tile seen before, under any name, is left out: splits share none."""
     scenes: dict[str, list[np.ndarray]] = {}
     seen = set()
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURES)
     for file in sorted(files, key=lambda p: (p.name, str(p))):
         try:
             with Image.open(file) as opened:

@@ -14,29 +14,18 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import timm
 import torch
 import torchvision
-from torch import nn
 
+from .checkpoints import checkpoint_path, read_checkpoint, write_checkpoint
 from .checks import InputError, one_of
 from .fit import device_of, evaluate, fit, half_of
-from .models import checkpoint_path, load_model, read_checkpoint, sha256_of, spec_of
-from .paths import write_whole
+from .models import load_model, spec_of
 from .provenance import commit
 from .recipe import Recipe, training_folder
 from .shipped import SHIPPED
 from .tasks import TASKS, task_of
-
-
-def write_checkpoint(model: nn.Module, path: Path, card: dict) -> dict:
-    """Write a network as fp16 safetensors with its JSON card beside it; returns the card with its sha256."""
-    state = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in model.state_dict().items()}
-    write_whole(path, lambda part: safetensors.torch.save_file(state, part))
-    card = card | {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-    write_whole(path.with_suffix(".json"), lambda part: part.write_text(json.dumps(card, indent=1) + "\n"))
-    return card
 
 
 def train(

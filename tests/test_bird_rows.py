@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from networks import LAYERS, TinyNet, batch, tiny_net
 
-from refinecam_lib import bird_rows, birds, models, paths, sweep
+from refinecam_lib import bird_rows, birds, checkpoints, models, paths, sweep
 from refinecam_lib.bird_rows import BirdImages, SeenBirds, logits_of
 from refinecam_lib.bird_score import NEEDED, facts, importances, sensitivity_pair, summary
 from refinecam_lib.cam import Capture, grad_cam, random_cam, score_cam
@@ -30,7 +30,7 @@ def _alone(tmp_path, monkeypatch):
     monkeypatch.setitem(models.SMALL, "tiny", SPEC)
     file = tmp_path / "tiny_birds.safetensors"
     safetensors.torch.save_file(tiny_net(num_classes=50).state_dict(), file)
-    card = {"model": "tiny", "classes": list("birds" * 10), "sha256": models.sha256_of(file)}
+    card = {"model": "tiny", "classes": list("birds" * 10), "sha256": checkpoints.sha256_of(file)}
     file.with_suffix(".json").write_text(json.dumps(card))
 
 

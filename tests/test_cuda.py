@@ -9,10 +9,11 @@ from toys import SPEC, Toy, plan, write_checkpoint
 
 from refinecam_lib import fit, imputation, models, paths, shards, sweep
 from refinecam_lib.cam import Capture
+from refinecam_lib.checkpoints import checkpoint_path
 from refinecam_lib.datasets import batch_of
 from refinecam_lib.explain import BASE, CONTROLS, METHODS, REFINED, variant_maps
 from refinecam_lib.metrics import measure
-from refinecam_lib.models import MODELS, checkpoint_path, load_model, normalise, spec_of
+from refinecam_lib.models import MODELS, load_model, normalise, spec_of
 from refinecam_lib.synthetic import SyntheticShapes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

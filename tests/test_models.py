@@ -6,12 +6,12 @@ import torch
 import torchvision
 from networks import batch
 
-from refinecam_lib import models
+from refinecam_lib import models, paths
 from refinecam_lib.cam import Capture, layer_cam
+from refinecam_lib.checkpoints import read_checkpoint, write_checkpoint
 from refinecam_lib.checks import InputError
 from refinecam_lib.fit import fit
 from refinecam_lib.recipe import Recipe
-from refinecam_lib.train import write_checkpoint
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_efficientnet_has_its_weights_without_a_download(downloads):
 
 def test_weights_have_a_hash_of_their_own(downloads):
     ours = models.weights_hash("efficientnet_lite0"), models.weights_hash("efficientnet_lite0", "imagenet")
-    assert ours[0] == models.read_checkpoint(models.paths.CHECKPOINTS / "efficientnet_lite0.safetensors")[1]["sha256"]
+    assert ours[0] == read_checkpoint(paths.CHECKPOINTS / "efficientnet_lite0.safetensors")[1]["sha256"]
     assert ours[0] != ours[1] and len(ours[1]) == 64
     assert models.weights_hash("resnet18", "imagenet") != ours[1]
     with pytest.raises(InputError, match="unknown model 'resnet81'. Did you mean 'resnet18'"):

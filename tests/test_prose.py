@@ -11,10 +11,11 @@ import pytest
 from refinecam_lib import paths, reproduce
 from refinecam_lib.bird_score import per_explanation
 from refinecam_lib.bird_score import summary as bird_summary
+from refinecam_lib.checkpoints import checkpoint_path
 from refinecam_lib.compare import read_rows
 from refinecam_lib.explain import CAMS, TRIVIAL
 from refinecam_lib.metrics import scores
-from refinecam_lib.models import MODELS, checkpoint_path
+from refinecam_lib.models import MODELS
 from refinecam_lib.plots import TITLES
 from refinecam_lib.statistics import correlations, paired_test
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from refinecam_lib import models, paths
+from refinecam_lib import checkpoints, models, paths
 
 UNSAFE_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
@@ -64,11 +64,11 @@ class Bomb:
 def test_a_checkpoint_that_is_a_pickle_is_refused_and_not_run(tmp_path):
     mark = tmp_path / "ran"
     torch.save({"weight": Bomb(mark)}, tmp_path / "efficientnet_lite0.safetensors")
-    digest = models.sha256_of(tmp_path / "efficientnet_lite0.safetensors")
+    digest = checkpoints.sha256_of(tmp_path / "efficientnet_lite0.safetensors")
     card = f'{{"model": "efficientnet_lite0", "classes": [], "sha256": "{digest}"}}'
     (tmp_path / "efficientnet_lite0.json").write_text(card)
     with pytest.raises(models.InputError, match="is not a safetensors file"):
-        models.read_checkpoint(tmp_path / "efficientnet_lite0.safetensors")
+        checkpoints.read_checkpoint(tmp_path / "efficientnet_lite0.safetensors")
     assert not mark.exists()
 
 

@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 from torch import nn
 
-from refinecam_lib import birds, fit, models, paths, tasks, train
+from refinecam_lib import birds, checkpoints, fit, models, paths, tasks, train
 from refinecam_lib.checks import InputError, rng
 from refinecam_lib.datasets import Sample
 from refinecam_lib.recipe import Recipe
@@ -275,7 +275,7 @@ def test_a_network_for_birds_is_trained_written_and_tested(tmp_path, monkeypatch
     recipe = Recipe("small_resnet", "birds", "none", images=12, batch=6, stages=((32, 0.5), (64, 0.5)), validation=4)
     card = train.train(recipe, device="cpu", workers=0, progress=False)
     path = tmp_path / "training" / "small_resnet_birds" / "small_resnet_birds.safetensors"
-    assert models.read_checkpoint(path)[1] == card and len(card["classes"]) == 50 and card["task"] == "birds"
+    assert checkpoints.read_checkpoint(path)[1] == card and len(card["classes"]) == 50 and card["task"] == "birds"
     assert card["test"]["n"] == 3 and card["fresh"]["n"] == 5 and "size" not in card["test"]
     assert card["validation"]["n"] == 4
     many = replace(recipe, validation=999)
@@ -339,7 +339,7 @@ def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypa
     monkeypatch.setattr(train, "evaluate", remember)
     card = train.train(TINY, device="cpu", workers=0, progress=False)
     path = tmp_path / "training" / TINY.model / f"{TINY.model}.safetensors"
-    state, read = models.read_checkpoint(path)
+    state, read = checkpoints.read_checkpoint(path)
     assert read == card == json.loads(path.with_suffix(".json").read_text())
     assert [entry[:3] for entry in tested] == [("test", 0, 8), ("test", 1, 10)], "the test is read once"
     first = state["conv_stem.weight"]
@@ -362,10 +362,10 @@ def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypa
     other = models.restore(TINY.model, path)[0]
     with torch.no_grad():
         other.classifier.bias += 9 * torch.arange(6.0)
-    train.write_checkpoint(other, path, card)
+    checkpoints.write_checkpoint(other, path, card)
     third = train.train(again, tmp_path / "third.safetensors", "cpu", 0, progress=False, tested=False)
     assert third["started_from"]["sha256"] not in (card["sha256"], third["sha256"])
-    assert models.read_checkpoint(tmp_path / "third.safetensors")[0]["classifier.bias"][5] > 40
+    assert checkpoints.read_checkpoint(tmp_path / "third.safetensors")[0]["classifier.bias"][5] > 40
 
 
 def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch):
@@ -441,7 +441,7 @@ def test_the_recipes_are_those_that_the_card_was_made_by(name):
 
 @pytest.mark.parametrize("path", SHIPPED_FOR_BIRDS, ids=lambda p: p.stem)
 def test_shipped_network_for_birds_is_what_its_card_says(path):
-    name, card = path.stem.removesuffix("_birds"), models.read_checkpoint(path)[1]
+    name, card = path.stem.removesuffix("_birds"), checkpoints.read_checkpoint(path)[1]
     assert card["model"] == name and card["task"] == "birds" and card["classes"] == list(tasks.Birds.classes)
     assert path.stem in train.SHIPPED and path.stat().st_size < 8e6
     assert card["test"]["n"] == 500 and card["fresh"]["n"] == 6000
@@ -462,7 +462,7 @@ def test_the_four_families_ship_for_the_birds():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_checkpoint_is_what_its_card_says(path):
     spec = models.MODELS[path.stem]
-    model, card = models.load_model(path.stem), models.read_checkpoint(path)[1]
+    model, card = models.load_model(path.stem), checkpoints.read_checkpoint(path)[1]
     assert card["model"] == path.stem and card["classes"] == list(CLASSES)
     assert {
         "test",

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from networks import LAYERS, TinyNet, batch, tiny_net
 
-from refinecam_lib import datasets, models, paths, shards
+from refinecam_lib import checkpoints, datasets, models, paths, shards
 from refinecam_lib.explain import BASE, REFINED
 
 
@@ -31,7 +31,7 @@ SPEC = models.ModelSpec("tiny", lambda classes, pretrained: TinyNet(classes), LA
 def write_checkpoint(folder, seed):
     file = folder / "tiny.safetensors"
     safetensors.torch.save_file(tiny_net(seed).state_dict(), file)
-    card = {"model": "tiny", "classes": list("abcdef"), "sha256": models.sha256_of(file)}
+    card = {"model": "tiny", "classes": list("abcdef"), "sha256": checkpoints.sha256_of(file)}
     (folder / "tiny.json").write_text(json.dumps(card))
 
 
