@@ -17,6 +17,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -236,8 +237,8 @@ class _Run:
         self.record["losses"].append([loss.item(), apart.item()])
         _average(self.averaged, self.model, min(recipe.ema, self.record["step"] / (self.record["step"] + 9)))
 
-    def judge(self, scores: dict, batch: int) -> None:
-        """Write a line of history from the scores of the averaged weights, and keep these if none were better."""
+    def judge(self, scores: dict, state: dict[str, torch.Tensor], batch: int) -> None:
+        """Write a line of history from the scores of a state, the averaged weights, and keep it if none was better."""
         record = self.record
         loss, apart = torch.tensor(record["losses"]).mean(0).tolist()
         line = {"images": record["step"] * batch, "loss": loss} | ({"hints": apart} if self.hints else {})
@@ -246,7 +247,7 @@ class _Run:
         record["history"].append(line)
         record["losses"] = []
         if scores["accuracy"] >= record["best"]:  # of equals the later: it has seen more
-            self.best = {k: v.clone() for k, v in self.averaged.items()}
+            self.best = {k: v.clone() for k, v in state.items()}
             record |= {"best": scores["accuracy"], "best_step": record["step"]}
 
 
@@ -289,7 +290,9 @@ def fit(
         run.load(state, place)
     examined = copy.deepcopy(model)
     # Drawn once and kept in memory: the same items judge every state.
-    exam = task.exam(recipe.validation, recipe.exam or task.side)
+    side = recipe.exam or task.side
+    exam = task.exam(recipe.validation, side)
+    unseen = [task.item(recipe.images + k, side).image for k in range(recipe.norms)]
     every = max(1, recipe.validate_every // recipe.batch)
     before, begun = run.record["seconds"], time.monotonic()
     saved_at = begun
@@ -304,7 +307,9 @@ def fit(
         run.record["seconds"] = before + time.monotonic() - begun
         if run.record["step"] % every == 0 or run.record["step"] == recipe.steps:
             examined.load_state_dict(run.averaged)
-            run.judge(evaluate(examined, exam, spec), recipe.batch)
+            if unseen:
+                update_bn(normalise(torch.stack(unseen), spec).split(recipe.batch), examined, place)
+            run.judge(evaluate(examined, exam, spec), examined.state_dict(), recipe.batch)
         elif time.monotonic() - saved_at < SAVE_SECONDS:
             continue
         run.save(state)

@@ -26,7 +26,9 @@ class Recipe:
     validate_every: the items that judge, and after how many images they do; exam: the side of their windows, for
     recipes that end in windows, by which a network may forget whole images; 0 for whole images; teacher: a shipped
     network for the shapes whose maps are learnt besides the classes, or none; maps_first: the share of the images over
-    which the classes teach only the layers behind the teacher's last map, which learn faster undisturbed.
+    which the classes teach only the layers behind the teacher's last map, which learn faster undisturbed; norms: the
+    training images by which batch norms are set anew before averaged weights are judged, where these lag behind the
+    features; 0 averages them as the weights.
     Departs from the paper, which fine-tunes at lr 1e-4 for up to 40 x 4096 images on whole frames.
     """
 
@@ -53,6 +55,7 @@ class Recipe:
     exam: int = 0
     teacher: str = ""
     maps_first: float = 0.0
+    norms: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 2 and 2.0 are one recipe, and one state
@@ -63,6 +66,8 @@ class Recipe:
                 raise InputError(f"{name} = {getattr(self, name)}; allowed: 1 or more")
         if self.batch > self.images or self.batch < 2:
             raise InputError(f"batch = {self.batch} with {self.images} images; allowed: 2 to the number of images")
+        if self.norms and (self.norms % self.batch or self.norms < 0 or self.freeze):
+            raise InputError(f"norms = {self.norms}; allowed: 0, or whole batches of {self.batch} without freezing")
         if self.exam and not 32 <= self.exam <= side:
             raise InputError(f"exam = {self.exam}; allowed: windows of 32 to {side} px, or 0 for whole images")
         if not (self.lr > 0 and math.isfinite(self.lr)):

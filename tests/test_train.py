@@ -71,7 +71,7 @@ def test_best_weights_are_of_the_best_validation():
     for step, accuracy in enumerate((0.5, 0.9, 0.9, 0.7)):
         run.averaged["weight"].fill_(step)
         run.record |= {"step": step, "losses": [[1.0, 0.0]], "seconds": 0.0}
-        run.judge({"accuracy": accuracy, "size": {}}, 4)
+        run.judge({"accuracy": accuracy, "size": {}}, run.averaged, 4)
     assert run.best["weight"].tolist() == [2.0, 2.0] and run.record["best_step"] == 2
 
 
@@ -172,6 +172,18 @@ def test_validation_may_look_at_windows(tmp_path, monkeypatch):
     assert set(sides[: len(sides) // 2]) == {224} and set(sides[len(sides) // 2 :]) == {48}
     with pytest.raises(InputError, match="exam = 20; allowed: windows of 32 to 224 px, or 0 for whole images"):
         Recipe(exam=20)
+
+
+def test_norms_are_set_anew_by_items_after_the_last_before_weights_are_judged(tmp_path):
+    recipe = replace(TINY, freeze=False, exam=48, validate_every=TINY.images)
+    averaged, anew = (fit.fit(replace(recipe, norms=n), "cpu", 0, tmp_path, progress=False)[0] for n in (0, 8))
+    assert all(map(torch.equal, averaged.parameters(), anew.parameters()))
+    task = tasks.Shapes(recipe.seed, shares=recipe.shares)
+    items = torch.stack([task.item(TINY.images + k, 48).image for k in range(8)])
+    with torch.no_grad():
+        mean = anew.conv_stem(models.normalise(items, models.spec_of(TINY.model))).mean((0, 2, 3))
+    assert torch.allclose(anew.bn1.running_mean, mean, atol=1e-5)
+    assert not torch.allclose(averaged.bn1.running_mean, mean, atol=1e-2)
 
 
 def test_a_recipe_is_one_whether_its_shares_are_whole_numbers_or_not():
@@ -403,6 +415,8 @@ def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch)
         (["--clip", "-1"], "clip = -1.0; allowed: a positive norm, or none"),
         (["--weight-decay", "nan"], "weight_decay = nan; allowed: 0 or more"),
         (["--smoothing", "2"], "smoothing = 2.0; allowed: 0 to 1"),
+        (["--norms", "64"], "norms = 64; allowed: 0, or whole batches of 32 without freezing"),
+        (["--norms", "40", "--no-freeze"], "norms = 40; allowed: 0, or whole batches of 32"),
         (["--shipped", "--model", "alexnet"], "unknown network with recipes 'alexnet'"),
         (["--shipped", "--model", "vgg11", "--lr", ".1"], "lr with --shipped; allowed: model and task"),
         (["--device", "abacus"], "device 'abacus' can't be used here"),
