@@ -10,10 +10,10 @@ from .plots import NAMES
 
 
 def cells(table: pd.DataFrame) -> pd.Series:
-    """`mean ± std` as text, for a table with the columns mean and std; empty where there is no mean."""
-    return pd.Series(
-        ["" if pd.isna(m) else f"{m:z.2f} ± {s:.2f}" for m, s in zip(table["mean"], table["std"])], index=table.index
-    )
+    """`mean ± std` as text, for a table with the columns mean, std and n: the value alone where n is 1, nothing where 0."""
+    columns = zip(table["mean"], table["std"], table["n"])
+    texts = ["" if n == 0 else f"{m:z.2f} ± {s:.2f}" if n > 1 else f"{m:z.2f}" for m, s, n in columns]
+    return pd.Series(texts, index=table.index)
 
 
 def paper_table(name: str) -> pd.DataFrame:
@@ -25,8 +25,8 @@ def beside_paper(table: pd.DataFrame, name: str, methods: Sequence[str]) -> pd.D
     """One text row a method and network: ours for each aggregate, n, and the paper's number with the difference.
 
     table: a summary with columns model, method, aggregate, mean, std, n, which is said for each aggregate where they
-    differ. The best of a network is in bold. A network
-    that the paper doesn't have stands beside the mean over the paper's four, marked so in the column's name.
+    differ. The best of a network is in bold. A network that the paper doesn't have stands beside the mean over the
+    paper's four, marked so in the column's name.
     """
     printed = paper_table(name)
     aggregates = list(dict.fromkeys(table["aggregate"]))

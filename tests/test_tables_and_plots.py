@@ -6,7 +6,7 @@ import pytest
 
 from refinecam_lib import plots
 from refinecam_lib.checks import InputError
-from refinecam_lib.tables import beside_paper, paper_table
+from refinecam_lib.tables import beside_paper, cells, paper_table
 
 
 def summary(models=("resnet18",), methods=("LayerCAM", "ScoreCAM"), aggregates=("none", "product")):
@@ -36,6 +36,11 @@ def test_table_1_stands_beside_the_paper():
     fewer.loc[(fewer["method"] == "LayerCAM") & (fewer["aggregate"] == "product"), "n"] = 7
     assert beside_paper(fewer, "table1", ["LayerCAM"])["n"][0] == "12 / 7"
     assert table.loc["LIME", "RefineCAM"] == "N.A."
+
+
+def test_one_value_has_no_deviation():
+    counts = summary().assign(n=[0, 1, 2, 12])
+    assert list(cells(counts)) == ["", "0.40", "0.60 ± 0.10", "0.80 ± 0.10"]
 
 
 def test_a_network_that_the_paper_lacks_stands_beside_its_mean():
