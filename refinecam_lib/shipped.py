@@ -122,3 +122,5 @@ SHIPPED = {
     "small_swin_birds": (replace(_NORMS, model="small_swin", images=70_000),),
 }
 """Recipes by the name of the checkpoint."""
+AVERAGED: dict[str, int] = {}
+"""Of how many recipes, the last ones, a network's weights are the mean."""

@@ -399,6 +399,43 @@ def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch)
     )
 
 
+def test_the_mean_of_networks_has_norms_of_its_own_and_is_tested_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "TEST_ITEMS", 4)
+    monkeypatch.setattr(tasks, "FRESH_ITEMS", 4)
+    recipe = replace(TINY, freeze=False, images=8, batch=4, validation=2, norms=8)
+    networks, parts = [], []
+    for k in range(3):
+        torch.manual_seed(k)
+        networks.append(models.spec_of(TINY.model).build(6, False))
+        parts.append(tmp_path / f"{k}.safetensors")
+        card = {"model": TINY.model, "task": "synthetic", "classes": list(CLASSES), "validation": {}}
+        card |= {"images_in_all": 8 * k, "test_readings": 1}
+        checkpoints.write_checkpoint(networks[-1], parts[-1], card)
+    card = train.average(recipe, parts, tmp_path / "mean.safetensors", "cpu", 0)
+    mean = checkpoints.read_checkpoint(tmp_path / "mean.safetensors")[0]
+    expected = sum(network.conv_stem.weight for network in networks) / 3
+    torch.testing.assert_close(mean["conv_stem.weight"].float(), expected, atol=1e-3, rtol=0)
+    items = [tasks.Shapes(seed=recipe.seed, shares=recipe.shares).item(8 + k, 224).image for k in range(8)]
+    inputs = models.normalise(torch.stack(items), models.spec_of(TINY.model))
+    seen = nn.functional.conv2d(nn.functional.pad(inputs, (0, 1, 0, 1)), expected, stride=2)
+    torch.testing.assert_close(mean["bn1.running_mean"].float(), seen.mean((0, 2, 3)), atol=2e-3, rtol=2e-3)
+    assert [part["images_in_all"] for part in card["mean_of"]] == [0, 8, 16] and card["images_in_all"] == 16
+    assert card["test_readings"] == 2 and card["test"]["n"] == 4 and card["validation"]["n"] == 2
+    assert card["sha256"] != card["mean_of"][-1]["sha256"]
+
+
+def test_retraining_ends_in_the_mean_of_the_last_recipes(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setitem(train.AVERAGED, TINY.model, 2)
+    trained, averaged = [], []
+    monkeypatch.setattr(train, "train", lambda recipe, out, *_, **options: trained.append((out, options["tested"])))
+    monkeypatch.setattr(train, "average", lambda *arguments: averaged.append(arguments))
+    train.retrain(TINY.model, "x.safetensors")
+    last = train.SHIPPED[TINY.model][-1]
+    assert [tested for _, tested in trained] == [False] * len(train.SHIPPED[TINY.model])
+    assert averaged == [(last, [out for out, _ in trained[-2:]], "x.safetensors", "auto", 1, None)]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
