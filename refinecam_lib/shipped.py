@@ -1,12 +1,20 @@
-"""How each shipped network was made: recipes one after the other, each from the weights of the one before.
+"""How each shipped network was made: recipes one after the other, each from the weights of the step before.
 
 >>> [recipe.images for recipe in SHIPPED["vgg11"]]
 [76800, 32000]
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The step that takes the mean of the weights of the last `of` steps, judged as the last recipe says."""
+
+    of: int
+
 
 _BIRDS = Recipe(
     task="birds", weights="none", freeze=False, batch=50, lr=2e-3, validation=500, stages=((128, 0.75), (256, 0.25))
@@ -17,7 +25,7 @@ _NEW = Recipe(weights="none", freeze=False, batch=64, smoothing=0.05, warmup=0.0
 _WHOLE = replace(_NEW, batch=32, ema=0.995, stages=((224, 1.0),))
 _MIXED = replace(_WHOLE, lr=8e-4, shares=(6, 1, 1), validation=1000)
 _HINTED = replace(_NEW, batch=16, clip=1.0, ema=0.997, shares=(4, 2, 1), zoom=1.2, teacher="efficientnet_lite0")
-SHIPPED = {
+SHIPPED: dict[str, tuple[Recipe | Mean, ...]] = {
     "efficientnet_lite0": (
         Recipe(),
         replace(_LATER, images=16_000, lr=7e-4, stages=((96, 0.6), (224, 0.4)), seed=1),
@@ -121,6 +129,4 @@ SHIPPED = {
     ),
     "small_swin_birds": (replace(_NORMS, model="small_swin", images=70_000),),
 }
-"""Recipes by the name of the checkpoint."""
-AVERAGED: dict[str, int] = {}
-"""Of how many recipes, the last ones, a network's weights are the mean."""
+"""Recipes, and means of what came of them, by the name of the checkpoint."""

@@ -19,13 +19,14 @@ import torch
 import torchvision
 from torch import nn
 
+from . import paths
 from .checkpoints import checkpoint_path, read_checkpoint, write_checkpoint
 from .checks import InputError, one_of
 from .fit import device_of, evaluate, fit, half_of, mean_of
 from .models import load_model, spec_of
 from .provenance import commit
 from .recipe import Recipe, training_folder
-from .shipped import AVERAGED, SHIPPED
+from .shipped import SHIPPED, Mean
 from .tasks import TASKS, Task, task_of
 
 
@@ -89,6 +90,7 @@ def average(
     device: str = "auto",
     workers: int = 1,
     transfer: str | Path | None = None,
+    tested: bool = True,
 ) -> dict:
     """Write the checkpoint of the mean of the weights of successive trainings, test the written file once, return its card.
 
@@ -100,7 +102,7 @@ def average(
     cards = [read_checkpoint(part)[1] for part in parts]
     card = cards[-1] | {"validation": {"n": found["n"], "accuracy": found["accuracy"]}, "commit": commit()}
     card["mean_of"] = [{name: part[name] for name in ("images_in_all", "validation", "sha256")} for part in cards]
-    return _tested(model, out, card, task, device, workers)
+    return _tested(model, out, card, task, device, workers) if tested else write_checkpoint(model, out, card)
 
 
 def _out(recipe: Recipe, out: str | Path | None) -> Path:
@@ -127,20 +129,23 @@ def retrain(
     transfer: str | Path | None = None,
     progress: bool | None = None,
 ) -> dict:
-    """Make a shipped network again by its recipes in `SHIPPED`; arguments and result as of `train`.
+    """Make a shipped network again by its steps in `SHIPPED`; arguments and result as of `train`.
 
-    A killed call goes on where it was. Only the last recipe's network is tested, or that of the mean (`AVERAGED`).
+    A killed call goes on where it was. Only the last step's network is tested.
     """
-    recipes = SHIPPED[one_of("network with recipes", name, SHIPPED)]
-    folder = training_folder(recipes[0])
-    weights, parts = recipes[0].weights, []
-    for number, recipe in enumerate(recipes if name in AVERAGED else recipes[:-1], 1):
-        parts.append(folder / f"{name}-{number}.safetensors")
-        train(replace(recipe, weights=weights), parts[-1], device, workers, progress=progress, tested=False)
-        weights = str(parts[-1])
-    if name in AVERAGED:
-        return average(recipes[-1], parts[-AVERAGED[name] :], out, device, workers, transfer)
-    return train(replace(recipes[-1], weights=weights), out, device, workers, transfer, progress)
+    steps = SHIPPED[one_of("network with recipes", name, SHIPPED)]
+    recipe, parts, card = Recipe(), list[Path](), {}
+    for number, step in enumerate(steps, 1):
+        last = number == len(steps)
+        part = paths.RESULTS / "training" / name / f"{name}-{number}.safetensors"
+        rest = (out if last else part, device, workers, transfer if last else None)
+        if isinstance(step, Mean):
+            card = average(recipe, parts[-step.of :], *rest, tested=last)
+        else:
+            recipe = replace(step, weights=str(parts[-1])) if parts else step
+            card = train(recipe, *rest, progress=progress, tested=last)
+        parts.append(part)
+    return card
 
 
 def _shares(text: str) -> tuple[float, ...]:

@@ -424,16 +424,22 @@ def test_the_mean_of_networks_has_norms_of_its_own_and_is_tested_once(tmp_path, 
     assert card["sha256"] != card["mean_of"][-1]["sha256"]
 
 
-def test_retraining_ends_in_the_mean_of_the_last_recipes(tmp_path, monkeypatch):
+def test_retraining_goes_on_from_means(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    monkeypatch.setitem(train.AVERAGED, TINY.model, 2)
+    steps = (TINY, replace(TINY, seed=1), train.Mean(2), replace(TINY, seed=2), train.Mean(2))
+    monkeypatch.setitem(train.SHIPPED, TINY.model, steps)
     trained, averaged = [], []
-    monkeypatch.setattr(train, "train", lambda recipe, out, *_, **options: trained.append((out, options["tested"])))
-    monkeypatch.setattr(train, "average", lambda *arguments: averaged.append(arguments))
-    train.retrain(TINY.model, "x.safetensors")
-    last = train.SHIPPED[TINY.model][-1]
-    assert [tested for _, tested in trained] == [False] * len(train.SHIPPED[TINY.model])
-    assert averaged == [(last, [out for out, _ in trained[-2:]], "x.safetensors", "auto", 1, None)]
+    monkeypatch.setattr(train, "train", lambda *arguments, **options: trained.append((arguments, options["tested"])))
+    monkeypatch.setattr(train, "average", lambda *arguments, **options: averaged.append((arguments, options["tested"])))
+    train.retrain(TINY.model, "x.safetensors", "cpu", 0, "pictures")
+    one, two, three, four = (tmp_path / "training" / TINY.model / f"{TINY.model}-{k}.safetensors" for k in range(1, 5))
+    first, second, third = (recipe for (recipe, *_), _ in trained)
+    assert (first, second.weights, third.weights) == (TINY, str(one), str(three))
+    assert [out for (_, out, *_), _ in trained] == [one, two, four] and not any(tested for _, tested in trained)
+    assert averaged == [
+        ((second, [one, two], three, "cpu", 0, None), False),
+        ((third, [three, four], "x.safetensors", "cpu", 0, "pictures"), True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -482,9 +488,12 @@ SHIPPED_FOR_BIRDS = sorted(paths.CHECKPOINTS.glob("*_birds.safetensors"))
 @pytest.mark.parametrize("name", train.SHIPPED)
 def test_the_recipes_are_those_that_the_card_was_made_by(name):
     card = json.loads((paths.CHECKPOINTS / f"{name}.json").read_text())
-    for recipe in reversed(train.SHIPPED[name]):
+    for step in reversed(train.SHIPPED[name]):
+        if isinstance(step, train.Mean):
+            assert len(card["mean_of"]) == step.of
+            continue
         recorded = {key: value for key, value in card["hyper_parameters"].items() if key != "weights"}
-        known = json.loads(json.dumps(asdict(recipe)))
+        known = json.loads(json.dumps(asdict(step)))
         assert recorded == {key: known[key] for key in recorded} and len(recorded) > 12
         card = card.get("started_from")
     assert card is None
