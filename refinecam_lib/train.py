@@ -19,7 +19,6 @@ import torch
 import torchvision
 from torch import nn
 
-from . import paths
 from .checkpoints import checkpoint_path, read_checkpoint, write_checkpoint
 from .checks import InputError, one_of
 from .fit import device_of, evaluate, fit, half_of, mean_of
@@ -134,15 +133,16 @@ def retrain(
     A killed call goes on where it was. Only the last step's network is tested.
     """
     steps = SHIPPED[one_of("network with recipes", name, SHIPPED)]
-    recipe, parts, card = Recipe(), list[Path](), {}
+    parts: list[Path] = []
     for number, step in enumerate(steps, 1):
         last = number == len(steps)
-        part = paths.RESULTS / "training" / name / f"{name}-{number}.safetensors"
+        if isinstance(step, Recipe):
+            recipe = replace(step, weights=str(parts[-1])) if parts else step
+        part = training_folder(recipe) / f"{name}-{number}.safetensors"
         rest = (out if last else part, device, workers, transfer if last else None)
         if isinstance(step, Mean):
             card = average(recipe, parts[-step.of :], *rest, tested=last)
         else:
-            recipe = replace(step, weights=str(parts[-1])) if parts else step
             card = train(recipe, *rest, progress=progress, tested=last)
         parts.append(part)
     return card
