@@ -10,14 +10,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -157,12 +157,6 @@ def _average(averaged: dict[str, torch.Tensor], model: nn.Module, decay: float) 
             averaged[key].copy_(value)
 
 
-def _unseen(recipe: Recipe, task: Task, spec: ModelSpec, side: int) -> list[torch.Tensor]:
-    """Batches of training items that the recipe doesn't learn from, by which batch norms are set anew."""
-    items = [task.item(recipe.images + k, side).image for k in range(recipe.norms)]
-    return list(normalise(torch.stack(items), spec).split(recipe.batch)) if items else []
-
-
 def device_of(name: str) -> torch.device:
     """The device called `name`, or the best one for "auto"; raises InputError where it can't be used."""
     if name == "auto":
@@ -298,7 +292,7 @@ def fit(
     # Drawn once and kept in memory: the same items judge every state.
     side = recipe.exam or task.side
     exam = task.exam(recipe.validation, side)
-    unseen = _unseen(recipe, task, spec, side)
+    unseen = [task.item(recipe.images + k, side).image for k in range(recipe.norms)]
     every = max(1, recipe.validate_every // recipe.batch)
     before, begun = run.record["seconds"], time.monotonic()
     saved_at = begun
@@ -314,7 +308,7 @@ def fit(
         if run.record["step"] % every == 0 or run.record["step"] == recipe.steps:
             examined.load_state_dict(run.averaged)
             if unseen:
-                update_bn(unseen, examined, place)
+                update_bn(normalise(torch.stack(unseen), spec).split(recipe.batch), examined, place)
             run.judge(evaluate(examined, exam, spec), examined.state_dict(), recipe.batch)
         elif time.monotonic() - saved_at < SAVE_SECONDS:
             continue
@@ -323,23 +317,3 @@ def fit(
     examined.load_state_dict(run.best)
     run.record["judged_on"] = len(exam)
     return examined.eval(), run.record
-
-
-def mean_of(recipe: Recipe, parts: Sequence[Path], device: str = "auto") -> tuple[nn.Module, dict]:
-    """The network with the mean of the weights of successive trainings, and how it does on validation, as `evaluate` says.
-
-    parts: their checkpoints, the last one by `recipe`, whose items set batch norms anew and judge. Raises InputError
-    for a checkpoint that can't be read. Source: Izmailov et al., Averaging Weights Leads to Wider Optima and Better
-    Generalization, UAI 2018.
-    """
-    place, spec = device_of(device), spec_of(recipe.model, recipe.task)
-    task = task_of(recipe.task, recipe.seed, scenes=recipe.scenes, shares=recipe.shares)
-    networks = [restore(recipe.model, part)[0] for part in parts]
-    mean = AveragedModel(networks[0], use_buffers=True)
-    for network in networks:
-        mean.update_parameters(network)
-    model, side = on_device(mean.module, place), recipe.exam or task.side
-    unseen = _unseen(recipe, task, spec, side)
-    if unseen:
-        update_bn(unseen, model, place)
-    return model.eval(), evaluate(model, task.exam(recipe.validation, side), spec)

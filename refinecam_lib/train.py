@@ -17,16 +17,15 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from torch import nn
 
 from .checkpoints import checkpoint_path, read_checkpoint, write_checkpoint
 from .checks import InputError, one_of
-from .fit import device_of, evaluate, fit, half_of, mean_of
+from .fit import device_of, evaluate, fit, half_of
 from .models import load_model, spec_of
 from .provenance import commit
 from .recipe import Recipe, training_folder
-from .shipped import SHIPPED, Mean
-from .tasks import TASKS, Task, task_of
+from .shipped import SHIPPED
+from .tasks import TASKS, task_of
 
 
 def train(
@@ -45,7 +44,10 @@ def train(
     False leaves the tests to a later run. The card holds the data set's own test and, where items can be drawn, that on
     6,000 fresh ones, with 95 % intervals, for the shapes also per size, class and kind of background.
     """
-    out = _out(recipe, out)
+    shipped_as = checkpoint_path(recipe.model, recipe.task).name
+    out = Path(out) if out else training_folder(recipe) / shipped_as
+    if out.suffix != ".safetensors":
+        raise InputError(f"out {out.name!r}; allowed: a name that ends in .safetensors")
     task = task_of(recipe.task, recipe.seed, scenes=recipe.scenes, shares=recipe.shares, transfer=transfer)
     model, record = fit(recipe, device, workers, progress=progress)
     hyper = json.loads(json.dumps(asdict(recipe)))  # with lists for tuples, as it is read back
@@ -72,49 +74,17 @@ def train(
                      "torchvision": torchvision.__version__.split("+")[0], "timm": timm.__version__,
                      "numpy": np.__version__},
     }  # fmt: skip
-    card |= {"images_in_all": card["images_seen"], "seconds_in_all": card["seconds"], "test_readings": 0}
+    card |= {"images_in_all": card["images_seen"], "seconds_in_all": card["seconds"], "test_readings": int(tested)}
     if recipe.weights not in ("imagenet", "none"):
         earlier = read_checkpoint(Path(recipe.weights))[1]
         same = ("model", "task", "architecture", "classes", "data", "versions", "bytes")
         card["started_from"] = {name: fact for name, fact in earlier.items() if name not in same}
         for name in ("images_in_all", "seconds_in_all", "test_readings"):
             card[name] += earlier.get(name, 0)
-    return _tested(model, out, card, task, device, workers) if tested else write_checkpoint(model, out, card)
-
-
-def average(
-    recipe: Recipe,
-    parts: Sequence[Path],
-    out: str | Path | None = None,
-    device: str = "auto",
-    workers: int = 1,
-    transfer: str | Path | None = None,
-    tested: bool = True,
-) -> dict:
-    """Write the checkpoint of the mean of the weights of successive trainings, test the written file once, return its card.
-
-    parts: their checkpoints, the last one by `recipe`, whose card this one goes on; the rest as of `train`.
-    """
-    out = _out(recipe, out)
-    task = task_of(recipe.task, recipe.seed, scenes=recipe.scenes, shares=recipe.shares, transfer=transfer)
-    model, found = mean_of(recipe, parts, device)
-    cards = [read_checkpoint(part)[1] for part in parts]
-    card = cards[-1] | {"validation": {"n": found["n"], "accuracy": found["accuracy"]}, "commit": commit()}
-    card["mean_of"] = [{name: part[name] for name in ("images_in_all", "validation", "sha256")} for part in cards]
-    return _tested(model, out, card, task, device, workers) if tested else write_checkpoint(model, out, card)
-
-
-def _out(recipe: Recipe, out: str | Path | None) -> Path:
-    path = Path(out) if out else training_folder(recipe) / checkpoint_path(recipe.model, recipe.task).name
-    if path.suffix != ".safetensors":
-        raise InputError(f"out {path.name!r}; allowed: a name that ends in .safetensors")
-    return path
-
-
-def _tested(model: nn.Module, out: Path, card: dict, task: Task, device: str, workers: int) -> dict:
-    """Write the checkpoint, test the written file, and write what was found into its card."""
-    card = write_checkpoint(model, out, card | {"test_readings": card["test_readings"] + 1})
-    shipped, spec = load_model(card["model"], out, device_of(device)), spec_of(card["model"], card["task"])
+    card = write_checkpoint(model, out, card)
+    if not tested:
+        return card
+    shipped, spec = load_model(recipe.model, out, device_of(device)), spec_of(recipe.model, recipe.task)
     for name, items in task.tests().items():
         card[name] = evaluate(shipped, items, spec, workers=workers)
     return write_checkpoint(model, out, card)
@@ -128,24 +98,18 @@ def retrain(
     transfer: str | Path | None = None,
     progress: bool | None = None,
 ) -> dict:
-    """Make a shipped network again by its steps in `SHIPPED`; arguments and result as of `train`.
+    """Make a shipped network again by its recipes in `SHIPPED`; arguments and result as of `train`.
 
-    A killed call goes on where it was. Only the last step's network is tested.
+    A killed call goes on where it was. Only the last recipe's network is tested.
     """
-    steps = SHIPPED[one_of("network with recipes", name, SHIPPED)]
-    parts: list[Path] = []
-    for number, step in enumerate(steps, 1):
-        last = number == len(steps)
-        if isinstance(step, Recipe):
-            recipe = replace(step, weights=str(parts[-1])) if parts else step
-        part = training_folder(recipe) / f"{name}-{number}.safetensors"
-        rest = (out if last else part, device, workers, transfer if last else None)
-        if isinstance(step, Mean):
-            card = average(recipe, parts[-step.of :], *rest, tested=last)
-        else:
-            card = train(recipe, *rest, progress=progress, tested=last)
-        parts.append(part)
-    return card
+    recipes = SHIPPED[one_of("network with recipes", name, SHIPPED)]
+    folder = training_folder(recipes[0])
+    weights = recipes[0].weights
+    for number, recipe in enumerate(recipes[:-1], 1):
+        part = folder / f"{name}-{number}.safetensors"
+        train(replace(recipe, weights=weights), part, device, workers, progress=progress, tested=False)
+        weights = str(part)
+    return train(replace(recipes[-1], weights=weights), out, device, workers, transfer, progress)
 
 
 def _shares(text: str) -> tuple[float, ...]:
