@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -117,11 +118,14 @@ def run(
     subjects: Sequence[Subject], parts: Sequence[str], images: int, batch: int, score_images: int, checked: int
 ) -> Iterator[Row]:
     """Rows of every part for subjects, on the device and threads in use, each as it is done."""
+    # TF32's 10 bits would set both sides apart.
+    exact = partial(torch.backends.cudnn.flags, enabled=True, allow_tf32=False)
     for each in subjects:
-        floor = Floor(each)
+        with exact():
+            floor = Floor(each)
         for part in parts:
             n = score_images if part == "scorecam" else images
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # its 10 bits would set both sides apart
+            with exact():
                 row = compare(each, floor, part, PARTS[part], n, batch, 0 if part == "scorecam" else checked)
             yield row
 

@@ -1,20 +1,12 @@
-"""How each shipped network was made: recipes one after the other, each from the weights of the step before.
+"""How each shipped network was made: recipes one after the other, each from the weights of the one before.
 
 >>> [recipe.images for recipe in SHIPPED["vgg11"]]
 [76800, 32000]
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The step that takes the mean of the weights of the last `of` steps, judged as the last recipe says."""
-
-    of: int
-
 
 _BIRDS = Recipe(
     task="birds", weights="none", freeze=False, batch=50, lr=2e-3, validation=500, stages=((128, 0.75), (256, 0.25))
@@ -25,7 +17,8 @@ _NEW = Recipe(weights="none", freeze=False, batch=64, smoothing=0.05, warmup=0.0
 _WHOLE = replace(_NEW, batch=32, ema=0.995, stages=((224, 1.0),))
 _MIXED = replace(_WHOLE, lr=8e-4, shares=(6, 1, 1), validation=1000)
 _HINTED = replace(_NEW, batch=16, clip=1.0, ema=0.997, shares=(4, 2, 1), zoom=1.2, teacher="efficientnet_lite0")
-SHIPPED: dict[str, tuple[Recipe | Mean, ...]] = {
+_SWIN = replace(_HINTED, model="swin_tiny")
+SHIPPED = {
     "efficientnet_lite0": (
         Recipe(),
         replace(_LATER, images=16_000, lr=7e-4, stages=((96, 0.6), (224, 0.4)), seed=1),
@@ -121,6 +114,46 @@ SHIPPED: dict[str, tuple[Recipe | Mean, ...]] = {
             )
         )
     ),
+    "swin_tiny": (
+        replace(
+            _SWIN,
+            images=30_000,
+            lr=1.2e-3,
+            maps_first=1.0,
+            stages=((56, 1.0),),
+            shares=(3, 1, 0),
+            zoom=1.5,
+            validation=300,
+            validate_every=8000,
+            exam=56,
+        ),
+        replace(
+            _SWIN,
+            images=11_200,
+            lr=6e-4,
+            maps_first=0.3,
+            ema=0.995,
+            stages=((112, 0.4), (224, 0.6)),
+            shares=(5, 2, 2),
+            validation=400,
+            validate_every=3728,
+            seed=1,
+        ),
+        replace(
+            _SWIN,
+            images=157_696,
+            batch=64,
+            warmup=0.05,
+            ema=0.998,
+            stages=((224, 1.0),),
+            shares=(5, 2, 2),
+            zoom=1.1,
+            validation=1000,
+            validate_every=19_712,
+            norms=256,
+            seed=2,
+        ),
+    ),
     "small_resnet_birds": (replace(_BIRDS, model="small_resnet", images=80_000, validate_every=5000),),
     "small_vgg_birds": (replace(_BIRDS, model="small_vgg", images=40_000, validate_every=4000),),
     "small_convnext_birds": (
@@ -129,4 +162,4 @@ SHIPPED: dict[str, tuple[Recipe | Mean, ...]] = {
     ),
     "small_swin_birds": (replace(_NORMS, model="small_swin", images=70_000),),
 }
-"""Recipes, and means of what came of them, by the name of the checkpoint."""
+"""Recipes by the name of the checkpoint."""

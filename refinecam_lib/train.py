@@ -50,6 +50,7 @@ def train(
         raise InputError(f"out {out.name!r}; allowed: a name that ends in .safetensors")
     task = task_of(recipe.task, recipe.seed, scenes=recipe.scenes, shares=recipe.shares, transfer=transfer)
     model, record = fit(recipe, device, workers, progress=progress)
+    place = device_of(device)
     hyper = json.loads(json.dumps(asdict(recipe)))  # with lists for tuples, as it is read back
     for name, plain in (("scenes", ("crowd",)), ("weights", ("imagenet", "none"))):
         if hyper[name] not in plain:  # a folder on somebody's machine
@@ -66,7 +67,8 @@ def train(
         "epochs": 1,  # every training item is new
         "seconds": round(record["seconds"]),
         "hyper_parameters": hyper,
-        "precision": str(half_of(device_of(device)) or torch.float32).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
+        "precision": str(half_of(place) or torch.float32).removeprefix("torch."),
         "validation": {"n": record["judged_on"], "accuracy": record["best"]},
         "history": record["history"],
         "commit": commit(),

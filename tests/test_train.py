@@ -399,49 +399,6 @@ def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch)
     )
 
 
-def test_the_mean_of_networks_has_norms_of_its_own_and_is_tested_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "TEST_ITEMS", 4)
-    monkeypatch.setattr(tasks, "FRESH_ITEMS", 4)
-    recipe = replace(TINY, freeze=False, images=8, batch=4, validation=2, norms=8)
-    networks, parts = [], []
-    for k in range(3):
-        torch.manual_seed(k)
-        networks.append(models.spec_of(TINY.model).build(6, False))
-        parts.append(tmp_path / f"{k}.safetensors")
-        card = {"model": TINY.model, "task": "synthetic", "classes": list(CLASSES), "validation": {}}
-        card |= {"images_in_all": 8 * k, "test_readings": 1}
-        checkpoints.write_checkpoint(networks[-1], parts[-1], card)
-    card = train.average(recipe, parts, tmp_path / "mean.safetensors", "cpu", 0)
-    mean = checkpoints.read_checkpoint(tmp_path / "mean.safetensors")[0]
-    expected = sum(network.conv_stem.weight for network in networks) / 3
-    torch.testing.assert_close(mean["conv_stem.weight"].float(), expected, atol=1e-3, rtol=0)
-    items = [tasks.Shapes(seed=recipe.seed, shares=recipe.shares).item(8 + k, 224).image for k in range(8)]
-    inputs = models.normalise(torch.stack(items), models.spec_of(TINY.model))
-    seen = nn.functional.conv2d(nn.functional.pad(inputs, (0, 1, 0, 1)), expected, stride=2)
-    torch.testing.assert_close(mean["bn1.running_mean"].float(), seen.mean((0, 2, 3)), atol=2e-3, rtol=2e-3)
-    assert [part["images_in_all"] for part in card["mean_of"]] == [0, 8, 16] and card["images_in_all"] == 16
-    assert card["test_readings"] == 2 and card["test"]["n"] == 4 and card["validation"]["n"] == 2
-    assert card["sha256"] != card["mean_of"][-1]["sha256"]
-
-
-def test_retraining_goes_on_from_means(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    steps = (TINY, replace(TINY, seed=1), train.Mean(2), replace(TINY, seed=2), train.Mean(2))
-    monkeypatch.setitem(train.SHIPPED, TINY.model, steps)
-    trained, averaged = [], []
-    monkeypatch.setattr(train, "train", lambda *arguments, **options: trained.append((arguments, options["tested"])))
-    monkeypatch.setattr(train, "average", lambda *arguments, **options: averaged.append((arguments, options["tested"])))
-    train.retrain(TINY.model, "x.safetensors", "cpu", 0, "pictures")
-    one, two, three, four = (tmp_path / "training" / TINY.model / f"{TINY.model}-{k}.safetensors" for k in range(1, 5))
-    first, second, third = (recipe for (recipe, *_), _ in trained)
-    assert (first, second.weights, third.weights) == (TINY, str(one), str(three))
-    assert [out for (_, out, *_), _ in trained] == [one, two, four] and not any(tested for _, tested in trained)
-    assert averaged == [
-        ((second, [one, two], three, "cpu", 0, None), False),
-        ((third, [three, four], "x.safetensors", "cpu", 0, "pictures"), True),
-    ]
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -488,12 +445,9 @@ SHIPPED_FOR_BIRDS = sorted(paths.CHECKPOINTS.glob("*_birds.safetensors"))
 @pytest.mark.parametrize("name", train.SHIPPED)
 def test_the_recipes_are_those_that_the_card_was_made_by(name):
     card = json.loads((paths.CHECKPOINTS / f"{name}.json").read_text())
-    for step in reversed(train.SHIPPED[name]):
-        if isinstance(step, train.Mean):
-            assert len(card["mean_of"]) == step.of
-            continue
+    for recipe in reversed(train.SHIPPED[name]):
         recorded = {key: value for key, value in card["hyper_parameters"].items() if key != "weights"}
-        known = json.loads(json.dumps(asdict(step)))
+        known = json.loads(json.dumps(asdict(recipe)))
         assert recorded == {key: known[key] for key in recorded} and len(recorded) > 12
         card = card.get("started_from")
     assert card is None
@@ -540,8 +494,8 @@ def test_shipped_checkpoint_is_what_its_card_says(path):
         assert set(part["size"]) == {"small", "medium", "large"} and set(part["background"]) == {"raw", "imputed"}
         assert part["interval"][0] < part["accuracy"] <= part["interval"][1]  # equal where all are right
     found = fit.evaluate(model, SyntheticShapes("test", 60), spec)
-    assert found["accuracy"] >= 0.95 and card["fresh"]["accuracy"] >= 0.95
+    assert found["accuracy"] >= 0.95 and min(card[name]["accuracy"] for name in ("test", "fresh")) >= 0.985
 
 
-def test_the_efficientnet_ships():
-    assert "efficientnet_lite0" in [path.stem for path in SHIPPED]
+def test_the_papers_networks_ship_beside_the_efficientnet():
+    assert [path.stem for path in SHIPPED] == sorted(models.MODELS)
