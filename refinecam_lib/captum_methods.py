@@ -8,6 +8,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -245,9 +246,12 @@ def lime(capture: Capture, samples: int = SAMPLES, chunk: int = 25) -> Maps:
     samples: random subsets of the about 100 superpixels, one forward each, `chunk` at a time; `SAMPLES`, captum's
     default, leaves most weights to the Lasso's zero. Draws depend on each image's seed alone.
     """
+    from captum._utils.models.linear_model import SkLearnLasso
     from captum.attr import Lime
 
-    return _over_superpixels(capture, Lime, "LIME", samples, chunk)
+    # captum's own Lasso, whose 1,000 rounds are not always enough
+    method = partial(Lime, interpretable_model=SkLearnLasso(alpha=0.01, max_iter=100_000))
+    return _over_superpixels(capture, method, "LIME", samples, chunk)
 
 
 def kernel_shap(capture: Capture, samples: int = SAMPLES, chunk: int = 25) -> Maps:

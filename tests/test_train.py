@@ -360,6 +360,7 @@ def test_train_writes_a_checkpoint_and_tests_the_written_file(tmp_path, monkeypa
     )
     assert card["classes"] == list(CLASSES) and card["images_seen"] == 24 and card["hyper_parameters"]["lr"] == 1e-2
     assert card["test"]["n"] == 8 and card["fresh"]["n"] == 10 and "transfer" not in card
+    assert card["device"] == "cpu" and card["seconds"] == card["seconds_in_all"]
     model = models.load_model(TINY.model, path)
     assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 6)
     # It can be trained on from; the card then tells of both runs, and fresh items are fresh again.
