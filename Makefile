@@ -5,6 +5,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 READY := .venv/.ready
+TOGETHER := -q --numprocesses logical --maxprocesses 4 --dist worksteal
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; exit; }; done; echo python3)
 
@@ -31,10 +32,10 @@ accept: $(READY)  ## make the last run's products the committed reference; ARGS=
 	@$(BIN)/python -m refinecam_lib.reproduce --accept $(ARGS)
 
 test: $(READY)  ## the tests, without the slow ones; ARGS="-k road"
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(TOGETHER) -m "not slow" $(ARGS)
 
 test-all: $(READY)  ## every test, the slow ones too
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest $(TOGETHER) $(ARGS)
 
 lint: $(READY)  ## style and types of the code, and no outputs in the notebooks
 	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy && $(BIN)/python -m nbstripout --verify --keep-id notebooks/*.ipynb

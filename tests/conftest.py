@@ -5,8 +5,12 @@ import os
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import hypothesis
+import torch
 
 import refinecam_lib  # noqa: F401 - before any test imports torchvision, whose import it repairs on CPU builds
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("project")
