@@ -292,7 +292,8 @@ def fit(
     # Drawn once and kept in memory: the same items judge every state.
     side = recipe.exam or task.side
     exam = task.exam(recipe.validation, side)
-    unseen = [task.item(recipe.images + k, side).image for k in range(recipe.norms)]
+    others = [task.item(recipe.images + k, side).image for k in range(recipe.norms)]
+    unseen = normalise(torch.stack(others), spec).split(recipe.batch) if others else ()
     every = max(1, recipe.validate_every // recipe.batch)
     before, begun = run.record["seconds"], time.monotonic()
     saved_at = begun
@@ -308,7 +309,7 @@ def fit(
         if run.record["step"] % every == 0 or run.record["step"] == recipe.steps:
             examined.load_state_dict(run.averaged)
             if unseen:
-                update_bn(normalise(torch.stack(unseen), spec).split(recipe.batch), examined, place)
+                update_bn(unseen, examined, place)
             run.judge(evaluate(examined, exam, spec), examined.state_dict(), recipe.batch)
         elif time.monotonic() - saved_at < SAVE_SECONDS:
             continue

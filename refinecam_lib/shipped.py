@@ -17,106 +17,106 @@ _NEW = Recipe(weights="none", freeze=False, batch=64, smoothing=0.05, warmup=0.0
 _WHOLE = replace(_NEW, batch=32, ema=0.995, stages=((224, 1.0),))
 _MIXED = replace(_WHOLE, lr=8e-4, shares=(6, 1, 1), validation=1000)
 _HINTED = replace(_NEW, batch=16, clip=1.0, ema=0.997, shares=(4, 2, 1), zoom=1.2, teacher="efficientnet_lite0")
-_SWIN = replace(_HINTED, model="swin_tiny")
+
+
+def _chain(model: str, *recipes: Recipe) -> tuple[Recipe, ...]:
+    """The recipes of a network, each with a seed of its own, so that none meets the items of another."""
+    return tuple(replace(recipe, model=model, seed=seed) for seed, recipe in enumerate(recipes))
+
+
 SHIPPED = {
-    "efficientnet_lite0": (
+    "efficientnet_lite0": _chain(
+        "efficientnet_lite0",
         Recipe(),
-        replace(_LATER, images=16_000, lr=7e-4, stages=((96, 0.6), (224, 0.4)), seed=1),
-        replace(_LATER, images=11_200, lr=5e-4, stages=((224, 1.0),), seed=2, ema=0.995, validate_every=2800),
-        replace(_LATER, images=8_000, lr=4e-4, stages=((224, 1.0),), seed=3, ema=0.995, validate_every=2000),
+        replace(_LATER, images=16_000, lr=7e-4, stages=((96, 0.6), (224, 0.4))),
+        replace(_LATER, images=11_200, lr=5e-4, stages=((224, 1.0),), ema=0.995, validate_every=2800),
+        replace(_LATER, images=8_000, lr=4e-4, stages=((224, 1.0),), ema=0.995, validate_every=2000),
     ),
-    "resnet18": tuple(
-        replace(recipe, model="resnet18", seed=seed)
-        for seed, recipe in enumerate(
-            (
-                replace(_NEW, images=38_400, warmup=0.05, stages=((64, 1.0),), shares=(2, 1, 0), faint=0.3),
-                replace(_NEW, images=57_600, stages=((96, 0.3), (128, 0.7)), validate_every=6400),
-                replace(_WHOLE, images=24_000, validation=600),
-                replace(_MIXED, images=28_800, stages=((128, 0.45), (224, 0.55)), validate_every=4800),
-                replace(_MIXED, images=70_400, shares=(5, 2, 1), stages=((128, 0.4), (224, 0.6)), validate_every=6400),
-                replace(_MIXED, images=32_000, lr=6e-4, shares=(6, 2, 1), validate_every=4000),
-                replace(_MIXED, images=32_000, lr=5e-4, shares=(8, 2, 1), validate_every=4000, ema=0.998),
-            )
-        )
+    "resnet18": _chain(
+        "resnet18",
+        replace(_NEW, images=38_400, warmup=0.05, stages=((64, 1.0),), shares=(2, 1, 0), faint=0.3),
+        replace(_NEW, images=57_600, stages=((96, 0.3), (128, 0.7)), validate_every=6400),
+        replace(_WHOLE, images=24_000, validation=600),
+        replace(_MIXED, images=28_800, stages=((128, 0.45), (224, 0.55)), validate_every=4800),
+        replace(_MIXED, images=70_400, shares=(5, 2, 1), stages=((128, 0.4), (224, 0.6)), validate_every=6400),
+        replace(_MIXED, images=32_000, lr=6e-4, shares=(6, 2, 1), validate_every=4000),
+        replace(_MIXED, images=32_000, lr=5e-4, shares=(8, 2, 1), validate_every=4000, ema=0.998),
     ),
-    "vgg11": (
+    "vgg11": _chain(
+        "vgg11",
         replace(
             _NEW,
-            model="vgg11",
             images=76_800,
             stages=((64, 0.4), (128, 0.6)),
             shares=(3, 2, 1),
             faint=0.15,
             validate_every=6400,
         ),
-        replace(_WHOLE, model="vgg11", images=32_000, shares=(4, 2, 1), validation=600, seed=1),
+        replace(_WHOLE, images=32_000, shares=(4, 2, 1), validation=600),
     ),
-    "convnext_tiny": tuple(
-        replace(recipe, model="convnext_tiny", seed=seed)
-        for seed, recipe in enumerate(
-            (
-                replace(
-                    _HINTED,
-                    images=48_000,
-                    lr=1.5e-3,
-                    stages=((64, 1.0),),
-                    shares=(3, 1, 0),
-                    zoom=1.5,
-                    validation=300,
-                    validate_every=4000,
-                    exam=64,
-                ),
-                replace(
-                    _HINTED,
-                    images=16_800,
-                    lr=8e-4,
-                    stages=((64, 0.4), (128, 0.35), (224, 0.25)),
-                    validation=400,
-                    validate_every=4200,
-                ),
-                replace(
-                    _HINTED,
-                    images=32_000,
-                    stages=((64, 0.6), (128, 0.25), (224, 0.15)),
-                    validation=400,
-                    validate_every=8000,
-                ),
-                replace(
-                    _HINTED,
-                    images=24_000,
-                    lr=7e-4,
-                    stages=((64, 0.5), (128, 0.3), (224, 0.2)),
-                    shares=(6, 2, 1),
-                    validation=600,
-                    validate_every=6000,
-                ),
-                replace(
-                    _HINTED,
-                    images=22_400,
-                    lr=6e-4,
-                    stages=((64, 0.54), (128, 0.28), (224, 0.18)),
-                    shares=(8, 2, 1),
-                    zoom=1.1,
-                    validation=1000,
-                    validate_every=6400,
-                ),
-                replace(
-                    _HINTED,
-                    images=36_000,
-                    lr=6e-4,
-                    ema=0.998,
-                    stages=((64, 0.4), (128, 0.35), (224, 0.25)),
-                    shares=(8, 1, 1),
-                    zoom=1.0,
-                    validation=1000,
-                    validate_every=9000,
-                ),
-            )
-        )
-    ),
-    "swin_tiny": (
+    "convnext_tiny": _chain(
+        "convnext_tiny",
         replace(
-            _SWIN,
+            _HINTED,
+            images=48_000,
+            lr=1.5e-3,
+            stages=((64, 1.0),),
+            shares=(3, 1, 0),
+            zoom=1.5,
+            validation=300,
+            validate_every=4000,
+            exam=64,
+        ),
+        replace(
+            _HINTED,
+            images=16_800,
+            lr=8e-4,
+            stages=((64, 0.4), (128, 0.35), (224, 0.25)),
+            validation=400,
+            validate_every=4200,
+        ),
+        replace(
+            _HINTED,
+            images=32_000,
+            stages=((64, 0.6), (128, 0.25), (224, 0.15)),
+            validation=400,
+            validate_every=8000,
+        ),
+        replace(
+            _HINTED,
+            images=24_000,
+            lr=7e-4,
+            stages=((64, 0.5), (128, 0.3), (224, 0.2)),
+            shares=(6, 2, 1),
+            validation=600,
+            validate_every=6000,
+        ),
+        replace(
+            _HINTED,
+            images=22_400,
+            lr=6e-4,
+            stages=((64, 0.54), (128, 0.28), (224, 0.18)),
+            shares=(8, 2, 1),
+            zoom=1.1,
+            validation=1000,
+            validate_every=6400,
+        ),
+        replace(
+            _HINTED,
+            images=36_000,
+            lr=6e-4,
+            ema=0.998,
+            stages=((64, 0.4), (128, 0.35), (224, 0.25)),
+            shares=(8, 1, 1),
+            zoom=1.0,
+            validation=1000,
+            validate_every=9000,
+        ),
+    ),
+    "swin_tiny": _chain(
+        "swin_tiny",
+        replace(
+            _HINTED,
             images=30_000,
             lr=1.2e-3,
             maps_first=1.0,
@@ -128,7 +128,7 @@ SHIPPED = {
             exam=56,
         ),
         replace(
-            _SWIN,
+            _HINTED,
             images=11_200,
             lr=6e-4,
             maps_first=0.3,
@@ -137,10 +137,9 @@ SHIPPED = {
             shares=(5, 2, 2),
             validation=400,
             validate_every=3728,
-            seed=1,
         ),
         replace(
-            _SWIN,
+            _HINTED,
             images=157_696,
             batch=64,
             warmup=0.05,
@@ -151,14 +150,14 @@ SHIPPED = {
             validation=1000,
             validate_every=19_712,
             norms=256,
-            seed=2,
         ),
     ),
     "small_resnet_birds": (replace(_BIRDS, model="small_resnet", images=80_000, validate_every=5000),),
     "small_vgg_birds": (replace(_BIRDS, model="small_vgg", images=40_000, validate_every=4000),),
-    "small_convnext_birds": (
-        replace(_NORMS, model="small_convnext", images=60_000, lr=2e-3),
-        replace(_NORMS, model="small_convnext", images=15_000, stages=((256, 1.0),), seed=1, validate_every=3000),
+    "small_convnext_birds": _chain(
+        "small_convnext",
+        replace(_NORMS, images=60_000, lr=2e-3),
+        replace(_NORMS, images=15_000, stages=((256, 1.0),), validate_every=3000),
     ),
     "small_swin_birds": (replace(_NORMS, model="small_swin", images=70_000),),
 }

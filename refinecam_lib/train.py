@@ -86,7 +86,7 @@ def train(
     card = write_checkpoint(model, out, card)
     if not tested:
         return card
-    shipped, spec = load_model(recipe.model, out, device_of(device)), spec_of(recipe.model, recipe.task)
+    shipped, spec = load_model(recipe.model, out, place), spec_of(recipe.model, recipe.task)
     for name, items in task.tests().items():
         card[name] = evaluate(shipped, items, spec, workers=workers)
     return write_checkpoint(model, out, card)
