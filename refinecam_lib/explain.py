@@ -50,6 +50,8 @@ METHODS: dict[str, Method] = {
 CAMS = ("GradCAM++", "LayerCAM", "ScoreCAM", "ShapleyCAM", "GuidedGradCAM")
 OTHERS = ("LIME", "DeepLift", "InputXGradient", "IntegratedGradients", "KernelShap")
 """The paper's ten methods: five that have a map for each layer, and five that have one map."""
+SLOW = ("ScoreCAM", "LIME", "KernelShap", "IntegratedGradients")
+"""Those of hundreds of forward passes a map."""
 TRIVIAL = ("RandomCAM", "HalfCAM", "All1sCAM")
 """Its maps that explain nothing."""
 

@@ -13,8 +13,10 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import init
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 
 from .checkpoints import checkpoint_path, read_checkpoint
 from .checks import InputError, one_of
@@ -25,6 +27,18 @@ from .swin import fit_windows, normalise_features
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Networks built inside draw no first weights, for a checkpoint's follow: VGG11's and Swin's would take seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (init.uniform_, init.normal_, init.kaiming_uniform_):
+            return args[0] if args else kwargs["tensor"]
+        if func in (Tensor.uniform_, Tensor.normal_):  # zeros, for truncated draws are drawn until they are in bounds
+            return args[0].zero_()
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -219,7 +233,9 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
         path = checkpoint_path(name, str(weights)) if weights in ("synthetic", "birds") else Path(weights)
         model, card = restore(name, path)
         if spec.learner and any(isinstance(module, NORMS) for module in model.modules()):
-            model = _folded(model, spec.build(len(card["classes"]), False))
+            with _Undrawn():
+                plain = spec.build(len(card["classes"]), False)
+            model = _folded(model, plain)
     return on_device(model.eval().requires_grad_(False), device)
 
 
@@ -232,9 +248,10 @@ def restore(name: str, path: Path) -> tuple[nn.Module, dict]:
     if card["model"] != name:
         raise InputError(f"checkpoint {path.name} is of model {card['model']!r}; {name!r} was asked for")
     spec, classes = spec_of(name), len(card["classes"])
-    model = spec.learner(classes) if spec.learner else spec.build(classes, False)
-    if model.state_dict().keys() != state.keys():  # a plain network that was fine-tuned
-        model = spec.build(classes, False)
+    with _Undrawn():
+        model = spec.learner(classes) if spec.learner else spec.build(classes, False)
+        if model.state_dict().keys() != state.keys():  # a plain network that was fine-tuned
+            model = spec.build(classes, False)
     model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return model, card
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import joblib
 
 from .checks import InputError
-from .explain import BASE, CAMS, CONTROLS, OTHERS, REFINED, TRIVIAL, Variant
+from .explain import BASE, CAMS, CONTROLS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
 from .models import spec_of
 from .photographs import SOURCES
 from .refine import AGGREGATES
@@ -35,30 +35,36 @@ HAZE = "GradCAM++^0.125"
 POWERS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 
 
+def whole(models: Sequence[str], briefly: Sequence[str]) -> list[str]:
+    """The networks that are measured as a whole: those that are not in `briefly`, or all where none is left."""
+    return [model for model in models if model not in briefly] or list(models)
+
+
 def paper_plan(
     models: Sequence[str],
     images: Mapping[str, int],
     seed: int = 0,
     dataset: str = "synthetic",
-    without_score_cam: Sequence[str] = (),
+    briefly: Sequence[str] = (),
 ) -> list[Shard]:
     """The shards behind Fig. 1, Table 1 and Table 2, which so share their rows.
 
     images: method -> number of images, the cheap methods being worth more of them. Base and RefineCAM from every
     layer, and every aggregate from the shallowest; ScoreCAM, whose cost is in its channels, has the shallowest layer's
-    variants and the deepest Base map alone, and is not measured of the networks `without_score_cam`.
+    variants and the deepest Base map alone, and so have all methods of the networks in `briefly`, which are not
+    explained by methods in SLOW.
     """
     shards = []
-    for model in without_score_cam:
+    for model in briefly:
         spec_of(model)
     for model in models:
         deepest = len(spec_of(model).layers) - 1
         first = [Variant(0, aggregate) for aggregate in ("none", *AGGREGATES)] + [Variant(deepest)]
         others = [Variant(layer, aggregate) for layer in range(1, deepest) for aggregate in ("none", "product")]
         for method, n in images.items():
-            if method == "ScoreCAM" and model in without_score_cam:
+            if method in SLOW and model in briefly:
                 continue
-            variants = first if method == "ScoreCAM" else first + others
+            variants = first if method == "ScoreCAM" or model in briefly else first + others
             size = 2 if method == "ScoreCAM" else 8
             shards += plan(model, [method], n, variants, dataset, size, seed)
     return shards
@@ -68,22 +74,24 @@ def fig1_plan(
     models: Sequence[str],
     n_images: int,
     n_score_cam: int,
-    without_score_cam: Sequence[str] = (),
+    briefly: Sequence[str] = (),
     seed: int = 0,
     data: str = "synthetic",
 ) -> list[Shard]:
     """Fig. 1: three methods beside the trivial maps; ScoreCAM on images of a number of its own."""
     images = dict.fromkeys(("GradCAM++", "LayerCAM", "ScoreCAM", *TRIVIAL), n_images) | {"ScoreCAM": n_score_cam}
-    return paper_plan(models, images, seed, data, without_score_cam)
+    return paper_plan(models, images, seed, data, briefly)
 
 
-def stress_plan(models: Sequence[str], n_images: int, seed: int = 0, data: str = "synthetic") -> list[Shard]:
+def stress_plan(
+    models: Sequence[str], n_images: int, briefly: Sequence[str] = (), seed: int = 0, data: str = "synthetic"
+) -> list[Shard]:
     """The stress test beside Fig. 1: controls, those with the truth where it is known, and powers of GradCAM++."""
     known = data not in SOURCES
     controls = [name for name in CONTROLS if known or not name.endswith("Truth")]
     return [
         shard
-        for model in models
+        for model in whole(models, briefly)
         for shard in plan(model, [*controls, HAZE, "GradCAM++^8"], n_images, dataset=data, seed=seed)
     ]
 
@@ -98,26 +106,26 @@ def table1_plan(
     n_images: int,
     n_score_cam: int,
     n_captum: int,
-    without_score_cam: Sequence[str] = (),
+    briefly: Sequence[str] = (),
     seed: int = 0,
     data: str = "synthetic",
 ) -> list[Shard]:
     """Table 1 and Fig. 3: the five CAM methods, and five without layers on `n_captum` images."""
     images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam} | dict.fromkeys(OTHERS, n_captum)
-    return paper_plan(models, images, seed, data, without_score_cam)
+    return paper_plan(models, images, seed, data, briefly)
 
 
 def table2_plan(
     models: Sequence[str],
     n_images: int,
     n_score_cam: int,
-    without_score_cam: Sequence[str] = (),
+    briefly: Sequence[str] = (),
     seed: int = 0,
     data: str = "synthetic",
 ) -> list[Shard]:
     """Table 2: the five CAM methods, whose rows hold every aggregate."""
     images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam}
-    return paper_plan(models, images, seed, data, without_score_cam)
+    return paper_plan(models, images, seed, data, briefly)
 
 
 def birds_plan(

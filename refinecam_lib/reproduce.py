@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
@@ -18,34 +19,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
+
 from . import paths
 from .checks import InputError
 from .compare import ILL_CONDITIONED, Verdict, compare_rows, compare_tables, read_rows
 from .parameters import Notebook, chosen, find_notebooks
 from .plans import status
 from .provenance import KEYS, commit
-from .running import Outcome, run_notebook
+from .running import Outcome, run_notebooks
 
 PACKAGES = ("torch", "torchvision", "timm", "captum", "numpy", "scipy", "pandas", "numba", "scikit-image", "papermill")
 """The packages whose versions the manifest notes."""
 
 
-def run(notebooks: Sequence[Notebook], profile: str, values: Mapping[str, Mapping[str, object]]) -> int:
-    """Run the notebooks one after the other, write `figures/<profile>/manifest.json`, print the index and the verdict.
+def run(
+    notebooks: Sequence[Notebook], profile: str, values: Mapping[str, Mapping[str, object]], at_once: int = 1
+) -> int:
+    """Run the notebooks, write `figures/<profile>/manifest.json`, print the index and the verdict.
 
     Returns the exit code. A failed notebook leaves its earlier products and their lines in the manifest alone.
     """
     folder = paths.FIGURES / profile
     folder.mkdir(parents=True, exist_ok=True)
-    outcomes = {}
-    for number, book in enumerate(notebooks, 1):
-        print(f"[{number}/{len(notebooks)}] {book.name} ...", end=" ", flush=True)
-        outcome = outcomes[book.name] = run_notebook(book, values[book.name], folder)
-        print(f"{outcome.seconds:.1f} s" if outcome.code == 0 else f"failed after {outcome.seconds:.1f} s", flush=True)
+    outcomes, left = {}, [book.name for book in notebooks]
+    print(f"[0/{len(notebooks)}] running {', '.join(left[:at_once])}", flush=True)
+    for book, outcome in run_notebooks(notebooks, values, folder, at_once):
+        outcomes[book.name] = outcome
+        left.remove(book.name)
+        took = f"{outcome.seconds:.1f} s" if outcome.code == 0 else f"failed after {outcome.seconds:.1f} s"
+        also = f"; running {', '.join(left[:at_once])}" if left else ""
+        print(f"[{len(outcomes)}/{len(notebooks)}] {book.name} {took}{also}", flush=True)
         if outcome.code:
             print(f"error: {book.name}: {outcome.error}", file=sys.stderr, flush=True)
         _note(folder, profile, book, values[book.name], outcome)
-    done = {name: outcome for name, outcome in outcomes.items() if outcome.code == 0}
+    done = {book.name: outcomes[book.name] for book in notebooks if outcomes[book.name].code == 0}
 
     print()
     index = [(product, files, done[name].seconds) for name in done for product, files in _grouped(done[name].products)]
@@ -180,6 +188,11 @@ def accept(profile: str, only: Sequence[str] = ()) -> None:
     print(f"{len(entries)} notebooks of profile {profile} are now the reference in {paths.shown(target)}")
 
 
+def _room() -> int:
+    """How many notebooks have room at once: each takes some 5 GB, and leaves a core idle for much of its time."""
+    return 2 if (os.cpu_count() or 1) > 1 and psutil.virtual_memory().total > 15e9 else 1
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
@@ -205,11 +218,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="settings",
         help="parameters, in every notebook that has them",
     )  # fmt: skip
+    parser.add_argument(
+        "--at-once", type=int, default=_room(), metavar="N",
+        help="notebooks that run at once; 2 where there are two cores and 16 GB of memory, else 1",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="show the notebooks and their parameters, run nothing")
     parser.add_argument("--status", action="store_true", help="run nothing; say what is measured and what is missing")
     parser.add_argument("--accept", action="store_true", help="run nothing; make the last run the committed reference")
     try:
         options = parser.parse_args(arguments)
+        if options.at_once < 1:
+            raise InputError(f"--at-once {options.at_once}; allowed: 1 or more")
         notebooks, values = chosen(options.profile, options.only, options.settings)
         if options.list:
             _list(notebooks, values)
@@ -218,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.accept:
             accept(options.profile, options.only)
         else:
-            return run(notebooks, options.profile, values)
+            return run(notebooks, options.profile, values, options.at_once)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,14 +1,18 @@
-"""Run one notebook by papermill in an environment of its own, and keep what it made only where it succeeded."""
+"""Run notebooks by papermill, each in an environment of its own, and keep what one made only where it succeeded."""
 
 import contextlib
+import multiprocessing
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
@@ -55,6 +59,9 @@ def _environment(products: Path) -> Iterator[None]:
         if (given := os.environ.get(name)) and given != "crowd":  # WALDO_ROOT's word for no folder
             values[name] = str(Path(given).expanduser().absolute())
     values["REFINECAM_QUIET"] = "1"  # no progress bars in executed copies
+    values["OMP_WAIT_POLICY"] = os.environ.get(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # a thread that waits leaves its core to others
     values["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # or the user's own would leave the figures out
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -65,10 +72,59 @@ def _environment(products: Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path) -> Outcome:
+def run_notebooks(
+    notebooks: Sequence[Notebook], values: Mapping[str, Mapping[str, object]], folder: Path, at_once: int
+) -> Iterator[tuple[Notebook, Outcome]]:
+    """Run notebooks with their parameters by name, so many at once, and yield each with its outcome as it ends.
+
+    They start in order. Many of them leave a core idle, and two that measure the same share the work (see `sweep`).
+    """
+    if at_once == 1 or len(notebooks) == 1:
+        for book in notebooks:
+            yield book, run_notebook(book, values[book.name], folder)
+        return
+    context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    context.set_forkserver_preload(["refinecam_lib.running", "papermill"])  # imported once, not for each notebook
+    waiting = list(notebooks)
+    running: dict[Connection, tuple[Notebook, BaseProcess]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                book = waiting.pop(0)
+                ours, theirs = context.Pipe(duplex=False)
+                task = theirs, dict(os.environ), book, values[book.name], folder
+                process = context.Process(target=_run_and_tell, args=task)
+                process.start()
+                theirs.close()
+                running[ours] = book, process
+            ready = wait(list(running))
+            for told in [pipe for pipe in running if pipe in ready]:
+                book, process = running.pop(told)
+                try:
+                    outcome = told.recv()
+                except EOFError:
+                    outcome = Outcome(1, "its process died; did it run out of memory?", 0.0)
+                process.join()
+                yield book, outcome
+    finally:  # where this is stopped, a notebook hears of it by the same Ctrl-C and cleans up
+        for _, process in running.values():
+            process.join(10)
+            process.terminate()
+
+
+def _run_and_tell(
+    pipe: Connection, environment: dict[str, str], book: Notebook, values: Mapping[str, object], folder: Path
+) -> None:
+    os.environ.update(environment)  # as it is now, not as it was when the processes' common parent began
+    with contextlib.suppress(KeyboardInterrupt):
+        pipe.send(run_notebook(book, values, folder, bar=False))
+
+
+def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, bar: bool = True) -> Outcome:
     """Run one notebook in a temporary folder and move its products into `folder` only once it has succeeded.
 
     The executed copy goes to `folder/notebooks`; that of a failed run is `NN_name.failed.ipynb`, beside the earlier one.
+    bar: draw the progress of its cells, in a terminal.
     """
     import papermill  # slow to import, and not needed to list or to refuse
     from nbclient.exceptions import DeadKernelError
@@ -87,7 +143,7 @@ def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path) -> 
             with _environment(products):
                 papermill.execute_notebook(
                     *(book.path, copy, changed), kernel_name="python3", language="python", cwd=book.path.parent,
-                    progress_bar=sys.stderr.isatty(), start_timeout=300, extra_arguments=["--IPKernelApp.log_level=40"],
+                    progress_bar=bar and sys.stderr.isatty(), start_timeout=300, extra_arguments=["--IPKernelApp.log_level=40"],
                 )  # fmt: skip
         except papermill.PapermillExecutionError as stop:
             reason = next(iter(stop.evalue.splitlines()), "")

@@ -41,7 +41,7 @@ class Done(NamedTuple):
     failed: int
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=3)  # joblib would take the memory of more for a leak, and start the process anew
 def _model(name: str, weights: str, checkpoint: str, thread: int) -> torch.nn.Module:
     """The network, one for each thread: hooks that record a forward pass must not see another's."""
     before, model, after = weights_hash(name, weights), load_model(name, weights), weights_hash(name, weights)

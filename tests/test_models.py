@@ -84,6 +84,19 @@ def test_batch_norms_of_a_learner_are_folded_into_the_network_that_is_explained(
     assert all(torch.equal(value, loaded[key]) for key, value in plain.state_dict().items())
 
 
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_shipped_network_is_loaded_without_drawing_weights_that_it_replaces(name):
+    before = torch.random.get_rng_state()
+    loaded = models.load_model(name).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    card = read_checkpoint(paths.CHECKPOINTS / f"{name}.safetensors")[1]
+    built = models.spec_of(name).build(len(card["classes"]), False).state_dict()
+    assert not torch.equal(torch.random.get_rng_state(), before), "a network to train is drawn"
+    assert loaded.keys() == built.keys()
+    same = [key for key, value in loaded.items() if value.is_floating_point() and torch.equal(value, built[key])]
+    assert not [key for key in same if key.endswith("weight") and loaded[key].ndim > 1], "and all of it replaced"
+
+
 def test_efficientnet_has_its_weights_without_a_download(downloads):
     model = models.load_model("efficientnet_lite0", "imagenet")
     assert not downloads and model.get_classifier().out_features == 1000

@@ -10,8 +10,9 @@ from toys import SPEC, Toy, write_checkpoint
 
 from refinecam_lib import models, notebook, parameters, paths, plans, reproduce, shards, sweep
 from refinecam_lib.checks import InputError
-from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED, TRIVIAL, Variant
+from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
 from refinecam_lib.provenance import commit
+from refinecam_lib.refine import AGGREGATES
 
 
 def planned(book):
@@ -33,12 +34,12 @@ def test_every_notebook_that_sweeps_calls_its_plans_with_its_parameters():
         assert planned(book) == expected, book.name
 
 
-def test_score_cam_is_left_out_of_the_networks_that_are_named():
+def test_slow_methods_and_middle_layers_are_left_out_of_the_networks_that_are_named():
     found = plans.table1_plan(["resnet18", "vgg11"], 4, 2, 2, ["vgg11"])
-    assert {s.method for s in found if s.model == "vgg11"} == {*CAMS, *OTHERS} - {"ScoreCAM"}
-    assert found == [
-        s for s in plans.table1_plan(["resnet18", "vgg11"], 4, 2, 2) if (s.model, s.method) != ("vgg11", "ScoreCAM")
-    ]
+    assert {s.method for s in found if s.model == "vgg11"} == {*CAMS, *OTHERS} - {*SLOW}
+    assert [s for s in found if s.model == "resnet18"] == plans.table1_plan(["resnet18"], 4, 2, 2)
+    variants = {(v.layer, v.aggregate) for s in found if s.model == "vgg11" for v in s.variants}
+    assert variants == {(0, "none"), *((0, name) for name in AGGREGATES), (3, "none")}
     with pytest.raises(InputError, match="unknown model 'vgg16'. Did you mean 'vgg11'"):
         plans.fig1_plan(["vgg11"], 4, 2, ["vgg16"])
 

@@ -117,6 +117,42 @@ def test_a_failure_leaves_others_and_earlier_results_alone(house, capsys):
     assert reproduce.main(["--accept"]) == 2 and "01_one" in capsys.readouterr().err
 
 
+MEET = """
+import time
+from pathlib import Path
+from refinecam_lib import paths
+Path(paths.FIGURES, f"{mine}.here").touch()
+end = time.monotonic() + 60
+while not Path(paths.FIGURES, f"{other}.here").exists():
+    assert time.monotonic() < end, "the other never came"
+    time.sleep(0.05)
+import pandas as pd
+from refinecam_lib.notebook import save
+save(pd.DataFrame({"name": [mine]}), f"table_{mine}")"""
+
+
+def test_notebooks_run_at_once_and_keep_their_products_apart(house, capsys):
+    write(paths.NOTEBOOKS, "01_one", MEET, first='mine: str = "one"\nother: str = "two"')
+    write(paths.NOTEBOOKS, "02_two", MEET, first='mine: str = "two"\nother: str = "one"')
+    assert reproduce.main(["--at-once", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("[0/2] running 01_one, 02_two\n[1/2] 0") and out.index("table_one") < out.index("table_two")
+    entries = json.loads(quick("manifest.json").read_text())["notebooks"]
+    assert {name: min(entry["products"]) for name, entry in entries.items()} == {
+        "01_one": "table_one.csv",
+        "02_two": "table_two.csv",
+    }
+
+
+def test_a_runner_that_is_killed_is_a_failure_of_its_notebook_alone(house, capsys):
+    write(paths.NOTEBOOKS, "01_one", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
+    write(paths.NOTEBOOKS, "02_two", "x = 1")
+    assert reproduce.main(["--at-once", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert err == "error: 01_one: its process died; did it run out of memory?\n"
+    assert "notebooks: 1 passed, 1 failed" in out
+
+
 def test_bad_input_inside_a_notebook_is_exit_code_2(house):
     write(
         paths.NOTEBOOKS, "01_one", "from refinecam_lib.checks import one_of\none_of('model', 'resnt18', ['resnet18'])"
@@ -139,6 +175,7 @@ def test_bad_input_inside_a_notebook_is_exit_code_2(house):
         (["--profile", "standart"], "unknown profile 'standart'. Did you mean 'standard'?"),
         (["--profile", "paper"], "unknown parameter in paper.yaml, 01_one, 'n_imags'. Did you mean 'n_images'?"),
         (["--only", "01_on"], "unknown notebook '01_on'. Did you mean '01_one'?"),
+        (["--at-once", "0"], "--at-once 0; allowed: 1 or more"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["--accept"], "accepting the last run of profile quick: there is none"),
     ],
