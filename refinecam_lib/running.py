@@ -143,7 +143,7 @@ def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, bar
             with _environment(products):
                 papermill.execute_notebook(
                     *(book.path, copy, changed), kernel_name="python3", language="python", cwd=book.path.parent,
-                    progress_bar=bar and sys.stderr.isatty(), start_timeout=300, extra_arguments=["--IPKernelApp.log_level=40"],
+                    progress_bar=bar and sys.stderr.isatty(), start_timeout=300, extra_arguments=["--IPKernelApp.log_level=50"],
                 )  # fmt: skip
         except papermill.PapermillExecutionError as stop:
             reason = next(iter(stop.evalue.splitlines()), "")
