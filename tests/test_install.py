@@ -71,4 +71,4 @@ def test_the_core_imports_without_the_notebooks_packages():
     assert done.returncode == 0, done.stderr
     finders, needs = json.loads(done.stdout.splitlines()[-1])
     assert finders == 1 and set(needs) == NOTEBOOKS
-    assert set(needs.values()) <= {"seaborn", "nbformat", "nbconvert", "ipywidgets"}
+    assert set(needs.values()) <= {"seaborn", "nbformat", "nbconvert", "ipywidgets", "psutil"}
