@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checks import InputError, images, rng
+from .curvature import ConstantWeights
 from .layers import evaluating, is_channels_last, named_layers, to_nchw
 from .memory import KEEPS
 
@@ -100,6 +101,10 @@ class Capture:
 
     @cached_property
     def _forward(self) -> tuple[list[Tensor], Tensor]:
+        return self._run()
+
+    def _run(self) -> tuple[list[Tensor], Tensor]:
+        """A forward pass: the layers' outputs and the logits, attached."""
         # The fused attention kernels have no second derivative, which ShapleyCAM needs.
         attention = sdpa_kernel(SDPBackend.MATH)
         with torch.enable_grad(), evaluating(self.model), attention, recording(self.model, self.layers) as outputs:
@@ -146,8 +151,9 @@ class Capture:
 
     @property
     def graph(self) -> tuple[list[Tensor], Tensor]:
-        """Layer outputs in the network's own layout and the logits, attached, for methods with their own derivative."""
-        return self._forward
+        """Layer outputs in the network's own layout and the logits, of a forward pass to be derived twice."""
+        with ConstantWeights():
+            return self._run()
 
     def as_maps(self, tensors: Sequence[Tensor]) -> Maps:
         """Tensors in the layout of the layers' outputs -> (B,C,h,w)."""
@@ -238,7 +244,8 @@ def shapley_cam(capture: Capture) -> Maps:
             # One layer at a time: a product shared by all layers would mix in their cross derivatives.
             product = torch.autograd.grad((gradient * output.detach()).sum(), output, retain_graph=True)[0]
             weights.append(gradient.detach() - product / 2)
-    return [_weighted(w.mean((2, 3), keepdim=True), a) for w, a in zip(capture.as_maps(weights), capture.activations)]
+    activations = capture.as_maps([output.detach() for output in outputs])
+    return [_weighted(w.mean((2, 3), keepdim=True), a) for w, a in zip(capture.as_maps(weights), activations)]
 
 
 def forward_chunk(device: torch.device) -> int:

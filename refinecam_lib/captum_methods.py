@@ -25,7 +25,7 @@ SAMPLES = 25
 
 def _network(capture: Capture) -> nn.Module:
     """The capture's network, after its own forward has refused layers and targets that do not fit."""
-    _, _ = capture.graph
+    _ = capture.logits
     return capture.model
 
 
