@@ -129,7 +129,8 @@ class Capture:
     @property
     def logits(self) -> Tensor:
         """(B,K), detached."""
-        return self._forward[1].detach()
+        _, logits = self.graph if "graph" in self.__dict__ else self._forward  # one is enough: they have the same
+        return logits.detach()
 
     @property
     def probability(self) -> Tensor:
@@ -149,9 +150,9 @@ class Capture:
             score = logits.gather(1, self.target[:, None]).sum()
         return self.as_maps(torch.autograd.grad(score, outputs, retain_graph=True))
 
-    @property
+    @cached_property
     def graph(self) -> tuple[list[Tensor], Tensor]:
-        """Layer outputs in the network's own layout and the logits, of a forward pass to be derived twice."""
+        """Layer outputs in the network's own layout and the logits, attached, of a forward pass to be derived twice."""
         with ConstantWeights():
             return self._run()
 
@@ -163,11 +164,10 @@ class Capture:
 
     def of_target(self, target: Tensor, seeds: Sequence[int] | None = None) -> "Capture":
         """The same forward pass, explained for other classes (B,); ScoreCAM's forwards are shared as well."""
-        logits = self._forward[1]
         target = torch.as_tensor(target, device=self.inputs.device).long()
-        if target.shape != self.target.shape or not 0 <= int(target.min()) <= int(target.max()) < logits.shape[1]:
+        if target.shape != self.target.shape or not 0 <= int(target.min()) <= int(target.max()) < self.logits.shape[1]:
             raise InputError(
-                f"target {target.tolist()}; allowed: {len(self.inputs)} classes of 0..{logits.shape[1] - 1}"
+                f"target {target.tolist()}; allowed: {len(self.inputs)} classes of 0..{self.logits.shape[1] - 1}"
             )
         other = copy.copy(self)
         other.__dict__.pop("gradients", None)

@@ -220,16 +220,17 @@ def test_hires_cam_vanishes_where_a_layer_norm_follows():
 
 def test_grad_cam_plus_plus_is_ill_conditioned_where_its_denominator_crosses_zero():
     """Signed activations let 2 g² + sum(A) g³ + eps vanish; a map then says more about rounding than about the image."""
-    gradient = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
-    zero = -(2 * gradient**2 + 1e-6) / gradient**3  # the activation at which the denominator vanishes
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(1, 2)).double().requires_grad_(False)
+    model[0].weight.zero_()
+    model[2].weight.fill_(0.5)
+    vanishes = -(2 * 0.5**2 + 1e-6) / 0.5**3
 
-    def raw(offset: float) -> float:
-        activation = (zero + offset).requires_grad_()
-        a, g = activation.detach(), gradient
-        denominator = 2 * g**2 + a * g**3 + 1e-6
-        return float((g**2 / denominator * g) * a)
+    def raw(activation: float) -> float:
+        model[0].bias.fill_(activation)
+        return float(cam.grad_cam_pp(Capture(model, noise(1, 3, 1, 1).double(), [0], ("0",)))[0])
 
-    assert raw(1e-6) * raw(-1e-6) < 0 and abs(raw(1e-6)) > 1e5
+    assert raw(vanishes + 1e-6) == 0 and raw(vanishes - 1e-6) > 1e5
+    assert raw(vanishes - 1) == pytest.approx(1 - vanishes)  # the weight is -1 there
 
 
 def test_trivial_maps_are_exact():
@@ -417,6 +418,17 @@ def test_one_forward_and_one_backward_serve_every_gradient_method(tiny):
         variant_maps(capture, method, REFINED)
     assert capture.probability.shape == (2,)
     assert calls == ["forward", "backward"]
+
+
+def test_one_forward_serves_shapley_cam_and_the_probability(tiny):
+    calls, inputs = [], noise(2, 3, 48, 48)
+    expected = Capture(tiny, inputs, [0, 3], LAYERS).logits
+    tiny.fc.register_forward_hook(lambda *_: calls.append("forward"))
+    capture = Capture(tiny, inputs, [0, 3], LAYERS)
+    variant_maps(capture, "ShapleyCAM", BASE)
+    variant_maps(capture.of_target([1, 1]), "ShapleyCAM", REFINED)
+    assert torch.equal(capture.logits, expected)
+    assert calls == ["forward"]
 
 
 def test_probability_and_masking(tiny):

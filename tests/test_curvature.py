@@ -42,8 +42,25 @@ def derivatives(model: nn.Module, x: torch.Tensor, vector: torch.Tensor) -> tupl
     return output.detach(), gradient.detach(), product.detach(), third
 
 
+class Dynamic(nn.Module):
+    """A convolution whose weights depend on the image, as in CondConv, then a norm whose scale does."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6, 6, 3, 3))
+        self.register_buffer("mean", torch.ones(6))
+        self.register_buffer("variance", torch.ones(6))
+
+    def forward(self, x):
+        x = nn.functional.conv2d(x, self.weight * x.mean().tanh())
+        return nn.functional.batch_norm(x, self.mean, self.variance, x.mean((0, 2, 3)).tanh())
+
+
+LAYERS = CONVOLUTIONS | NORMS | {"weights of the image": Dynamic()}
+
+
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("layer", [*CONVOLUTIONS.values(), *NORMS.values()], ids=[*CONVOLUTIONS, *NORMS])
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_derivatives_of_every_order_are_torchs(layer, form):
     generator = torch.Generator().manual_seed(0)
     layer = layer.double().eval()

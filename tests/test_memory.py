@@ -1,7 +1,8 @@
-"""Memory of one layer's output is used again for the next, and given back when asked."""
+"""Memory of one layer's output is used again for the next, given back when asked, and no more for larger work."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,54 @@ kept = psutil.Process().memory_info().rss
 {give_back}
 print(again * resource.getpagesize(), kept - psutil.Process().memory_info().rss)
 """
+
+PEAK = """
+import resource
+import sys
+
+{work}
+
+work({little})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+work({much})
+unit = 1 if sys.platform == "darwin" else 1024
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit)
+"""
+SCORE_CAM = """
+import torch
+from torch import nn
+from refinecam_lib.cam import Capture, score_cam
+
+def work(channels):
+    pool, head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(channels, 3)
+    model = nn.Sequential(nn.Conv2d(3, channels, 4, 16), pool, head).eval()
+    score_cam(Capture(model, torch.randn(1, 3, 224, 224), [0], ["0"]))
+"""
+SWEEP = """
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import toys
+from refinecam_lib.sweep import sweep
+
+toys.register(Path({folder!r}))
+
+def work(images):
+    assert len(sweep(toys.plan(images=images, size=1))) == 3 * images
+"""
+
+
+def growth(work: str, little: int, much: int) -> int:
+    """Bytes by which a process's peak grows where it does much work after little of it."""
+    code = PEAK.format(work=work, little=little, much=much)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return int(out.split()[-1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows doesn't tell a process's peak")
+def test_the_peak_does_not_grow_with_channels_images_or_shards(tmp_path):
+    """All 1,024 masked images at once would be 600 MB, and what a shard holds 10 MB."""
+    assert growth(SCORE_CAM, 64, 1024) < 60e6
+    assert growth(SWEEP.format(tests=str(Path(__file__).parent), folder=str(tmp_path)), 2, 32) < 30e6
 
 
 @pytest.mark.skipif(not memory.KEEPS, reason="the C library isn't glibc")

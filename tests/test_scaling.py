@@ -17,6 +17,7 @@ DOCUMENT = (paths.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     "method, forward, back",
     [
         ("LayerCAM", 1 + 2 * (1 + 8), 3),
+        ("ShapleyCAM", 1 + 2 * (1 + 8), 5 + 2 + 5),  # a gradient, and a product for each layer
         ("ScoreCAM", 80 + (8 + 80) + 1 + 2 * (1 + 8), 0),  # the layers have 8, 16, 24 and 32 channels
         ("RandomCAM", 1 + 1 + 8, 0),  # has one map, so one variant
     ],
