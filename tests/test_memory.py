@@ -73,8 +73,8 @@ def growth(work: str, little: int, much: int) -> int:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows doesn't tell a process's peak")
 def test_the_peak_does_not_grow_with_channels_images_or_shards(tmp_path):
-    """All 1,024 masked images at once would be 600 MB, and what a shard holds 10 MB."""
-    assert growth(SCORE_CAM, 64, 1024) < 60e6
+    """All 1,024 masked images at once make it grow by 2.5 GB, chunks by some 50 MB; a sweep grows by 4 MB."""
+    assert growth(SCORE_CAM, 64, 1024) < 300e6
     assert growth(SWEEP.format(tests=str(Path(__file__).parent), folder=str(tmp_path)), 2, 32) < 30e6
 
 
