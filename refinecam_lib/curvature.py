@@ -49,7 +49,7 @@ def _convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, grou
     other = isinstance(padding, str) or input.ndim != 4 or torch.is_autocast_enabled(input.device.type)
     if other or not _constant(weight, bias):
         return convolve(input, weight, bias)
-    weight, bias, shape = weight.detach(), None if bias is None else bias.detach(), input.shape
+    shape = input.shape
     return _Affine.apply(
         input,
         lambda x: convolve(x, weight, bias),
@@ -63,6 +63,6 @@ def _batch_norm(input, running_mean, running_var, weight=None, bias=None, traini
     norm = partial(F.batch_norm, weight=weight, bias=bias, training=training, momentum=momentum, eps=eps)
     if training or running_mean is None or running_var is None or not _constant(weight, bias):
         return norm(input, running_mean, running_var)
-    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight.detach())
+    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
     scale = scale[(slice(None),) + (None,) * (input.ndim - 2)]
     return _Affine.apply(input, lambda x: norm(x, running_mean, running_var), scale.mul, scale.mul)

@@ -81,8 +81,3 @@ def table(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     for frame in frames:
         frame.attrs = {}
     return pd.concat(frames, ignore_index=True).sort_values(KEYS, ignore_index=True)
-
-
-def load_results(shards: Iterable[Shard]) -> pd.DataFrame:
-    """The rows of finished shards, sorted by KEYS; raises InputError as `load_shard`."""
-    return table(load_shard(shard) for shard in shards)

@@ -84,7 +84,7 @@ def test_a_truncated_file_is_said_and_computed_again(toy, capsys):
     file = min((paths.RESULTS / "rows").iterdir())
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match="is not whole"):
-        results.load_results(plan())
+        results.table(map(results.load_shard, plan()))
     same(sweep.sweep(plan()), rows)
     assert f"results file {file.name} is not whole" in capsys.readouterr().out
 
@@ -112,7 +112,7 @@ def test_a_damaged_or_foreign_file_is_said_and_computed_again(toy, capsys, damag
         frame.assign(method="GradCAM").to_parquet(file)
     words = "is not whole" if damage in ("empty", "flipped") else "is of another shard"
     with pytest.raises(InputError, match=words) as refusal:
-        results.load_results(shards)
+        results.table(map(results.load_shard, shards))
     assert "\n" not in str(refusal.value)
     capsys.readouterr()
     pd.testing.assert_frame_equal(sweep.sweep(shards), rows)
@@ -129,7 +129,7 @@ def test_no_flipped_bit_comes_in_as_another_number(toy):
     for place in range(first, first + chunk.total_compressed_size):
         shard.path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with contextlib.suppress(InputError):
-            pd.testing.assert_frame_equal(results.load_results([shard]), rows)
+            pd.testing.assert_frame_equal(results.table([results.load_shard(shard)]), rows)
             continue
         with contextlib.suppress(Exception):
             pd.read_parquet(shard.path)
