@@ -64,11 +64,15 @@ def work(images):
 """
 
 
+def last_line(code: str) -> list[int]:
+    """The numbers on the last line that a process prints."""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return [int(number) for number in out.splitlines()[-1].split()]
+
+
 def growth(work: str, little: int, much: int) -> int:
     """Bytes by which a process's peak grows where it does much work after little of it."""
-    code = PEAK.format(work=work, little=little, much=much)
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    return int(out.split()[-1])
+    return last_line(PEAK.format(work=work, little=little, much=much))[0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows doesn't tell a process's peak")
@@ -81,9 +85,7 @@ def test_the_peak_does_not_grow_with_channels_images_or_shards(tmp_path):
 @pytest.mark.skipif(not memory.KEEPS, reason="the C library isn't glibc")
 def test_freed_memory_is_used_again_without_new_pages_and_can_be_given_back():
     def run(keep, give_back):
-        code = PAGES.format(keep=keep, give_back=give_back)
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        return [int(number) for number in out.split()]
+        return last_line(PAGES.format(keep=keep, give_back=give_back))
 
     fresh, returned = run("from refinecam_lib import memory", "memory.give_back()")
     assert fresh < 5e6 and returned > 80e6
