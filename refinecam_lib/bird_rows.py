@@ -29,11 +29,12 @@ from .funnybirds import PARTS, FunnyBirds
 class BirdImages(Sequence[Sample]):
     """The first n test images of FunnyBirds, or of the project's own birds, in an order drawn by seed.
 
-    The class that is explained is the predicted one. Raises InputError for more images than there are.
+    The class that is explained is the predicted one, or where `labelled` the label.
+    Raises InputError for more images than there are.
     """
 
-    def __init__(self, n: int, seed: int = 0):
-        self.birds = FunnyBirds()
+    def __init__(self, n: int, seed: int = 0, labelled: bool = False):
+        self.birds, self.labelled = FunnyBirds(), labelled
         if n > len(self.birds):
             raise InputError(f"{n} birds; allowed: up to the {len(self.birds)} test images of the set")
         self.numbers = rng("birds", "test order", seed).permutation(len(self.birds))[:n].tolist()
@@ -41,8 +42,13 @@ class BirdImages(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def id_of(self, index: int) -> str:
+        """The id of bird `index`, without drawing it."""
+        return f"test-{self.numbers[index]:06d}"
+
     def __getitem__(self, index):
-        return replace(self.birds[self.numbers[index]], target=PREDICTED)
+        bird = self.birds[self.numbers[index]]
+        return bird if self.labelled else replace(bird, target=PREDICTED)
 
 
 def logits_of(model: nn.Module, birds: FunnyBirds, number: int, device: torch.device, key: str) -> np.ndarray:

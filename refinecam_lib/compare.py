@@ -74,7 +74,7 @@ def compare_rows(made: pd.DataFrame, reference: pd.DataFrame, keys: Sequence[str
         return Verdict(False, f"not comparable: the columns ({', '.join(keys)}) don't tell the rows apart")
     joined = ours.merge(theirs, on=keys, how="left" if subset else "outer", suffixes=("", "|there"), indicator=True)
     compared = [c for c in ours if c in theirs and c not in keys and not _UNCOMPARED.search(c)]
-    worst = pd.DataFrame({c: _differences(joined[c], joined[f"{c}|there"]) for c in compared}, joined.index)
+    worst = pd.DataFrame({c: differences(joined[c], joined[f"{c}|there"]) for c in compared}, joined.index)
     both = joined["_merge"] == "both"
     largest = worst.max(axis="columns").where(both, np.inf)
     if len(joined) and not largest.any():
@@ -95,7 +95,7 @@ def compare_rows(made: pd.DataFrame, reference: pd.DataFrame, keys: Sequence[str
     return Verdict(share >= ROWS_SHARE, text, moved > 0)
 
 
-def _differences(here: pd.Series, there: pd.Series) -> np.ndarray:
+def differences(here: pd.Series, there: pd.Series) -> np.ndarray:
     """How far apart two columns are in each row: 0 where both are missing, infinite where only one is, or text differs."""
 
     def numbers(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -35,6 +35,15 @@ class Samples(Protocol):
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
+def id_of(samples: Samples, index: int) -> str:
+    """The id that tells sample `index` from all others, from the data set's own `id_of` where it has one.
+
+    Such a data set need not draw or read the sample. Photographs add their file's hash: "n01440764_tench@0f3a...".
+    """
+    own = getattr(samples, "id_of", None)
+    return own(index) if own else samples[index].id
+
+
 def batch_of(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Images (B,3,H,W) in [0,1], targets (B,) and masks (B,H,W), or None where a sample has none.
 

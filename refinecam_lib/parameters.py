@@ -72,14 +72,14 @@ def find_notebooks(only: Sequence[str] = ()) -> list[Notebook]:
 
 
 def profiles() -> list[str]:
-    """Return the profiles' names: quick, the notebooks' own defaults, and one for each yaml file beside them."""
-    return ["quick", *sorted({path.stem for path in paths.NOTEBOOKS.glob("*.yaml")} - {"quick"})]
+    """Return the profiles' names: standard, the notebooks' own defaults, and one for each yaml file beside them."""
+    return ["standard", *sorted({path.stem for path in paths.NOTEBOOKS.glob("*.yaml")} - {"standard"})]
 
 
 def only_of(profile: str) -> list[str]:
     """Return the numbers of the notebooks that a profile is for, its yaml's `only`; empty means all."""
     one_of("profile", profile, profiles())
-    return [] if profile == "quick" else _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[0]
+    return [] if profile == "standard" else _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[0]
 
 
 def chosen(
@@ -101,7 +101,7 @@ def parameters(
     one_of("profile", profile, profiles())
     every = {book.name: set(book.defaults) - {"profile"} for book in find_notebooks()}
     every["all"] = set().union(*every.values())
-    overrides = _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[1] if profile != "quick" else {}
+    overrides = _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[1] if profile != "standard" else {}
     for section, values in overrides.items():
         one_of(f"section of {profile}.yaml", section, every)
         for name in values:

@@ -19,6 +19,8 @@ ROOT = _place("REFINECAM_ROOT", Path(__file__).resolve().parent.parent)
 DATA = _place("REFINECAM_DATA", ROOT / "data")
 CHECKPOINTS = _place("REFINECAM_CHECKPOINTS", DATA / "checkpoints")
 RESULTS = _place("REFINECAM_RESULTS", DATA / "results")
+ROWS = _place("REFINECAM_ROWS", DATA / "rows")
+"""Committed measurements."""
 FIGURES = _place("REFINECAM_FIGURES", ROOT / "figures")
 NOTEBOOKS = _place("REFINECAM_NOTEBOOKS", ROOT / "notebooks")
 PAPER = DATA / "reference"

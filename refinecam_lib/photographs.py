@@ -4,10 +4,11 @@
 """
 
 import csv
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import scipy.io
@@ -30,11 +31,25 @@ ROOTS = {"imagenet": "IMAGENET_ROOT", "folder": "IMAGES_ROOT"}
 
 @dataclass(frozen=True)
 class Photograph:
-    """A file, its ImageNet class or PREDICTED, and its name among the source's files."""
+    """A file, its ImageNet class or PREDICTED, and its name among the source's files.
 
-    path: Path
+    path: None where only its committed listing is here; known: then the hash of the file's bytes.
+    """
+
+    path: Path | None
     target: int
     name: str
+    known: str = ""
+
+    @property
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of the file's sha256."""
+        return self.known or _digest(self.path, self.path.stat().st_mtime_ns)  # type: ignore[union-attr,arg-type]
+
+
+@cache
+def _digest(path: Path, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -51,15 +66,24 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.files)
 
+    def id_of(self, index: int) -> str:
+        """The name of photograph `index` and the hash of its file."""
+        return f"{self.files[index].name}@{self.files[index].digest}"
+
     def __getitem__(self, index: int) -> Sample:
         file = self.files[index]
+        if file.path is None:
+            raise InputError(
+                f"photograph {file.name!r} is not here, only its committed rows are. Set "
+                f"{ROOTS['imagenet']} to the folder with the pictures"
+            )
         try:
             with Image.open(file.path) as opened:
                 turned = ImageOps.exif_transpose(opened) if self.upright else opened
                 image = self.transform(rgb(turned))
         except UNREADABLE as error:
             raise InputError(f"photograph {file.name!r} is not a readable picture: {error}") from error
-        return Sample(image, file.target, file.name)
+        return Sample(image, file.target, file.name, info={"file": file.digest})
 
 
 def rgb(picture: Image.Image) -> Image.Image:
@@ -77,11 +101,45 @@ def photographs(source: str, n: int, transform: Callable[[Image.Image], torch.Te
     "folder" (the folder IMAGES_ROOT, any images) or "bundled"; the class explained is the network's prediction in both.
     Raises InputError for an unknown source, a folder that isn't one or has too few images, and an unknown label.
     """
-    files = file_list(one_of("source of photographs", source, SOURCES))
+    one_of("source of photographs", source, SOURCES)
+    if listed := not available(source) and _listing(source).exists():
+        files: Sequence[Photograph] = _listed(source)
+    else:
+        files = file_list(source)
     if not 1 <= n <= len(files):
-        raise InputError(f"n = {n} photographs of {source!r}; allowed: 1..{len(files)}, as many as there are")
+        there = f"committed; set {ROOTS[source]} for others" if listed else "as many as there are"
+        raise InputError(f"n = {n} photographs of {source!r}; allowed: 1..{len(files)}, {there}")
+    if listed and seed:
+        raise InputError(f"seed = {seed} draws other photographs than the committed ones. Set {ROOTS[source]}")
+    if listed:
+        return Photographs(tuple(files[:n]), transform)
     order = rng("photographs", source, seed).permutation(len(files)) if source != "bundled" else range(n)
     return Photographs(tuple(files[i] for i in order[:n]), transform, upright=source == "folder")
+
+
+def _listing(source: str) -> Path:
+    """The committed list of the photographs whose rows are committed, in their order: names, classes, hashes."""
+    return paths.ROWS / f"photographs-{source}.csv"
+
+
+def _listed(source: str) -> list[Photograph]:
+    with _listing(source).open(newline="") as file:
+        return [Photograph(None, int(row["target"]), row["image"], row["file"]) for row in csv.DictReader(file)]
+
+
+def available(dataset: str) -> bool:
+    """Whether a data set's images are here: of photographs only a listing may be."""
+    return dataset not in ROOTS or bool(os.environ.get(ROOTS[dataset]))
+
+
+def write_listing(source: str, ids: Sequence[str]) -> Path | None:
+    """Write the list of a source's first photographs, by `Photographs.id_of`; None where it has no folder to miss."""
+    if source not in ROOTS or not available(source):
+        return None
+    targets = {file.name: file.target for file in file_list(source)}
+    lines = [f"{name},{digest},{targets[name]}" for name, _, digest in (each.rpartition("@") for each in ids)]
+    paths.write_whole(_listing(source), lambda part: part.write_text("\n".join(["image,file,target", *lines]) + "\n"))
+    return _listing(source)
 
 
 def file_list(source: str) -> Sequence[Photograph]:

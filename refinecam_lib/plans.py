@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 import joblib
 
+from . import paths
 from .checks import InputError
 from .explain import BASE, CAMS, CONTROLS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
 from .models import spec_of
 from .photographs import SOURCES
 from .refine import AGGREGATES
-from .results import load_shard
-from .shards import Shard, plan
+from .results import commit_rows, look_up
+from .shards import NO_METHOD, Shard, plan
 from .sweep import Stopped, sweep
 
 if TYPE_CHECKING:
@@ -176,16 +177,49 @@ def audit_plan(
     }
 
 
+def accuracy_plan(models: Sequence[str], n_images: int) -> list[Shard]:
+    """The predictions of the shapes' networks on test images, each on raw and on imputed backgrounds."""
+    return [
+        shard
+        for model in models
+        for dataset in ("synthetic_raw", "synthetic_imputed")
+        for shard in plan(model, [NO_METHOD], n_images, dataset=dataset, size=50, measurement="predictions")
+    ]
+
+
+def bird_accuracy_plan(bird_models: Sequence[str], n_birds: int) -> list[Shard]:
+    """The predictions of the birds' networks on test birds."""
+    return [
+        shard
+        for model in bird_models
+        for shard in plan(model, [NO_METHOD], n_birds, dataset="birds_labelled", size=50, measurement="predictions")
+    ]
+
+
+def fig5_plan(model: str, methods: Sequence[str], n_images: int, data: str = "synthetic") -> list[Shard]:
+    """Fig. 5: the maps of every layer."""
+    layers = [Variant(layer) for layer in range(len(spec_of(model).layers))]
+    return plan(model, methods, n_images, layers, data, size=1, measurement="maps")
+
+
+def randomisation_plan(model: str, methods: Sequence[str], n_images: int, seed: int = 0) -> list[Shard]:
+    """The model-randomisation check: Base and RefineCAM from the shallowest layer."""
+    return plan(model, methods, n_images, [BASE, REFINED], seed=seed, measurement="randomisation")
+
+
 WAIT = 600
 """Seconds to wait for a first dask worker: a queue may let it wait."""
 
 PLANS: dict[str, Sequence[Callable[..., list[Shard] | dict[str, list[Shard]]]]] = {
+    "02_train_models": (accuracy_plan, bird_accuracy_plan),
     "03_trivial_cams": (fig1_plan, stress_plan),
     "04_metric_correlation": (table1_plan, birds_plan),
     "05_rank_vs_magnitude": (fig4_plan,),
+    "06_refinecam_qualitative": (fig5_plan,),
     "07_refinecam_benchmark": (table1_plan,),
     "08_aggregation_ablation": (table2_plan,),
     "09_conventions_audit": (audit_plan, birds_plan),
+    "10_model_randomisation": (randomisation_plan,),
 }
 """Notebook -> the plans that it sweeps; a plan's arguments are parameters of the notebook, by the same names."""
 
@@ -201,44 +235,28 @@ def plan_of(book: str, values: Mapping[str, object]) -> list[Shard]:
 
 
 def status(notebooks: "Sequence[Notebook]", values: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """One line a notebook that sweeps: shards done and missing, rows, failures and why; and one for all together.
+    """One line a notebook that sweeps: rows done and missing, failures and why; and one for all together.
 
-    Notebooks share shards, so the last line is less than the sum. A file that is not whole counts as missing.
+    Notebooks share rows, so the last line is less than the sum. A file that is not whole counts as missing.
     """
-    lines, every = [], {}
+    lines, every = [], []
     for book in notebooks:
-        shards = plan_of(book.name, values[book.name])
-        for shard in shards:
-            if shard not in every:
-                every[shard] = _state(shard)
-        if shards:
-            lines.append(f"{book.name}: {_summary({shard: every[shard] for shard in shards})}")
+        if shards := plan_of(book.name, values[book.name]):
+            lines.append(f"{book.name}: {_summary(shards)}")
+            every += shards
     return [*lines, f"together: {_summary(every)}"]
 
 
-State = tuple[int, int, str]
-"""Rows there are, how many of them failed, and the first reason."""
-
-
-def _state(shard: Shard) -> State | None:
-    try:
-        rows = load_shard(shard)
-    except InputError:
-        return None
-    failed = rows[rows["status"] == "failed"]
-    return len(rows), len(failed), "" if failed.empty else str(failed["reason"].iloc[0])
-
-
-def _summary(states: Mapping[Shard, State | None]) -> str:
-    there = [state for state in states.values() if state]
-    rows, planned = sum(state[0] for state in there), sum(len(s.variants) * (s.stop - s.start) for s in states)
-    text = f"{len(there)} of {len(states)} shards done, {rows:,} of {planned:,} rows"
-    missing = [shard for shard, state in states.items() if not state]
-    for model in dict.fromkeys(shard.model for shard in missing):
-        counts = Counter(shard.method for shard in missing if shard.model == model)
+def _summary(shards: Sequence[Shard]) -> str:
+    planned = dict.fromkeys((shard.setup, pair) for shard in shards for pair in shard.pairs)
+    found = look_up(dict.fromkeys(shards))
+    rows, missing = found.rows, dict.fromkeys((shard, pair) for shard in found.missing for pair in shard.pairs)
+    text = f"{len(rows):,} of {len(planned):,} rows done, {found.committed:,} of them committed"
+    for model in dict.fromkeys(shard.model for shard, _ in missing):
+        counts = Counter(shard.method or shard.measurement for shard, _ in missing if shard.model == model)
         text += f"; missing of {model}: " + ", ".join(f"{method} {n}" for method, n in counts.items())
-    failed, reasons = sum(state[1] for state in there), sorted({state[2] for state in there} - {""})
-    return text + (f"; {failed} rows failed ({'; '.join(reasons)})" if failed else "")
+    failed = rows[rows["status"] == "failed"] if len(rows) else rows
+    return text + (f"; {len(failed)} rows failed ({'; '.join(sorted(set(failed['reason'])))})" if len(failed) else "")
 
 
 @contextlib.contextmanager
@@ -275,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .parameters import chosen  # not above: notebooks import plans, and this is slow
 
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.plans", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="quick", help="quick (default), standard, paper")
+    parser.add_argument("--profile", default="standard", help="standard (default), photographs, paper")
     several: dict = {"nargs": "+", "action": "extend", "default": []}
     parser.add_argument("--only", metavar="07", help="what these notebooks measure", **several)
     parser.add_argument("--set", metavar="NAME=VALUE", dest="settings", help="parameters", **several)
@@ -283,6 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--retry-failed", action="store_true", help="measure the shards that failed again, and no other"
     )
+    parser.add_argument("--commit", action="store_true", help="put what is measured into data/rows; measure nothing")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1; -1 for one a core)")
     parser.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask scheduler measure")
     options = parser.parse_args(arguments)
@@ -292,8 +311,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(status(notebooks, values)))
             return 0
         shards = [shard for book in notebooks for shard in plan_of(book.name, values[book.name])]
+        if options.commit:
+            for path in commit_rows(list(dict.fromkeys(shards))):
+                print(f"wrote {paths.shown(path)}, {path.stat().st_size:,} bytes")
+            return 0
         if options.retry_failed:
-            shards = [shard for shard in dict.fromkeys(shards) if (state := _state(shard)) and state[1]]
+            planned, failed = set(look_up(shards).missing), look_up(shards, retry_failed=True).missing
+            shards = [shard for shard in dict.fromkeys(failed) if shard not in planned]
         if not shards:
             print("nothing failed" if options.retry_failed else "these notebooks measure nothing ahead")
             return 0

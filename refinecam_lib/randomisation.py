@@ -70,16 +70,16 @@ def _calibrate(model: nn.Module, inputs: Tensor) -> None:
 
 def similarity(
     model: nn.Module,
+    randomised: Sequence[tuple[str, nn.Module]],
     inputs: Tensor,
     target: Tensor,
     layers: Sequence[str],
     methods: Sequence[str],
     variants: Sequence[Variant],
-    seed: int = 0,
 ) -> pd.DataFrame:
     """How like the maps of a randomised network are to those of the trained one, one row an image, method, variant, stage.
 
-    Columns: stage (0 is the trained network, with itself), random (what is), method, layer, aggregate, image (its
+    randomised: what `cascade` gave, in float64. Columns: stage (0 is the trained network, with itself), random (what is), method, layer, aggregate, image (its
     number), spearman (rank correlation of the pixels, NaN where a map has no contrast) and ssim (structural
     similarity); both 1 for equal maps. Lower is better: a map that stays does not show what the network has learned.
     All is computed in float64: Grad-CAM++ divides by a sum that crosses zero, where rounding would decide the map.
@@ -98,7 +98,7 @@ def similarity(
         return {pair: torch.cat(parts) for pair, parts in maps.items()}
 
     before, records = explained(trained), []
-    for stage, (random, network) in enumerate([("nothing", trained), *cascade(model, inputs, layers, seed)]):
+    for stage, (random, network) in enumerate([("nothing", trained), *randomised]):
         after = before if stage == 0 else explained(network)
         for method, variant in pairs:
             both = before[method, variant].numpy(), after[method, variant].numpy()

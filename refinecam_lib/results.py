@@ -1,21 +1,45 @@
-"""The rows of shards on disk: each a file written in one step, and read only where it is whole and the shard's own."""
+"""Measured rows on disk: those that are committed in data/rows, and those that were measured here.
 
-from collections.abc import Iterable
+Rows are looked up by setup, image, layer and aggregate, whatever shards measured them.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow
+import pyarrow.parquet
 from tqdm.auto import tqdm
 
 from . import paths
 from .checks import InputError
+from .photographs import SOURCES, write_listing
 from .provenance import KEYS
-from .shards import Shard
+from .shards import RESULTS_VERSION, Pair, Shard
+
+FRESH = "REFINECAM_FRESH"
+"""The environment variable by which the runner has sweeps ignore committed rows."""
+BROKEN = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError)
+"""What pandas and pyarrow raise for a file that is not whole."""
+
+
+class Found(NamedTuple):
+    """Rows that are there, of committed files and of files made here, and the shards that still have to be measured."""
+
+    rows: pd.DataFrame
+    committed: int
+    missing: list[Shard]
 
 
 def failures(rows: pd.DataFrame) -> int:
     """How many rows failed."""
-    return int((rows["status"] == "failed").sum())
+    return int((rows["status"] == "failed").sum()) if len(rows) else 0
 
 
 def write_rows(rows: pd.DataFrame, path: Path) -> None:
@@ -30,54 +54,205 @@ def write_rows(rows: pd.DataFrame, path: Path) -> None:
 
 
 def load_shard(shard: Shard) -> pd.DataFrame:
-    """The rows of a finished shard; raises InputError where its file is missing, not whole, or another shard's."""
-    name = shard.path.name
+    """The rows of a shard that was measured here; raises InputError where its file is missing, not whole or foreign."""
+    if not shard.path.exists():
+        raise InputError(f"no results file {shard.path.name}; run the sweep first")
+    rows = _read_local(shard.path, shard)
+    if set(pairs_of(rows)) != set(shard.pairs):
+        raise InputError(f"results file {shard.path.name} is of another shard (other images); run the sweep again")
+    return rows
+
+
+def _read_local(path: Path, shard: Shard) -> pd.DataFrame:
+    """A file of the shard's setup."""
     try:
-        rows = pd.read_parquet(shard.path, page_checksum_verification=True, partitioning=None)
-    except FileNotFoundError:
-        raise InputError(f"no results file {name}; run the sweep first") from None
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:  # the last three by pandas
+        rows = pd.read_parquet(path, page_checksum_verification=True, partitioning=None)
+    except BROKEN as error:  # the last three by pandas
         reason = str(error).splitlines()[0]
-        raise InputError(f"results file {name} is not whole ({reason}); run the sweep again") from error
+        raise InputError(f"results file {path.name} is not whole ({reason}); run the sweep again") from error
     if stranger := _stranger(rows, shard):
-        raise InputError(f"results file {name} is of another shard ({stranger}); run the sweep again")
+        raise InputError(f"results file {path.name} is of another sweep ({stranger}); run the sweep again")
+    rows.attrs = {}
     return rows
 
 
 def _stranger(rows: pd.DataFrame, shard: Shard) -> str:
-    """What in the rows can't be the shard's; empty where nothing is. Files of earlier code don't carry its key."""
-    if rows.attrs.get("shard", shard.key) != shard.key:
-        return f"its key is {rows.attrs['shard']}"
+    """What in the rows can't be of the shard's setup; empty where nothing is."""
+    if rows.attrs.get("setup") != shard.setup:
+        return f"its setup is {rows.attrs.get('setup')}"
     names = {"dataset": shard.dataset, "model": shard.model, "method": shard.method, "seed": shard.seed}
     if missing := [name for name in (*KEYS, "seed", "status") if name not in rows]:
         return f"no columns {', '.join(missing)}"
-    for name, value in names.items():
-        if (rows[name] != value).any():
-            return f"{name} is not {value}"
-    n = shard.stop - shard.start
-    if rows.groupby(["layer", "aggregate"]).size().to_dict() != {(v.layer, v.aggregate): n for v in shard.variants}:
-        return f"not {n} rows for each of {len(shard.variants)} variants"
-    return ""
+    return next((f"{name} is not {value}" for name, value in names.items() if (rows[name] != value).any()), "")
 
 
 def finished(shard: Shard, retry_failed: bool = False) -> pd.DataFrame | None:
-    """The rows of a shard that is done, else None; a file that is not whole is said so and taken as not there.
+    """The rows of a shard that was measured here, else None. A file that is not whole is said so and taken as not there.
 
     It stays until the new one replaces it: another sweep may have put a whole one in its place by now.
     """
-    if not shard.path.exists():
-        return None
+    rows = _said(load_shard, shard) if shard.path.exists() else None
+    return None if rows is None or (retry_failed and failures(rows)) else rows
+
+
+def _said(read: Callable[..., pd.DataFrame], *arguments: object) -> pd.DataFrame | None:
+    """What `read` gives, or None and a line that says why not."""
     try:
-        rows = load_shard(shard)
+        return read(*arguments)
     except InputError as problem:
         tqdm.write(f"{problem}: it is measured anew")
         return None
-    return None if retry_failed and failures(rows) else rows
+
+
+def look_up(shards: Iterable[Shard], retry_failed: bool = False) -> Found:
+    """Find the rows of shards. Committed ones win over those measured here.
+
+    retry_failed: take rows that failed as missing.
+    """
+    setups: dict[str, list[Shard]] = {}
+    for shard in shards:
+        setups.setdefault(shard.setup, []).append(shard)
+    frames, missing, committed = [], [], 0
+    for setup, group in setups.items():
+        parts = [rows for rows in (committed_rows(group[0]), *local_rows(group[0])) if len(rows)]
+        known: dict[Pair, tuple[int, int]] = {}
+        for failed in (False,) if retry_failed else (False, True):  # a failed row counts where there is no other
+            for number, rows in enumerate(parts):
+                for place, (pair, status) in enumerate(zip(pairs_of(rows), rows["status"])):
+                    if (status == "failed") == failed:
+                        known.setdefault(pair, (number, place))
+        wanted = dict.fromkeys(pair for shard in group for pair in shard.pairs)
+        for shard in group:
+            missing += _open(shard, known.keys())
+        for number, rows in enumerate(parts):
+            places = [known[pair][1] for pair in wanted if pair in known and known[pair][0] == number]
+            frames.append(rows.iloc[sorted(places)])
+            committed += len(places) if rows.attrs.get("committed") else 0
+    return Found(table(frames), committed, missing)
+
+
+def _open(shard: Shard, known: Set[Pair]) -> Iterator[Shard]:
+    """The parts of a shard whose rows are not known, each with the same open variants for all of its images."""
+    variants: dict[str, list[Pair]] = {}
+    for pair in shard.pairs:
+        if pair not in known:
+            variants.setdefault(pair[0], []).append(pair)
+    alike: dict[tuple, set[Pair]] = {}
+    for pairs in variants.values():
+        alike.setdefault(tuple(pair[1:] for pair in pairs), set()).update(pairs)
+    for pairs in alike.values():
+        yield shard.only(pairs)
+
+
+def pairs_of(rows: pd.DataFrame) -> Iterator[Pair]:
+    """What tells the rows of a setup apart."""
+    images = rows["image"].astype(str)
+    if "file" in rows:
+        images = images + "@" + rows["file"].astype(str)
+    return zip(images, rows["layer"].astype(int), rows["aggregate"].astype(str))
+
+
+def local_rows(shard: Shard) -> list[pd.DataFrame]:
+    """The rows of the shard's setup that were measured here by today's code."""
+    files = sorted(shard.folder.glob("*.parquet"))
+    return [rows for file in files if (rows := _said(_read_local, file, shard)) is not None]
 
 
 def table(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """The rows of several shards as one table, sorted by KEYS."""
-    frames = list(frames)
+    frames = [frame for frame in frames if len(frame)]
     for frame in frames:
         frame.attrs = {}
-    return pd.concat(frames, ignore_index=True).sort_values(KEYS, ignore_index=True)
+    return pd.concat(frames, ignore_index=True).sort_values(KEYS, ignore_index=True) if frames else pd.DataFrame()
+
+
+def committed_file(shard: Shard) -> Path:
+    """The file of data/rows that holds a shard's rows once they are committed."""
+    return paths.ROWS / f"{shard.measurement}-{shard.dataset}-{shard.model}.parquet"
+
+
+@contextlib.contextmanager
+def committed_only() -> Iterator[None]:
+    """Read committed rows inside, also in a run that measures afresh."""
+    fresh = os.environ.pop(FRESH, None)
+    try:
+        yield
+    finally:
+        if fresh is not None:
+            os.environ[FRESH] = fresh
+
+
+def committed_rows(shard: Shard) -> pd.DataFrame:
+    """The committed rows of a shard's setup; none where the runner was told to measure afresh."""
+    path = committed_file(shard)
+    if os.environ.get(FRESH) or not path.exists():
+        return pd.DataFrame()
+    rows = _read_committed(path, path.stat().st_mtime_ns)
+    rows = rows[rows["setup"] == shard.setup].drop(columns="setup").reset_index(drop=True)
+    rows.attrs = {"committed": True}
+    return rows
+
+
+@lru_cache(maxsize=32)
+def _read_committed(path: Path, changed: int) -> pd.DataFrame:
+    try:
+        rows = pd.read_parquet(path, page_checksum_verification=True, partitioning=None)
+    except BROKEN as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{paths.shown(path)} is not whole ({reason}). Restore it: git checkout {paths.shown(path)}"
+        ) from error
+    single = rows.select_dtypes("float32").columns
+    return rows.astype(dict.fromkeys(single, "float64"))
+
+
+def commit_rows(shards: Sequence[Shard]) -> list[Path]:
+    """Put all rows of these shards that are there into data/rows, and return the files that changed.
+
+    Rows of an outdated version go. Rows of other setups and other images stay. Photographs are listed beside them, so
+    that figures can be drawn without the pictures.
+    """
+    files: dict[Path, list[Shard]] = {}
+    for shard in shards:
+        files.setdefault(committed_file(shard), []).append(shard)
+    changed = []
+    for path, group in files.items():
+        parts, setups = [], {}
+        if path.exists():
+            old = pd.read_parquet(path)
+            setups = json.loads(pyarrow.parquet.read_schema(path).metadata[b"setups"])
+            current = RESULTS_VERSION[group[0].measurement]
+            setups = {name: conditions for name, conditions in setups.items() if conditions["version"] == current}
+            parts.append(old[old["setup"].isin(setups)])
+        for setup in dict.fromkeys(shard.setup for shard in group):
+            own = [shard for shard in group if shard.setup == setup]
+            found = look_up(own).rows
+            if len(found):
+                parts.append(found.assign(setup=setup))
+                setups[setup] = own[0].conditions
+        rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        if not len(rows):
+            continue
+        keys = ["setup", "image", "layer", "aggregate"]
+        rows = rows.drop_duplicates([*keys, *(["file"] if "file" in rows else [])]).sort_values(keys, ignore_index=True)
+        write_committed(rows, setups, path)
+        changed.append(path)
+    for source in dict.fromkeys(shard.dataset for shard in shards if shard.dataset in SOURCES):
+        own = {number: image for s in shards if s.dataset == source for number, image in zip(s.numbers, s.images)}
+        if path := write_listing(source, [own[number] for number in sorted(own)]):
+            changed.append(path)
+    return changed
+
+
+def write_committed(rows: pd.DataFrame, setups: dict, path: Path) -> None:
+    """Write committed rows: float32, sorted, the conditions of each setup in the file's metadata."""
+    double = rows.select_dtypes("float64").columns
+    arrow = pyarrow.Table.from_pandas(rows.astype(dict.fromkeys(double, np.float32)), preserve_index=False)
+    metadata = (arrow.schema.metadata or {}) | {b"setups": json.dumps(setups, sort_keys=True).encode()}
+
+    def save(part: Path) -> None:
+        pyarrow.parquet.write_table(
+            arrow.replace_schema_metadata(metadata), part, compression="zstd", compression_level=19, write_page_checksum=True
+        )  # fmt: skip
+
+    paths.write_whole(path, save)

@@ -4,9 +4,10 @@
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,17 +15,18 @@ from . import birds, paths
 from .bird_rows import BirdImages
 from .checkpoints import checkpoint_path, read_checkpoint
 from .checks import InputError, one_of, seed_of
-from .datasets import Samples
+from .datasets import Samples, id_of
 from .explain import BASE, Variant, method_of
 from .funnybirds import FunnyBirds
 from .metrics import DEFECTS
 from .models import ModelSpec, spec_of, transform_of, weights_hash
-from .photographs import SOURCES, file_list, photographs
+from .photographs import SOURCES, photographs
+from .provenance import code_version
 from .road import FRACTIONS
 from .synthetic import ShiftedShapes, SyntheticShapes
 
-RESULTS_VERSION = 2
-"""Part of every cache key: raise it when what a row means changes, as by another way to take a bird's parts away."""
+RESULTS_VERSION = {"scores": 3, "predictions": 1, "maps": 1, "randomisation": 1}
+"""What is measured -> the version of its rows. Raise it when a row's numbers change: rows of another version are ignored."""
 
 
 def _photographs(source: str, n: int, seed: int, spec: ModelSpec) -> Samples:
@@ -33,35 +35,44 @@ def _photographs(source: str, n: int, seed: int, spec: ModelSpec) -> Samples:
 
 DATASETS: dict[str, Callable[[int, int, ModelSpec], Samples]] = {
     "synthetic": lambda n, seed, spec: SyntheticShapes("test", n),
+    "synthetic_raw": lambda n, seed, spec: SyntheticShapes("test", n, background="raw"),
+    "synthetic_imputed": lambda n, seed, spec: SyntheticShapes("test", n, background="imputed"),
     "synthetic_leaked": lambda n, seed, spec: SyntheticShapes("train", n, seed=1),
     "synthetic_shifted": lambda n, seed, spec: ShiftedShapes(SyntheticShapes("test", n)),
     "birds": lambda n, seed, spec: BirdImages(n, seed),
+    "birds_labelled": lambda n, seed, spec: BirdImages(n, seed, labelled=True),
     **{source: partial(_photographs, source) for source in SOURCES},
 }
-"""Name -> the data set's first n samples, as a network's `spec` wants them, the photographs in an order drawn by seed.
+"""Name -> the data set's first n samples, as a network's `spec` wants them. Photographs come in an order drawn by seed.
 
-Leaked: on scenes that were trained on (D1). Shifted: images cropped and masks not, as by the published code (D11).
+raw, imputed: every test image on one kind of background. leaked: images on training scenes (D1). shifted: images cropped
+and masks not, as in the published code (D11). birds: the predicted class is explained; birds_labelled: the label is.
 """
 
 
 def weights_of(dataset: str) -> str:
     """Which weights explain a data set: "imagenet" for photographs, "birds" for birds, else "synthetic"."""
-    return "imagenet" if dataset in SOURCES else "birds" if dataset == "birds" else "synthetic"
+    return "imagenet" if dataset in SOURCES else "birds" if dataset.startswith("birds") else "synthetic"
 
 
 def fingerprint(dataset: str, seed: int, spec: ModelSpec) -> str:
-    """A hash of a data set's first samples, so that rows of another data set, or of one drawn otherwise, never mix in.
+    """A hash of a data set's first four samples, so that rows of another data set never mix in.
 
-    Of photographs also the hash of the names of all the source's files, of birds that of the list of their scenes.
+    Birds: also of the list of their scenes. Photographs have none, because each of their rows names its file's hash.
     """
-    names, n = [], 4
     if dataset in SOURCES:
-        names = [photograph.name for photograph in file_list(dataset)]
-        n = min(n, len(names))
-    elif dataset == "birds":
+        return ""
+    roots = tuple(os.environ.get(name) for name in ("WALDO_ROOT", "FUNNYBIRDS_ROOT"))
+    return _fingerprint(dataset, DATASETS[dataset], seed, spec, roots)
+
+
+@lru_cache(maxsize=32)
+def _fingerprint(dataset: str, make: Callable, seed: int, spec: ModelSpec, roots: tuple) -> str:
+    names = []
+    if weights_of(dataset) == "birds":
         names = [sha256((FunnyBirds().root / "dataset_test.json").read_bytes()).hexdigest()]
-    samples = DATASETS[dataset](n, seed, spec)
-    parts = [(s.id, s.target, sha256(s.image.numpy().tobytes()).hexdigest()) for s in (samples[i] for i in range(n))]
+    samples = make(4, seed, spec)
+    parts = [(s.id, s.target, sha256(s.image.numpy().tobytes()).hexdigest()) for s in (samples[i] for i in range(4))]
     return f"{seed_of(dataset, parts, names):016x}"
 
 
@@ -81,37 +92,81 @@ def _must_know_birds(model: str) -> None:
         )
 
 
+Pair = tuple[str, int, str]
+"""A row of a setup: image, layer, aggregate."""
+
+
 @dataclass(frozen=True)
 class Shard:
-    """A piece of a sweep, by names and seeds alone: one method and its variants on images start..stop-1.
+    """A piece of a sweep, by names and seeds alone: one method and its variants on a few images.
 
-    checkpoint: sha256 of the network's weights; reading: a hash of its layers and of how it wants its input normalised;
-    data: the data set's fingerprint. All are part of the key, so that a change of one never mixes stale rows in.
+    measurement: which columns, a name in RESULTS_VERSION; data: the data set's fingerprint; numbers: of the images in
+    the data set; images: their ids, see `id_of`; checkpoint: sha256 of the network's weights; reading: a hash of its
+    layers and of how it reads an image. All are part of the key, so a change of one never mixes old rows in.
     """
 
+    measurement: str
     dataset: str
     data: str
-    start: int
-    stop: int
+    numbers: tuple[int, ...]
+    images: tuple[str, ...]
     model: str
     checkpoint: str
     reading: str
     method: str
     variants: tuple[Variant, ...]
-    fractions: tuple[float, ...] = FRACTIONS
+    fractions: tuple[float, ...] = ()
     seed: int = 0
     defects: tuple[str, ...] = ()
-    version: int = RESULTS_VERSION
+    version: int = 0
+
+    @property
+    def conditions(self) -> dict:
+        """What a row depends on besides its image and variant."""
+        fields = asdict(self)
+        return {name: fields[name] for name in fields if name not in ("numbers", "images", "variants")}
+
+    @property
+    def setup(self) -> str:
+        """A hash of the conditions: rows of one setup belong together, whatever shard measured them."""
+        return f"{seed_of(json.dumps(self.conditions, sort_keys=True)):016x}"
 
     @property
     def key(self) -> str:
-        """The cache key: a hash of every field."""
+        """A hash of every field."""
         return f"{seed_of(json.dumps(asdict(self), sort_keys=True)):016x}"
 
     @property
+    def folder(self) -> Path:
+        """Where rows of this setup are that today's code measured here."""
+        name = f"{self.measurement}-{self.dataset}-{self.model}-{self.method}-{self.setup}"
+        return paths.RESULTS / "rows" / code_version() / name
+
+    @property
     def path(self) -> Path:
-        """The file its rows are in, once they are measured."""
-        return paths.RESULTS / "rows" / f"{self.dataset}-{self.model}-{self.method}-{self.start:05d}-{self.key}.parquet"
+        """The file its rows are in, once they are measured here."""
+        return self.folder / f"{self.numbers[0]:05d}-{self.key}.parquet"
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Its rows, by image, layer and aggregate."""
+        return [(image, v.layer, v.aggregate) for v in self.variants for image in self.images]
+
+    def only(self, pairs: set[Pair]) -> "Shard":
+        """The part of the shard that measures these of its rows."""
+        images, kinds = {image for image, _, _ in pairs}, {(layer, aggregate) for _, layer, aggregate in pairs}
+        places = [k for k, image in enumerate(self.images) if image in images]
+        variants = tuple(v for v in self.variants if (v.layer, v.aggregate) in kinds)
+        numbers, names = (tuple(part[k] for k in places) for part in (self.numbers, self.images))
+        return replace(self, numbers=numbers, images=names, variants=variants)
+
+    def singly(self) -> "list[Shard]":
+        """One shard for each of its rows."""
+        return [self.only({pair}) for pair in self.pairs]
+
+
+NO_METHOD = ""
+"""The method of a measurement that explains nothing, such as a prediction."""
 
 
 def plan(
@@ -123,12 +178,15 @@ def plan(
     size: int = 8,
     seed: int = 0,
     defects: Sequence[str] = (),
+    measurement: str = "scores",
 ) -> list[Shard]:
     """The shards that measure `methods` on the first `images` images of a data set, `size` images a shard.
 
     A method without a map for each layer is measured as it is, once. defects: of the published code's, names in
-    metrics.DEFECTS, to measure with. Raises InputError for an unknown name, and for birds that the network can't know.
+    metrics.DEFECTS, to measure with. measurement: which columns, a name in RESULTS_VERSION.
+    Raises InputError for an unknown name, and for birds that the network can't know.
     """
+    one_of("measurement", measurement, RESULTS_VERSION)
     one_of("dataset", dataset, DATASETS)
     spec = spec_of(model, weights_of(dataset))
     if images < 1:
@@ -137,26 +195,34 @@ def plan(
         variant.layers(spec.layers)
     for name in defects:
         one_of("defect", name, DEFECTS)
-    if dataset == "birds":
+    if weights_of(dataset) == "birds":
         _must_know_birds(model)
-    DATASETS[dataset](images, seed, spec)  # refuses more images than there are
-    checkpoint = weights_hash(model, weights_of(dataset))
-    reading = f"{seed_of(spec.layers, spec.mean, spec.std):016x}"
-    data = fingerprint(dataset, seed, spec)
+    samples = DATASETS[dataset](images, seed, spec)  # refuses more images than there are
+    names = [id_of(samples, i) for i in range(images)]
+    reading = (spec.layers, spec.mean, spec.std)
+    if dataset in SOURCES:
+        reading += (spec.size, spec.resize, spec.squash, spec.interpolation)
+    common = {
+        "measurement": measurement,
+        "dataset": dataset,
+        "data": fingerprint(dataset, seed, spec),
+        "model": model,
+        "checkpoint": weights_hash(model, weights_of(dataset)),
+        "reading": f"{seed_of(*reading):016x}",
+        "fractions": FRACTIONS if measurement == "scores" else (),
+        "seed": seed,
+        "defects": tuple(defects),
+        "version": RESULTS_VERSION[measurement],
+    }
+    parts = [range(start, min(start + size, images)) for start in range(0, images, size)]
     return [
         Shard(
-            dataset,
-            data,
-            start,
-            min(start + size, images),
-            model,
-            checkpoint,
-            reading,
-            method,
-            tuple(variants) if method_of(method).refines else (BASE,),
-            seed=seed,
-            defects=tuple(defects),
+            numbers=tuple(part),
+            images=tuple(names[i] for i in part),
+            method=method,
+            variants=tuple(variants) if method == NO_METHOD or method_of(method).refines else (BASE,),
+            **common,
         )
         for method in methods
-        for start in range(0, images, size)
+        for part in parts
     ]

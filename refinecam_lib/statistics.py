@@ -187,3 +187,14 @@ def middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
         return np.nan, np.nan
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def accuracy(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The share of correct predictions in each group: n, accuracy in [0,1] and its Wilson 95 % interval (low, high)."""
+
+    def one(correct: pd.Series) -> pd.Series:
+        low, high = scipy.stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(method="wilson")
+        return pd.Series({"n": len(correct), "accuracy": correct.mean(), "low": low, "high": high})
+
+    table = rows.assign(correct=rows["correct"].astype(bool)).groupby(list(by), sort=False)["correct"].apply(one)
+    return table.unstack().astype({"n": int})

@@ -258,6 +258,10 @@ class SyntheticShapes:
         tiles = _folder_splits(Path(str(self.scenes)))[self.split]
         return tiles[int(generator.integers(len(tiles)))]
 
+    def id_of(self, index: int) -> str:
+        """The id of item `index`, without drawing it."""
+        return f"{self.split}-{index:06d}" if self.seed == 0 else f"{self.split}-{self.seed}-{index:06d}"
+
     def __getitem__(self, index: int) -> Sample:
         if not -self.n <= index < self.n:
             raise IndexError(f"item {index} of {self.n}")
@@ -276,7 +280,7 @@ class SyntheticShapes:
         return Sample(
             image=torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float() / 255,
             target=target,
-            id=f"{self.split}-{index:06d}" if self.seed == 0 else f"{self.split}-{self.seed}-{index:06d}",
+            id=self.id_of(index),
             mask=torch.from_numpy(mask),
             info={"class": CLASSES[target], "size": size_name, "background": kind, "scene": scene},
         )
@@ -293,6 +297,10 @@ class ShiftedShapes:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def id_of(self, index: int) -> str:
+        """The id of sample `index`, without drawing it."""
+        return self.samples.id_of(index)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[index]

@@ -155,7 +155,8 @@ def test_the_cascade_randomises_from_the_output_down():
 
 def test_a_map_that_ignores_the_network_survives_and_a_gradient_does_not():
     inputs, target = batch(3)
-    rows = similarity(tiny_net(), inputs, target, LAYERS, ["GradCAM", "EdgeDetector"], [BASE])
+    networks = list(cascade(tiny_net(), inputs.double(), LAYERS))
+    rows = similarity(tiny_net(), networks, inputs, target, LAYERS, ["GradCAM", "EdgeDetector"], [BASE])
     mean = rows.groupby(["method", "stage"])["spearman"].mean()
     assert mean["EdgeDetector"].min() > 0.999 and mean["GradCAM", 0] == pytest.approx(1)
     assert mean["GradCAM", 5] < 0.6
@@ -171,6 +172,7 @@ def test_randomisation_is_computed_in_float64_and_leaves_the_model_as_it_was(mon
         return Capture(network, few, *rest)
 
     monkeypatch.setattr(randomisation, "Capture", watched)
-    similarity(model, inputs, target, LAYERS, ["GradCAM++"], [BASE])
+    networks = list(cascade(model, inputs.double(), LAYERS))
+    similarity(model, networks, inputs, target, LAYERS, ["GradCAM++"], [BASE])
     assert seen == [(torch.float64, torch.float64)] * 6
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

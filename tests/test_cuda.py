@@ -7,7 +7,7 @@ from networks import LAYERS, batch, tiny_net
 from test_train import TINY
 from toys import SPEC, Toy, plan, write_checkpoint
 
-from refinecam_lib import fit, imputation, models, paths, shards, sweep
+from refinecam_lib import fit, imputation, measurements, models, paths, shards, sweep
 from refinecam_lib.cam import Capture
 from refinecam_lib.checkpoints import checkpoint_path
 from refinecam_lib.datasets import batch_of
@@ -88,12 +88,12 @@ def test_a_sweep_runs_on_the_device_and_gives_the_cpus_rows(monkeypatch, tmp_pat
     monkeypatch.setattr(sweep, "measure", remember)
     rows = []
     for device in ("cpu", GPU):
-        sweep._model.cache_clear()
+        measurements.load_once.cache_clear()
         monkeypatch.setattr(paths, "RESULTS", tmp_path / device)
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda device=device: device == GPU)
             rows.append(sweep.sweep(plan()))
-    sweep._model.cache_clear()
+    measurements.load_once.cache_clear()
     assert set(devices) == {"cpu", GPU}
     compare(*rows, atol=1e-3)
 

@@ -98,7 +98,7 @@ def refused(words):
         print(error)
     else:
         raise AssertionError("it was written")
-sweep.paths.RESULTS = disk
+results.paths.RESULTS = disk
 mount("size=64k")
 refused("No space left on device")
 part = toys.files(disk)
@@ -137,7 +137,7 @@ try:
 except InputError as error:
     print(error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-assert not list((folder / "results" / "rows").iterdir())
+assert not list((folder / "results" / "rows").rglob("*.parquet"))
 print(len(sweep.sweep(shards)))
 """
 )
@@ -167,7 +167,7 @@ def test_two_sweeps_of_the_same_shards_at_once_share_the_work(tmp_path):
     outs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert [out.splitlines()[-1] for out in outs] == [alone, alone]
-    assert len(list((together / "results" / "rows").iterdir())) == 32, "no file but those of the shards"
+    assert len(list((together / "results" / "rows").rglob("*.parquet"))) == 32, "no file but those of the shards"
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_a_killed_worker_process_is_one_clear_line_and_a_killed_parent_loses_not
         with log.open("w") as file:
             process = subprocess.Popen([sys.executable, "-c", code], env=settings, stderr=file)
         parent = psutil.Process(process.pid)
-        while not list(results.glob("rows/*.parquet")):  # workers are at work
+        while not list(results.rglob("*.parquet")):  # workers are at work
             assert process.poll() is None
             time.sleep(0.05)
         workers = [child for child in parent.children() if "LokyProcess" in " ".join(child.cmdline())]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from toys import SPEC, Toy, write_checkpoint
 
-from refinecam_lib import models, notebook, parameters, paths, plans, reproduce, shards, sweep
+from refinecam_lib import measurements, models, notebook, parameters, paths, plans, reproduce, shards, sweep
 from refinecam_lib.checks import InputError
 from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
 from refinecam_lib.provenance import commit
@@ -47,7 +47,7 @@ def test_slow_methods_and_middle_layers_are_left_out_of_the_networks_that_are_na
 def test_birds_are_measured_by_ten_methods_and_the_trivial_maps():
     found = plans.birds_plan(["small_resnet", "small_vgg"], 20, 4, 8)
     assert {shard.method for shard in found} == {*CAMS, *OTHERS, *TRIVIAL} and {s.dataset for s in found} == {"birds"}
-    images = {(s.model, s.method): s.stop for s in sorted(found, key=lambda s: s.stop)}
+    images = {(s.model, s.method): s.numbers[-1] + 1 for s in sorted(found, key=lambda s: s.numbers)}
     wanted = dict.fromkeys([*CAMS, *TRIVIAL], 20) | dict.fromkeys(OTHERS, 8) | {"ScoreCAM": 4}
     assert images == {(model, method): n for model in ("small_resnet", "small_vgg") for method, n in wanted.items()}
     assert {v for s in found if s.method in CAMS for v in s.variants} == {BASE, REFINED, Variant(3)}
@@ -57,7 +57,7 @@ def test_the_audit_measures_each_defect_with_its_switch(toy):
     found = plans.audit_plan("tiny", 4, 1, 2, 2)
     assert {shard.defects for shard in found["D4"]} == {("percentiles",)}
     assert {shard.dataset for shard in found["D1"]} == {"synthetic_leaked"}
-    assert {shard.stop for name, part in found.items() for shard in part if name != "ours"} == {2}
+    assert {shard.numbers for name, part in found.items() for shard in part if name != "ours"} == {(0, 1)}
     assert plans.plan_of("09_conventions_audit", {"model": "tiny", "n_images": 4, "n_score_cam": 1, "n_captum": 2,
                          "n_defects": 2, "seed": 0, "bird_models": [], "n_birds": 1,
                          "n_birds_score_cam": 1, "n_birds_captum": 1}) == [*dict.fromkeys(s for part in found.values() for s in part)]  # fmt: skip
@@ -67,6 +67,7 @@ def test_the_audit_measures_each_defect_with_its_switch(toy):
 def toy(monkeypatch, tmp_path):
     """The notebooks' plans on a toy network, of two methods, and results in a folder of their own."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "ROWS", tmp_path / "committed")
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     for name in ("synthetic", "synthetic_leaked", "synthetic_shifted"):
         monkeypatch.setitem(shards.DATASETS, name, Toy)
@@ -74,9 +75,9 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setattr(plans, "CAMS", ("GradCAM++", "LayerCAM"))
     monkeypatch.setattr(plans, "OTHERS", ("InputXGradient",))
     write_checkpoint(tmp_path, seed=0)
-    sweep._model.cache_clear()
+    measurements.load_once.cache_clear()
     yield
-    sweep._model.cache_clear()
+    measurements.load_once.cache_clear()
 
 
 SETTINGS = ["--only", "7", "8", "--set", "models=tiny", "n_images=10", "n_captum=4", "n_score_cam=1"]
@@ -88,35 +89,35 @@ def test_measured_ahead_status_and_retry(toy, monkeypatch, capsys):
         return capsys.readouterr().out.splitlines()
 
     # 9 variants of two methods on 10 images; 5 of ScoreCAM and 1 of the method without layers
-    missing = "missing of tiny: GradCAM++ 2, LayerCAM 2, ScoreCAM 1"
+    missing = "missing of tiny: GradCAM++ 90, LayerCAM 90, ScoreCAM 5"
     assert command("--status") == [
-        f"07_refinecam_benchmark: 0 of 6 shards done, 0 of 189 rows; {missing}, InputXGradient 1",
-        f"08_aggregation_ablation: 0 of 5 shards done, 0 of 185 rows; {missing}",
-        f"together: 0 of 6 shards done, 0 of 189 rows; {missing}, InputXGradient 1",
+        f"07_refinecam_benchmark: 0 of 189 rows done, 0 of them committed; {missing}, InputXGradient 4",
+        f"08_aggregation_ablation: 0 of 185 rows done, 0 of them committed; {missing}",
+        f"together: 0 of 189 rows done, 0 of them committed; {missing}, InputXGradient 4",
     ]
-    measure = sweep._measure
+    measure = sweep.measure_shard
 
-    def fails(shard):
+    def fails(shard, rounding=None):
         if shard.method == "InputXGradient":
             raise RuntimeError("out of luck")
         return measure(shard)
 
-    monkeypatch.setattr(sweep, "_measure", fails)
+    monkeypatch.setattr(sweep, "measure_shard", fails)
     command()
-    done = ["together: 6 of 6 shards done, 189 of 189 rows; 4 rows failed (RuntimeError: out of luck)"]
+    done = ["together: 189 of 189 rows done, 0 of them committed; 4 rows failed (RuntimeError: out of luck)"]
     assert command("--status", module=reproduce)[-1:] == done
-    damaged = min((paths.RESULTS / "rows").glob("*LayerCAM-00000*"))
+    damaged = min((paths.RESULTS / "rows").rglob("*LayerCAM*/00000*"))
     damaged.write_bytes(b"")
-    assert "5 of 6 shards done, 117 of 189 rows; missing of tiny: LayerCAM 1; 4" in command("--status")[-1]
-    monkeypatch.setattr(sweep, "_measure", measure)
-    assert command("--retry-failed") == ["4 rows from 1 shards, 1 of them measured now; 0 rows failed"]
+    assert "117 of 189 rows done, 0 of them committed; missing of tiny: LayerCAM 72; 4" in command("--status")[-1]
+    monkeypatch.setattr(sweep, "measure_shard", measure)
+    assert command("--retry-failed") == ["4 rows: 0 committed, 0 measured here before, 4 measured now; 0 failed"]
     assert command("--retry-failed") == ["nothing failed"]
     command()
-    assert command("--status")[-1] == "together: 6 of 6 shards done, 189 of 189 rows"
+    assert command("--status")[-1] == "together: 189 of 189 rows done, 0 of them committed"
 
 
 def test_nothing_to_measure_and_bad_input(toy, capsys):
-    assert plans.main(["--only", "6"]) == 0 and capsys.readouterr().out == "these notebooks measure nothing ahead\n"
+    assert plans.main(["--only", "1"]) == 0 and capsys.readouterr().out == "these notebooks measure nothing ahead\n"
     assert plans.main(["--only", "03", *SETTINGS, "--set", "seed=3", "--status"]) == 0
     assert [line[:3] for line in capsys.readouterr().out.splitlines()] == ["03_", "07_", "08_", "tog"]
     assert plans.main([*SETTINGS, "--jobs", "0"]) == 2

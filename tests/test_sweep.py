@@ -11,9 +11,8 @@ import pytest
 import torch
 from toys import SPEC, Toy, plan, same, write_checkpoint
 
-from refinecam_lib import checks, models, paths, results, shards, sweep
+from refinecam_lib import checks, measurements, models, paths, results, shards, sweep
 from refinecam_lib.checks import InputError
-from refinecam_lib.photographs import SOURCES
 from refinecam_lib.provenance import KEYS
 
 
@@ -21,13 +20,14 @@ from refinecam_lib.provenance import KEYS
 def toy(monkeypatch, tmp_path):
     """A toy data set, network and checkpoint under names of their own, and results in a folder of their own."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "ROWS", tmp_path / "committed")
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     monkeypatch.setitem(shards.DATASETS, "toy", Toy)
     monkeypatch.setitem(models.MODELS, "tiny", SPEC)
     write_checkpoint(tmp_path, seed=0)
-    sweep._model.cache_clear()
+    measurements.load_once.cache_clear()
     yield tmp_path
-    sweep._model.cache_clear()
+    measurements.load_once.cache_clear()
 
 
 def test_one_row_an_explanation(toy):
@@ -42,14 +42,14 @@ def test_one_row_an_explanation(toy):
 
 def test_rows_do_not_depend_on_shards_or_order(toy):
     rows = sweep.sweep(plan(size=6))
-    for path in (paths.RESULTS / "rows").iterdir():
+    for path in (paths.RESULTS / "rows").rglob("*.parquet"):
         path.unlink()
     same(sweep.sweep(plan(size=1)[::-1]), rows)
 
 
 def test_parallel_workers_give_the_same_rows(toy):
     rows = sweep.sweep(plan(size=2))
-    for path in (paths.RESULTS / "rows").iterdir():
+    for path in (paths.RESULTS / "rows").rglob("*.parquet"):
         path.unlink()
     with joblib.parallel_config(backend="threading"):
         same(sweep.sweep(plan(size=2), n_jobs=2), rows)
@@ -58,30 +58,30 @@ def test_parallel_workers_give_the_same_rows(toy):
 def test_stopped_and_started_again_recomputes_only_the_open_shard(toy, monkeypatch):
     shards = plan()
     undisturbed = sweep.sweep(shards)
-    for path in (paths.RESULTS / "rows").iterdir():
+    for path in (paths.RESULTS / "rows").rglob("*.parquet"):
         path.unlink()
-    measure, done = sweep._measure, []
+    measure, done = sweep.measure_shard, []
 
-    def stop_in_the_third(shard):
+    def stop_in_the_third(shard, rounding=None):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(shard)
         return measure(shard)
 
-    monkeypatch.setattr(sweep, "_measure", stop_in_the_third)
+    monkeypatch.setattr(sweep, "measure_shard", stop_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(shards)
-    assert len(list((paths.RESULTS / "rows").glob("*.parquet"))) == 2
-    assert not list((paths.RESULTS / "rows").glob("*.part"))
+    assert len(list((paths.RESULTS / "rows").rglob("*.parquet"))) == 2
+    assert not list((paths.RESULTS / "rows").rglob("*.part"))
     again = []
-    monkeypatch.setattr(sweep, "_measure", lambda shard: again.append(shard) or measure(shard))
+    monkeypatch.setattr(sweep, "measure_shard", lambda shard, rounding=None: again.append(shard) or measure(shard))
     same(sweep.sweep(shards), undisturbed)
     assert set(again) == set(shards) - set(done) and len(again) == len(shards) - 2
 
 
 def test_a_truncated_file_is_said_and_computed_again(toy, capsys):
     rows = sweep.sweep(plan())
-    file = min((paths.RESULTS / "rows").iterdir())
+    file = min((paths.RESULTS / "rows").rglob("*.parquet"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match="is not whole"):
         results.table(map(results.load_shard, plan()))
@@ -110,14 +110,18 @@ def test_a_damaged_or_foreign_file_is_said_and_computed_again(toy, capsys, damag
         file.write_bytes(shards[1].path.read_bytes())
     else:
         frame.assign(method="GradCAM").to_parquet(file)
-    words = "is not whole" if damage in ("empty", "flipped") else "is of another shard"
+    words = {"empty": "is not whole", "flipped": "is not whole", "another shard": "is of another shard"}
+    words = words.get(damage, "is of another sweep")
     with pytest.raises(InputError, match=words) as refusal:
         results.table(map(results.load_shard, shards))
     assert "\n" not in str(refusal.value)
     capsys.readouterr()
     pd.testing.assert_frame_equal(sweep.sweep(shards), rows)
     out = capsys.readouterr().out
-    assert f"results file {file.name} {words}" in out and "3 shards, 1 of them measured now" in out
+    assert (
+        f"results file {file.name} {words}" in out
+        and "12 rows: 0 committed, 8 measured here before, 4 measured now" in out
+    )
 
 
 def test_no_flipped_bit_comes_in_as_another_number(toy):
@@ -137,17 +141,6 @@ def test_no_flipped_bit_comes_in_as_another_number(toy):
     assert unnoticed > 10, "flips that only a checksum tells"
 
 
-def test_rows_of_earlier_code_are_kept(toy, monkeypatch):
-    """Those without the shard's key and checksums, which their columns tell."""
-    rows = sweep.sweep(plan())
-    for shard in plan():
-        frame = pd.read_parquet(shard.path)
-        frame.attrs = {}
-        frame.to_parquet(shard.path, index=False)
-    monkeypatch.setattr(sweep, "_measure", None)
-    pd.testing.assert_frame_equal(sweep.sweep(plan()), rows)
-
-
 def test_rows_do_not_depend_on_the_number_of_threads(toy):
     before, results = torch.get_num_threads(), []
     try:
@@ -157,7 +150,7 @@ def test_rows_do_not_depend_on_the_number_of_threads(toy):
             assert torch.get_num_threads() == threads, "the caller's threads are given back"
             seen = sweep.run_shard(plan(methods=["GradCAM++"])[0])
             assert seen == (4, 0)
-            for path in (paths.RESULTS / "rows").iterdir():
+            for path in (paths.RESULTS / "rows").rglob("*.parquet"):
                 path.unlink()
     finally:
         torch.set_num_threads(before)
@@ -165,8 +158,10 @@ def test_rows_do_not_depend_on_the_number_of_threads(toy):
 
 
 def test_one_thread_while_measuring(toy, monkeypatch):
-    before, seen, measure = torch.get_num_threads(), [], sweep._measure
-    monkeypatch.setattr(sweep, "_measure", lambda shard: seen.append(torch.get_num_threads()) or measure(shard))
+    before, seen, measure = torch.get_num_threads(), [], sweep.measure_shard
+    monkeypatch.setattr(
+        sweep, "measure_shard", lambda shard, rounding=None: seen.append(torch.get_num_threads()) or measure(shard)
+    )
     try:
         torch.set_num_threads(2)
         sweep.sweep(plan())
@@ -176,10 +171,12 @@ def test_one_thread_while_measuring(toy, monkeypatch):
 
 
 def test_sweeps_measure_in_full_precision_on_a_gpu_too(toy, monkeypatch):
-    cudnn, seen, measure = torch.backends.cudnn, [], sweep._measure
+    cudnn, seen, measure = torch.backends.cudnn, [], sweep.measure_shard
     before = cudnn.allow_tf32, cudnn.deterministic
     monkeypatch.setattr(
-        sweep, "_measure", lambda shard: seen.append((cudnn.allow_tf32, cudnn.deterministic)) or measure(shard)
+        sweep,
+        "measure_shard",
+        lambda shard, rounding=None: seen.append((cudnn.allow_tf32, cudnn.deterministic)) or measure(shard),
     )
     sweep.sweep(plan())
     assert set(seen) == {(False, True)} and before == (cudnn.allow_tf32, cudnn.deterministic) == (True, False)
@@ -193,22 +190,24 @@ def test_the_clock_decides_nothing(toy, monkeypatch):
     shards[3].path.unlink()
     now = iter(range(10**6, 0, -1))
     monkeypatch.setattr("time.time", lambda: float(next(now)))  # it runs backwards
-    measured, measure = [], sweep._measure
-    monkeypatch.setattr(sweep, "_measure", lambda shard: measured.append(shard) or measure(shard))
+    measured, measure = [], sweep.measure_shard
+    monkeypatch.setattr(sweep, "measure_shard", lambda shard, rounding=None: measured.append(shard) or measure(shard))
     pd.testing.assert_frame_equal(sweep.sweep(shards), rows)
     assert measured == [shards[3]]
 
 
 def test_a_checkpoint_replaced_in_mid_sweep_never_mixes_in(toy, monkeypatch):
-    shards, measure = plan(), sweep._measure
+    shards, measure = plan(), sweep.measure_shard
     rows = sweep.sweep(shards)
     for shard in shards:
         shard.path.unlink()
-    monkeypatch.setattr(sweep, "_measure", lambda shard: (measure(shard), write_checkpoint(toy, seed=1))[0])
+    monkeypatch.setattr(
+        sweep, "measure_shard", lambda shard, rounding=None: (measure(shard), write_checkpoint(toy, seed=1))[0]
+    )
     pd.testing.assert_frame_equal(sweep.sweep(shards), rows)  # this process has the planned network in memory
-    monkeypatch.setattr(sweep, "_measure", measure)
+    monkeypatch.setattr(sweep, "measure_shard", measure)
     shards[0].path.unlink()
-    sweep._model.cache_clear()  # as a new process
+    measurements.load_once.cache_clear()  # as a new process
     with pytest.raises(InputError, match="changed during the sweep") as refusal:
         sweep.sweep(shards)
     assert "\n" not in str(refusal.value) and not shards[0].path.exists()
@@ -227,27 +226,27 @@ def test_progress_is_for_people_and_quiet_in_ci(toy, monkeypatch, capsys):
     monkeypatch.setenv("CI", "1")
     sweep.sweep(plan())
     out, err = capsys.readouterr()
-    assert err == "" and out == "18 rows from 6 shards, 6 of them measured now; 0 rows failed\n"
+    assert err == "" and out == "18 rows: 0 committed, 0 measured here before, 18 measured now; 0 failed\n"
 
 
 def test_a_failure_is_a_row_with_its_reason_and_can_be_tried_again(toy, monkeypatch, capsys):
-    measure = sweep._measure
+    measure = sweep.measure_shard
 
-    def fails(shard):
-        if shard.start == 2:
+    def fails(shard, rounding=None):
+        if shard.numbers[0] == 2:
             raise RuntimeError("out of luck")
         return measure(shard)
 
-    monkeypatch.setattr(sweep, "_measure", fails)
+    monkeypatch.setattr(sweep, "measure_shard", fails)
     rows = sweep.sweep(plan())
     failed = rows[rows["status"] == "failed"]
     assert len(failed) == 2 * 2 + 2 and set(failed["reason"]) == {"RuntimeError: out of luck"}
-    assert "6 rows failed" in capsys.readouterr().out
+    assert "; 6 failed" in capsys.readouterr().out
     again = []
-    monkeypatch.setattr(sweep, "_measure", lambda shard: again.append(shard) or measure(shard))
+    monkeypatch.setattr(sweep, "measure_shard", lambda shard, rounding=None: again.append(shard) or measure(shard))
     assert (sweep.sweep(plan())["status"] == "failed").sum() == 6 and not again
     assert set(sweep.sweep(plan(), retry_failed=True)["status"]) == {"ok"}
-    assert {shard.start for shard in again} == {2} and len(again) == 2, "just those that failed"
+    assert {shard.numbers[0] for shard in again} == {2} and len(again) == 2, "just those that failed"
 
 
 def test_other_layers_or_another_input_make_another_shard(toy, monkeypatch):
@@ -264,7 +263,7 @@ def test_another_checkpoint_or_seed_is_another_shard(toy):
     assert {s.key for s in before}.isdisjoint(s.key for s in plan(seed=1))
     write_checkpoint(toy, seed=1)
     assert {s.key for s in before}.isdisjoint(s.key for s in plan())
-    sweep._model.cache_clear()
+    measurements.load_once.cache_clear()
     with pytest.raises(InputError, match="changed during the sweep"):
         sweep.sweep(before)
 
@@ -296,17 +295,3 @@ def test_seeds_differ_by_part_and_are_stable():
     assert checks.seed_of(0, "toy-1", "clean") == checks.seed_of(0, "toy-1", "clean")
     assert len({checks.seed_of(0, f"toy-{i}", step) for i in range(50) for step in ("clean", "masked")}) == 100
     assert checks.seed_of(0, "test-000000", "clean") == 6424010260562978918
-
-
-def test_the_photographs_that_were_drawn_are_listed(toy, monkeypatch):
-    monkeypatch.setitem(SOURCES, "toy", None)
-    for module in (shards, sweep):
-        monkeypatch.setattr(module, "weights_of", lambda dataset: "synthetic")
-    monkeypatch.setattr(shards, "fingerprint", lambda *names: "0")
-    rows = sweep.sweep(plan(images=3))
-    listed = pd.read_csv(paths.RESULTS / "photographs-toy-seed0-3.csv")
-    assert list(listed["image"]) == ["toy-0", "toy-1", "toy-2"] and list(listed["target"]) == [0, 1, 2]
-    assert set(listed["image"]) == set(rows["image"])
-    monkeypatch.setattr(sweep, "_measure", lambda shard: 1 / 0)
-    failed = sweep.sweep(plan(images=2, seed=5))
-    assert (failed["status"] == "failed").all() and not list(paths.RESULTS.glob("photographs-toy-seed5*"))

@@ -37,7 +37,7 @@ def write_checkpoint(folder, seed):
 
 def register(folder):
     """Put the toys into this process's registries, their checkpoint and results into a folder."""
-    paths.RESULTS, paths.CHECKPOINTS = folder / "results", folder
+    paths.RESULTS, paths.ROWS, paths.CHECKPOINTS = folder / "results", folder / "committed", folder
     shards.DATASETS["toy"], models.MODELS["tiny"] = Toy, SPEC
     write_checkpoint(folder, seed=0)
 
@@ -55,4 +55,4 @@ def same(a, b):
 
 def files(folder):
     """Name -> content of the results files in a folder."""
-    return {path.name: path.read_bytes() for path in sorted((folder / "rows").glob("*.parquet"))}
+    return {path.name: path.read_bytes() for path in sorted((folder / "rows").rglob("*.parquet"))}
