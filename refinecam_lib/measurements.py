@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from .bird_rows import BirdImages, SeenBirds
 from .cam import Capture
 from .checks import InputError, seed_of
+from .compare import differences
 from .datasets import PREDICTED, Sample, Samples, batch_of
 from .explain import Variant, method_of, variant_maps
 from .layers import evaluating
 from .metrics import measure
 from .models import ModelSpec, load_model, normalise, spec_of, weights_hash
+from .provenance import KEYS
 from .randomisation import cascade, similarity
 from .refine import to_map
 from .shards import DATASETS, Shard, weights_of
@@ -179,7 +181,8 @@ CALIBRATION = 8
 def _cascaded(shard_model: str, weights: str, checkpoint: str, thread: int, seed: int) -> list[tuple[str, nn.Module]]:
     """The networks of the model-randomisation check, in float64, the same for all images."""
     spec = spec_of(shard_model, weights)
-    images, _, _ = batch_of(list(SyntheticShapes("validation", CALIBRATION)))
+    data = SyntheticShapes("validation", CALIBRATION)
+    images, _, _ = batch_of([data[i] for i in range(CALIBRATION)])
     inputs = normalise(images, spec).double()
     return list(cascade(load_once(shard_model, weights, checkpoint, thread), inputs, spec.layers, seed))
 
@@ -203,11 +206,32 @@ def randomisation(work: Work) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+ROUNDINGS = 2
+"""How often `rounding` moves the input."""
+
+
+def rounding(work: Work) -> pd.DataFrame:
+    """How far rounding moves a row of `scores`: the largest change of any column, and of which.
+
+    The input is moved by one float32 rounding step at random, `ROUNDINGS` times. A large value in column `moved`, lower
+    is better, says that another processor may measure another row.
+    """
+    plain = scores(work)
+    columns = [c for c in plain if c not in (*KEYS, "seed")]
+    gaps = {c: np.zeros(len(plain)) for c in columns}
+    for number in range(ROUNDINGS):
+        again = scores(Work(work.shard, rounding=number))
+        gaps = {c: np.maximum(gaps[c], differences(again[c], plain[c])) for c in columns}
+    table = pd.DataFrame(gaps)
+    return plain[[*KEYS, "seed", "correct", "status"]].assign(moved=table.max(axis=1), column=table.idxmax(axis=1))
+
+
 MEASUREMENTS: dict[str, Callable[[Work], pd.DataFrame]] = {
     "scores": scores,
     "predictions": predictions,
     "maps": maps,
     "randomisation": randomisation,
+    "rounding": rounding,
 }
 """Name -> function of a shard's work that returns its rows. `shards.RESULTS_VERSION` has the version of each."""
 

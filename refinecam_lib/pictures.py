@@ -30,7 +30,7 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
 
 def _file(source: str | Path) -> Path:
     bundled = {photo.name: photo.path for photo in photographs("bundled", len(BUNDLED), pil_to_tensor).files}
-    file = Path(bundled.get(str(source), source)).expanduser()
+    file = Path(bundled.get(str(source)) or source).expanduser()
     if not file.is_file():
         raise InputError(f"picture {str(source)!r} is not a file; allowed: a path, or one of {', '.join(BUNDLED)}")
     return file

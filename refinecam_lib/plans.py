@@ -207,6 +207,16 @@ def randomisation_plan(model: str, methods: Sequence[str], n_images: int, seed: 
     return plan(model, methods, n_images, [BASE, REFINED], seed=seed, measurement="randomisation")
 
 
+def rounding_plan(networks: Sequence[str], n_rounding: int, seed: int = 0) -> list[Shard]:
+    """Which rows rounding decides: the ten methods but ScoreCAM on several networks, Base and RefineCAM."""
+    methods = [method for method in (*CAMS, *OTHERS) if method != "ScoreCAM"]
+    return [
+        shard
+        for network in networks
+        for shard in plan(network, methods, n_rounding, [BASE, REFINED], size=4, seed=seed, measurement="rounding")
+    ]
+
+
 WAIT = 600
 """Seconds to wait for a first dask worker: a queue may let it wait."""
 
@@ -218,7 +228,7 @@ PLANS: dict[str, Sequence[Callable[..., list[Shard] | dict[str, list[Shard]]]]] 
     "06_refinecam_qualitative": (fig5_plan,),
     "07_refinecam_benchmark": (table1_plan,),
     "08_aggregation_ablation": (table2_plan,),
-    "09_conventions_audit": (audit_plan, birds_plan),
+    "09_conventions_audit": (audit_plan, birds_plan, rounding_plan),
     "10_model_randomisation": (randomisation_plan,),
 }
 """Notebook -> the plans that it sweeps; a plan's arguments are parameters of the notebook, by the same names."""

@@ -329,3 +329,23 @@ def randomisation_curves(table: pd.DataFrame, caption: str) -> Figure:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
     return _caption(figure, f"line: mean, band: 95 % interval over images. {caption}")
+
+
+def rounding_grid(table: pd.DataFrame, caption: str) -> Figure:
+    """Which rows rounding decides: a row a method and variant, a column a network, the share of rows that move.
+
+    table: columns method, aggregate, model, share in [0,1], in the order in which they come.
+    """
+    shares = table.assign(aggregate=table["aggregate"].map(NAMES)).pivot_table(
+        index=["method", "aggregate"], columns="model", values="share", sort=False
+    )
+    shares.index = [" ".join(name) for name in shares.index]
+    figure, axes = _figure(1, 1, 1.25 * shares.shape[1] + 2.6, 0.3 * len(shares) + 1.2)
+    sns.heatmap(
+        shares, annot=True, fmt=".0%", cmap="rocket_r", vmin=0, vmax=1, cbar=False, ax=axes[0, 0], lw=1,
+        annot_kws={"fontsize": 8.5},
+    )  # fmt: skip
+    axes[0, 0].set(xlabel="", ylabel="", xticklabels=[name.replace("_", "\n") for name in shares])
+    axes[0, 0].tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False, rotation=0)
+    axes[0, 0].tick_params(axis="y", rotation=0)
+    return _caption(figure, caption)

@@ -6,7 +6,8 @@ Rows are looked up by setup, image, layer and aggregate, whatever shards measure
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -112,8 +113,10 @@ def look_up(shards: Iterable[Shard], retry_failed: bool = False) -> Found:
     setups: dict[str, list[Shard]] = {}
     for shard in shards:
         setups.setdefault(shard.setup, []).append(shard)
-    frames, missing, committed = [], [], 0
-    for setup, group in setups.items():
+    frames: list[pd.DataFrame] = []
+    missing: list[Shard] = []
+    committed = 0
+    for group in setups.values():
         parts = [rows for rows in (committed_rows(group[0]), *local_rows(group[0])) if len(rows)]
         known: dict[Pair, tuple[int, int]] = {}
         for failed in (False,) if retry_failed else (False, True):  # a failed row counts where there is no other
@@ -131,7 +134,7 @@ def look_up(shards: Iterable[Shard], retry_failed: bool = False) -> Found:
     return Found(table(frames), committed, missing)
 
 
-def _open(shard: Shard, known: Set[Pair]) -> Iterator[Shard]:
+def _open(shard: Shard, known: AbstractSet[Pair]) -> Iterator[Shard]:
     """The parts of a shard whose rows are not known, each with the same open variants for all of its images."""
     variants: dict[str, list[Pair]] = {}
     for pair in shard.pairs:
@@ -140,8 +143,8 @@ def _open(shard: Shard, known: Set[Pair]) -> Iterator[Shard]:
     alike: dict[tuple, set[Pair]] = {}
     for pairs in variants.values():
         alike.setdefault(tuple(pair[1:] for pair in pairs), set()).update(pairs)
-    for pairs in alike.values():
-        yield shard.only(pairs)
+    for group in alike.values():
+        yield shard.only(group)
 
 
 def pairs_of(rows: pd.DataFrame) -> Iterator[Pair]:
@@ -238,9 +241,9 @@ def commit_rows(shards: Sequence[Shard]) -> list[Path]:
         write_committed(rows, setups, path)
         changed.append(path)
     for source in dict.fromkeys(shard.dataset for shard in shards if shard.dataset in SOURCES):
-        own = {number: image for s in shards if s.dataset == source for number, image in zip(s.numbers, s.images)}
-        if path := write_listing(source, [own[number] for number in sorted(own)]):
-            changed.append(path)
+        ids = {number: image for s in shards if s.dataset == source for number, image in zip(s.numbers, s.images)}
+        if listing := write_listing(source, [ids[number] for number in sorted(ids)]):
+            changed.append(listing)
     return changed
 
 

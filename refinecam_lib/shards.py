@@ -25,7 +25,7 @@ from .provenance import code_version
 from .road import FRACTIONS
 from .synthetic import ShiftedShapes, SyntheticShapes
 
-RESULTS_VERSION = {"scores": 3, "predictions": 1, "maps": 1, "randomisation": 1}
+RESULTS_VERSION = {"scores": 3, "predictions": 1, "maps": 1, "randomisation": 1, "rounding": 1}
 """What is measured -> the version of its rows. Raise it when a row's numbers change: rows of another version are ignored."""
 
 
@@ -157,8 +157,8 @@ class Shard:
         images, kinds = {image for image, _, _ in pairs}, {(layer, aggregate) for _, layer, aggregate in pairs}
         places = [k for k, image in enumerate(self.images) if image in images]
         variants = tuple(v for v in self.variants if (v.layer, v.aggregate) in kinds)
-        numbers, names = (tuple(part[k] for k in places) for part in (self.numbers, self.images))
-        return replace(self, numbers=numbers, images=names, variants=variants)
+        numbers, ids = tuple(self.numbers[k] for k in places), tuple(self.images[k] for k in places)
+        return replace(self, numbers=numbers, images=ids, variants=variants)
 
     def singly(self) -> "list[Shard]":
         """One shard for each of its rows."""
@@ -199,30 +199,30 @@ def plan(
         _must_know_birds(model)
     samples = DATASETS[dataset](images, seed, spec)  # refuses more images than there are
     names = [id_of(samples, i) for i in range(images)]
-    reading = (spec.layers, spec.mean, spec.std)
+    reading: tuple = (spec.layers, spec.mean, spec.std)
     if dataset in SOURCES:
         reading += (spec.size, spec.resize, spec.squash, spec.interpolation)
-    common = {
-        "measurement": measurement,
-        "dataset": dataset,
-        "data": fingerprint(dataset, seed, spec),
-        "model": model,
-        "checkpoint": weights_hash(model, weights_of(dataset)),
-        "reading": f"{seed_of(*reading):016x}",
-        "fractions": FRACTIONS if measurement == "scores" else (),
-        "seed": seed,
-        "defects": tuple(defects),
-        "version": RESULTS_VERSION[measurement],
-    }
-    parts = [range(start, min(start + size, images)) for start in range(0, images, size)]
-    return [
-        Shard(
-            numbers=tuple(part),
-            images=tuple(names[i] for i in part),
-            method=method,
-            variants=tuple(variants) if method == NO_METHOD or method_of(method).refines else (BASE,),
-            **common,
-        )
-        for method in methods
-        for part in parts
-    ]
+    common = Shard(
+        measurement,
+        dataset,
+        fingerprint(dataset, seed, spec),
+        numbers=(),
+        images=(),
+        model=model,
+        checkpoint=weights_hash(model, weights_of(dataset)),
+        reading=f"{seed_of(*reading):016x}",
+        method="",
+        variants=(),
+        fractions=FRACTIONS if measurement in ("scores", "rounding") else (),
+        seed=seed,
+        defects=tuple(defects),
+        version=RESULTS_VERSION[measurement],
+    )
+    shards = []
+    for method in methods:
+        own = tuple(variants) if method == NO_METHOD or method_of(method).refines else (BASE,)
+        for start in range(0, images, size):
+            numbers = tuple(range(start, min(start + size, images)))
+            ids = tuple(names[i] for i in numbers)
+            shards.append(replace(common, method=method, variants=own, numbers=numbers, images=ids))
+    return shards

@@ -134,9 +134,10 @@ def _sample(places: Sequence[tuple[Shard, int]], draw: random.Random) -> tuple[l
     """Rows to measure in any case, which bring a network, data set or aggregate each; and others, kinds of rows in turn."""
     light = [p for p in places if p[0].method not in HEAVY or p[0].model == LIGHT]
     shuffled = draw.sample(light, len(light))
-    first, seen = [], set()
+    first: list[tuple[Shard, int]] = []
+    seen: set[object] = set()
     for shard, place in shuffled:
-        kinds = {shard.model, (shard.measurement, shard.dataset), shard.variants[0].aggregate}
+        kinds: set[object] = {shard.model, (shard.measurement, shard.dataset), shard.variants[0].aggregate}
         if not kinds <= seen:
             first.append((shard, place))
             seen |= kinds

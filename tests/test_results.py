@@ -141,6 +141,16 @@ def test_stored_maps_draw_what_live_ones_do():
         assert torch.allclose(stored, live, atol=2e-3)
 
 
+def test_rounding_moves_a_row_that_follows_the_last_bits_and_no_other(monkeypatch):
+    planned = shards.plan("tiny", ["LayerCAM"], 2, [BASE, REFINED], "toy", measurement="rounding")
+    assert (sweep.sweep(planned)["moved"] < 1e-3).all()
+    plain, drawn = measurements.measure, np.random.default_rng(0)
+    monkeypatch.setattr(measurements, "measure", lambda *a: plain(*a).assign(morf_40=drawn.uniform(0, 1, 2)))
+    monkeypatch.setattr(paths, "RESULTS", paths.RESULTS / "other")
+    moved = sweep.sweep(planned)
+    assert (moved["moved"] > 0.01).all() and set(moved["column"]) == {"morf_40"}
+
+
 def proof(**options):
     return verify.prove(plan(), minutes=0.2, seed=0, n_jobs=1, **options)
 
