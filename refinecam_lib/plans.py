@@ -234,14 +234,15 @@ PLANS: dict[str, Sequence[Callable[..., list[Shard] | dict[str, list[Shard]]]]] 
 """Notebook -> the plans that it sweeps; a plan's arguments are parameters of the notebook, by the same names."""
 
 
+def planned(plan: Callable[..., list[Shard] | dict[str, list[Shard]]], values: Mapping[str, object]) -> list[Shard]:
+    """The shards of a plan whose arguments are parameters of a notebook."""
+    found = plan(**{name: values[name] for name in inspect.signature(plan).parameters if name in values})
+    return [s for part in found.values() for s in part] if isinstance(found, dict) else found
+
+
 def plan_of(book: str, values: Mapping[str, object]) -> list[Shard]:
     """The shards that a notebook measures with the parameters `values`; none where it sweeps nothing."""
-    shards: list[Shard] = []
-    for planned in PLANS.get(book, ()):
-        wanted = inspect.signature(planned).parameters
-        found = planned(**{name: values[name] for name in wanted if name in values})
-        shards += [s for part in found.values() for s in part] if isinstance(found, dict) else found
-    return list(dict.fromkeys(shards))
+    return list(dict.fromkeys(shard for plan in PLANS.get(book, ()) for shard in planned(plan, values)))
 
 
 def status(notebooks: "Sequence[Notebook]", values: Mapping[str, Mapping[str, object]]) -> list[str]:

@@ -8,22 +8,41 @@ import shlex
 import pandas as pd
 import pytest
 
-from refinecam_lib import paths, reproduce
+from refinecam_lib import parameters, paths, plans, reproduce
 from refinecam_lib.bird_score import per_explanation
 from refinecam_lib.bird_score import summary as bird_summary
 from refinecam_lib.checkpoints import checkpoint_path
-from refinecam_lib.compare import read_rows
 from refinecam_lib.explain import CAMS, TRIVIAL
 from refinecam_lib.metrics import scores
 from refinecam_lib.models import MODELS
 from refinecam_lib.plots import TITLES
+from refinecam_lib.results import look_up
 from refinecam_lib.statistics import correlations, paired_test
 
 STANDARD = paths.REFERENCE / "standard"
+ROWS = {
+    "fig1": ("03_trivial_cams", plans.fig1_plan, True),
+    "stress": ("03_trivial_cams", plans.stress_plan, False),
+    "fig3a": ("04_metric_correlation", plans.table1_plan, True),
+    "fig3b": ("04_metric_correlation", plans.birds_plan, False),
+    "table1": ("07_refinecam_benchmark", plans.table1_plan, False),
+}
+"""What stands behind a figure: the notebook, its plan, and whether only the shallowest Base maps."""
 
 
-def rows_of(name, folder=STANDARD):
-    rows = read_rows(folder / f"{name}.parquet")
+@functools.cache
+def committed(name, profile="standard"):
+    """The committed rows behind a figure, with the notebook's own parameters."""
+    book, planned, base = ROWS[name]
+    values = parameters.chosen(profile, [book])[1][book]
+    found = look_up(plans.planned(planned, values))
+    assert not found.missing and found.committed == len(found.rows), f"rows of {name} that are not committed"
+    rows = found.rows
+    return rows[(rows["layer"] == 0) & (rows["aggregate"] == "none")] if base else rows
+
+
+def rows_of(name, profile="standard"):
+    rows = committed(name, profile)
     rows = rows[rows["correct"] == True].reset_index(drop=True)
     return rows.join(scores(rows))
 
@@ -39,13 +58,13 @@ def listed(names):
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or "none"
 
 
-def fig1_means(folder=STANDARD):
-    mean = rows_of("rows_fig1", folder).groupby("method")[["average_drop", "adcc", "road", "arcc"]].mean()
+def fig1_means(profile="standard"):
+    mean = rows_of("fig1", profile).groupby("method")[["average_drop", "adcc", "road", "arcc"]].mean()
     return mean, [method for method in mean.index if method not in TRIVIAL]
 
 
-def stress_means(folder=STANDARD):
-    return rows_of("rows_stress", folder).groupby("method")["arcc"].mean()
+def stress_means(profile="standard"):
+    return rows_of("stress", profile).groupby("method")["arcc"].mean()
 
 
 def fig1():
@@ -61,17 +80,17 @@ def fig1():
 
 
 def stress():
-    def means(folder):
-        mean, real = fig1_means(folder)
-        return mean.loc[real, "arcc"], stress_means(folder)
+    def means(profile):
+        mean, real = fig1_means(profile)
+        return mean.loc[real, "arcc"], stress_means(profile)
 
-    real, more = means(STANDARD)
+    real, more = means("standard")
     yield (
         f"a Gaussian at the centre, which sees neither image nor network, has an ARCC of {number(more['CentreGaussian'])}, "
         f"{'above' if more['CentreGaussian'] > real.max() else 'below'} the best method's {number(real.max())} "
         f"({real.idxmax()}); the ground truth itself has {number(more['GroundTruth'])}."
     )
-    real, more = means(paths.REFERENCE / "photographs")
+    real, more = means("photographs")
     beaten = {name: listed(real.index[real < more[name]]) for name in ("EdgeDetector", "CentreGaussian")}
     yield (
         f"On photographs an edge detector has {number(more['EdgeDetector'])}, above {beaten['EdgeDetector']}, and the "
@@ -88,12 +107,12 @@ def correlations_of(rows, truth):
 
 @functools.cache
 def truth_correlations():
-    return correlations_of(rows_of("rows_fig3a"), "cosine")
+    return correlations_of(rows_of("fig3a"), "cosine")
 
 
 @functools.cache
 def bird_correlations():
-    raw = read_rows(STANDARD / "rows_fig3b.parquet")
+    raw = committed("fig3b")
     raw = raw[raw["status"] != "failed"].reset_index(drop=True)
     rows = raw.join(per_explanation(raw).rename(columns={"score": "funnybirds"})).join(scores(raw))
     rows = rows[(rows["layer"] == 0) & (rows["correct"] == True) & ~rows["method"].isin(TRIVIAL)]
@@ -168,7 +187,7 @@ def shown(tests):
 
 
 def table1():
-    rows = rows_of("rows_table1")
+    rows = rows_of("table1")
     changes = {
         name: shown(refined(rows, name)) for name in ("arcc", "road", "coherency", "average_precision", "cosine")
     }
@@ -233,7 +252,7 @@ def audit():
 
 
 def photographs():
-    rows = rows_of("rows_table1", paths.REFERENCE / "photographs")
+    rows = rows_of("table1", "photographs")
     arcc = refined(rows, "arcc")
     changes, n = shown(arcc), rows[rows["method"] == "LayerCAM"]["image"].nunique()
     few = rows[rows["method"] == "ScoreCAM"]["image"].nunique()
@@ -270,7 +289,7 @@ def summary():
         "| and with the FunnyBirds score (Fig. 3b) | **fails** on this project's birds: "
         f"{number(each.loc['arcc', 'value'])}, where {TITLES[rival].rstrip(' ↑')} has {number(each.loc[rival, 'value'])} |"
     )
-    rows = rows_of("rows_table1")
+    rows = rows_of("table1")
     arcc, precision = changed(refined(rows, "arcc")), changed(refined(rows, "average_precision"))
     assert not len(precision[-1]), "the table says that it falls for none"
     yield (
@@ -278,7 +297,7 @@ def summary():
         f"{len(CAMS)} methods and falls for {len(arcc[-1])}. But its maps rank the true pixels higher: average precision rises for "
         f"{len(precision[1])} of {len(CAMS)} and falls for none |"
     )
-    arcc = refined(rows_of("rows_table1", paths.REFERENCE / "photographs"), "arcc")
+    arcc = refined(rows_of("table1", "photographs"), "arcc")
     assert not len(changed(arcc)[-1]), "the table says that it tends to hold"
     yield (
         f"| on photographs (Table 1) | **tends to hold**: the mean rises for {(arcc['difference'] > 0).sum()} of "
