@@ -326,6 +326,65 @@ def test_the_model_comes_back_unchanged_after_an_exception(tiny, method, fails_a
     assert_same_state(before, state(tiny))
 
 
+def test_one_double_copy_serves_a_capture_and_all_made_from_it(tiny, monkeypatch):
+    copies, made = [], cam.double_copy
+    monkeypatch.setattr(cam, "double_copy", lambda model: copies.append(made(model)) or copies[-1])
+    tiny.train()
+    tiny.stage2.eval()
+    before, inputs = state(tiny), noise(2, 3, 48, 48)
+    capture = Capture(tiny, inputs, [0, 3], LAYERS, seeds=[5, 6], truth=torch.ones(2, 48, 48))
+    masked = capture.masked(torch.rand(2, 48, 48), layers=LAYERS[1:], seeds=[7, 8])
+    for each in (capture, masked, capture.of_target([1, 1]), masked.of_target([1, 1], [3, 4])):
+        assert not copies or each.double.model is copies[0]
+        maps = variant_maps(each, "DeepLift")
+        assert maps.dtype == torch.float32 and torch.equal(variant_maps(each, "DeepLift"), maps)
+        for name in ("layers", "first", "seeds", "size"):
+            assert getattr(each.double, name) == getattr(each, name)
+        assert torch.equal(each.double.target, each.target) and torch.equal(each.double.truth, each.truth)
+        assert torch.allclose(each.double.logits, each.logits.double(), atol=1e-5)
+        oracle = Capture(copy.deepcopy(tiny).double(), each.inputs.double(), each.target, each.layers, each.seeds)
+        assert torch.equal(variant_maps(oracle, "DeepLift").float(), maps)
+    assert len(copies) == 1
+    assert_same_state(before, state(tiny))
+    assert_same_state({**before, "hooks": [0] * len(before["hooks"]), "values": []}, {**state(tiny), "values": []})
+
+
+def test_the_forward_in_double_precision_is_shared_by_targets(tiny):
+    calls, capture = [], Capture(tiny, noise(2, 3, 48, 48), [0, 3], LAYERS)
+    expected = cam.grad_cam(Capture(copy.deepcopy(tiny).double(), capture.inputs.double(), [1, 1], LAYERS))
+    capture.double.maps(cam.grad_cam)
+    tiny.fc.register_forward_hook(lambda *_: calls.append(None))  # the copy runs it too
+    other = capture.of_target([1, 1])
+    assert len(calls) == 1  # the logits of `capture`
+    assert all(torch.equal(a, b) for a, b in zip(other.double.maps(cam.grad_cam), expected, strict=True))
+    assert len(calls) == 1
+
+
+def test_hooks_of_the_network_run_in_its_double_copy_while_they_are_there(tiny):
+    calls, capture = [], Capture(tiny, noise(1, 3, 48, 48), [0], LAYERS)
+    twin = capture.double.model
+    for module in (tiny, tiny.fc):
+        with torch.no_grad():
+            handle = module.register_forward_pre_hook(lambda module, args: calls.append(args[0].dtype))
+            twin(capture.inputs.double())
+            handle.remove()
+            twin(capture.inputs.double())
+    assert calls == [torch.float64] * 2
+
+
+def test_a_capture_in_double_precision_is_its_own_twin_and_your_own_function_is_given_yours(tiny):
+    capture = Capture(tiny.double(), noise(1, 3, 48, 48).double(), [0], LAYERS)
+    assert capture.double is capture and variant_maps(capture, "DeepLift").dtype == torch.float64
+    capture, seen = Capture(tiny.float(), noise(1, 3, 48, 48), [0], LAYERS), []
+
+    def own(capture):
+        seen.append(capture)
+        return cam.grad_cam(capture)
+
+    variant_maps(capture, own)
+    assert seen == [capture] and "_double" not in vars(capture)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_in_training_mode_or_with_frozen_weights_gives_the_same_maps(tiny, method):
     inputs = noise(2, 3, 48, 48)

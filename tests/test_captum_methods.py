@@ -13,10 +13,14 @@ from torch import nn
 from refinecam_lib import cam
 from refinecam_lib import captum_methods as methods
 from refinecam_lib.cam import Capture
+from refinecam_lib.checkpoints import checkpoint_path
 from refinecam_lib.checks import InputError, seed_of
+from refinecam_lib.datasets import batch_of
 from refinecam_lib.explain import METHODS, variant_maps
 from refinecam_lib.layers import evaluating
-from refinecam_lib.models import MODELS
+from refinecam_lib.models import MODELS, load_model, normalise, spec_of
+from refinecam_lib.refine import to_map
+from refinecam_lib.synthetic import SyntheticShapes
 
 TARGET = torch.tensor([3, 1])
 FAMILIES = [
@@ -216,6 +220,27 @@ def test_the_copy_for_deep_lift_shares_weights_and_leaves_the_model(curved):
     assert not any(getattr(module, "inplace", False) for module in twin.modules())
     relus = [module for module in twin.modules() if isinstance(module, nn.ReLU)]
     assert len(relus) == 2 and not any(module.training for module in twin.modules())
+
+
+def moved_by_rounding(capture: Capture, method: str) -> float:
+    """How far the maps move when each pixel moves by one rounding step, in the precision that the method computes in."""
+    entry = METHODS[method]
+    given = entry.on(capture)
+    up = torch.rand(given.inputs.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    inputs = torch.nextafter(given.inputs, torch.where(up, torch.inf, -torch.inf).to(given.inputs))
+    other = Capture(given.model, inputs, given.target, given.layers, given.seeds)
+    maps = [to_map(each.maps(entry.function)[0], each.size) for each in (given, other)]
+    return float((maps[1] - maps[0]).abs().max())
+
+
+def test_deep_lift_of_swin_does_not_depend_on_rounding():
+    """In float32 captum's rule for the softmax of attention leaves nothing but rounding noise."""
+    if not checkpoint_path("swin_tiny").is_file():
+        pytest.skip("needs the checkpoint of swin_tiny")
+    images, target, _ = batch_of([SyntheticShapes("test", 1)[0]])
+    spec = spec_of("swin_tiny")
+    capture = Capture(load_model("swin_tiny"), normalise(images, spec), target, spec.layers)
+    assert moved_by_rounding(capture, "DeepLift") < 1e-6
 
 
 class Additive(nn.Module):
