@@ -254,7 +254,8 @@ def grad_cam_pp(capture: Capture, eps: float = 1e-6) -> Maps:
     """Grad-CAM++ (Chattopadhay et al. 2018), with the closed form for an exponential score that everyone uses.
 
     eps: added to the denominator of the weights. It is part of the definition in use: where gradients are small it
-    decides the map. With signed activations the denominator crosses zero, and the map is ill-conditioned there.
+    decides the map. With signed activations the denominator crosses zero, and the map is ill-conditioned there. The
+    registry therefore computes it in float64.
     """
 
     def one(a: Tensor, g: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "GradCAM": Method(cam.grad_cam),
     "HiResCAM": Method(cam.hires_cam),
-    "GradCAM++": Method(cam.grad_cam_pp),
+    "GradCAM++": Method(cam.grad_cam_pp, double=True),
     "LayerCAM": Method(cam.layer_cam),
     "ScoreCAM": Method(cam.score_cam),
     "ShapleyCAM": Method(cam.shapley_cam),

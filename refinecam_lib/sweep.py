@@ -107,9 +107,8 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
 
     retry_failed: measure it again where rows of it failed. A shard that raises is written as rows with status "failed"
     and the reason; bad input, and a folder that can't be written to, raise InputError instead.
-    Torch is set to one thread: with another number sums are taken in another order, and Grad-CAM++ on signed
-    activations, whose denominator crosses zero, makes another map of the last bits. Use more processes instead. On a
-    GPU convolutions are in full precision, not TF32's 10 bits, and by deterministic algorithms.
+    Torch is set to one thread, because another number takes sums in another order and moves the last bits. Use more
+    processes instead. On a GPU convolutions use full precision, not TF32's 10 bits, and deterministic algorithms.
     """
     rows = finished(shard, retry_failed)
     if rows is None:

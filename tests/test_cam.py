@@ -18,6 +18,7 @@ from refinecam_lib.cam import Capture
 from refinecam_lib.explain import BASE, METHODS, REFINED, Explainer, variant_maps
 from refinecam_lib.layers import evaluating
 from refinecam_lib.models import MODELS
+from refinecam_lib.refine import to_map
 
 FAMILIES = tuple(MODELS)
 TARGET = torch.tensor([4, 1])
@@ -231,6 +232,18 @@ def test_grad_cam_plus_plus_is_ill_conditioned_where_its_denominator_crosses_zer
 
     assert raw(vanishes + 1e-6) == 0 and raw(vanishes - 1e-6) > 1e5
     assert raw(vanishes - 1) == pytest.approx(1 - vanishes)  # the weight is -1 there
+
+
+def test_grad_cam_plus_plus_of_signed_activations_does_not_depend_on_rounding():
+    """A rounding step in each pixel, in the precision that the method computes in, leaves every layer's map alone."""
+    model, layers, inputs = network("efficientnet_lite0")
+    entry, capture = METHODS["GradCAM++"], Capture(model, inputs, TARGET, layers)
+    given = entry.on(capture)
+    assert all(float(each.min()) < 0 for each in given.activations[:3])
+    up = torch.where(noise(*inputs.shape, seed=3) > 0, torch.inf, -torch.inf).to(given.inputs)
+    other = Capture(given.model, torch.nextafter(given.inputs, up), TARGET, layers)
+    for one, two in zip(given.maps(entry.function), other.maps(entry.function), strict=True):
+        assert float((to_map(one, (64, 64)) - to_map(two, (64, 64))).abs().max()) < 1e-5
 
 
 def test_trivial_maps_are_exact():
@@ -476,7 +489,7 @@ def test_one_forward_and_one_backward_serve_every_gradient_method(tiny):
         variant_maps(capture, method, BASE)
         variant_maps(capture, method, REFINED)
     assert capture.probability.shape == (2,)
-    assert calls == ["forward", "backward"]
+    assert calls == ["forward", "backward"] * 2  # in single precision, and for Grad-CAM++ in double
 
 
 def test_one_forward_serves_shapley_cam_and_the_probability(tiny):
