@@ -53,6 +53,23 @@ def recording(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Ten
             handle.remove()
 
 
+def double_copy(model: nn.Module) -> nn.Module:
+    """Copy a network in float64 and leave `model` as it was.
+
+    The copy shares its hooks with `model`: a hook added to `model` later runs in both, and a removed one in neither.
+    """
+    attributes = [(name, value) for module in model.modules() for name, value in vars(module).items()]
+    tensors = [*model.parameters(), *model.buffers(), *(v for _, v in attributes if isinstance(v, Tensor))]
+    memo: dict[int, object] = {id(tensor): _double(tensor) for tensor in tensors}
+    memo |= {id(value): value for name, value in attributes if "_hooks" in name}
+    return copy.deepcopy(model, memo=memo)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    value = tensor.detach().double() if tensor.is_floating_point() else tensor
+    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+
 class Capture:
     """One batch seen by a network: activations, gradients and maps, each computed once, when first asked for.
 
@@ -87,6 +104,7 @@ class Capture:
         self.first = 0  # the number of layers[0] among the layers that variants count, see `masked`
         self._maps: dict[Callable, Maps] = {}
         self._channel_logits: dict[int, list[Tensor]] = {}  # by number of the layer, see `score_cam`
+        self._double_network: list[nn.Module] = []  # one at most, shared with captures made from this one
         named_layers(model, layers)
 
     def _checked(self, seeds: Sequence[int]) -> list[int]:
@@ -156,6 +174,22 @@ class Capture:
         with ConstantWeights():
             return self._run()
 
+    @property
+    def double(self) -> "Capture":
+        """The same capture in float64, on a float64 copy of the network; itself where it is in float64 already.
+
+        One copy serves this capture and all captures made from it by `masked` and `of_target`.
+        """
+        return self if self.inputs.dtype == torch.double else self._double
+
+    @cached_property
+    def _double(self) -> "Capture":
+        if not self._double_network:
+            self._double_network.append(double_copy(self.model))
+        twin = Capture(self._double_network[0], self.inputs.double(), self.target, self.layers, self.seeds, self.truth)
+        twin.first = self.first
+        return twin
+
     def as_maps(self, tensors: Sequence[Tensor]) -> Maps:
         """Tensors in the layout of the layers' outputs -> (B,C,h,w)."""
         prefix = getattr(self.model, "num_prefix_tokens", None)
@@ -172,6 +206,8 @@ class Capture:
         other = copy.copy(self)
         other.__dict__.pop("gradients", None)
         other.target, other.seeds, other._maps = target, self._checked(self.seeds if seeds is None else seeds), {}
+        if "_double" in self.__dict__:
+            other._double = self._double.of_target(target, seeds)
         return other
 
     def maps(self, method: Callable[["Capture"], Maps]) -> Maps:
@@ -191,6 +227,7 @@ class Capture:
         layers, seeds = self.layers if layers is None else layers, self.seeds if seeds is None else seeds
         masked = Capture(self.model, inputs, self.target, layers, seeds, self.truth)
         masked.first = self.first + self.layers.index(masked.layers[0])
+        masked._double_network = self._double_network
         return masked
 
 
@@ -217,7 +254,8 @@ def grad_cam_pp(capture: Capture, eps: float = 1e-6) -> Maps:
     """Grad-CAM++ (Chattopadhay et al. 2018), with the closed form for an exponential score that everyone uses.
 
     eps: added to the denominator of the weights. It is part of the definition in use: where gradients are small it
-    decides the map. With signed activations the denominator crosses zero, and the map is ill-conditioned there.
+    decides the map. With signed activations the denominator crosses zero, and the map is ill-conditioned there. The
+    registry therefore computes it in float64.
     """
 
     def one(a: Tensor, g: Tensor) -> Tensor:

@@ -236,8 +236,24 @@ def _over_superpixels(capture: Capture, method: Callable, name: str, samples: in
                     perturbations_per_eval=min(chunk, samples),
                     return_input_shape=False,
                 )
-            maps.append(weights[0].to(x)[mask].abs())  # the same in every channel: their sum would only triple it
+            # The same in every channel: their sum would only triple it.
+            maps.append(with_ties(weights[0].to(x).abs())[mask])
     return [torch.stack(maps)]
+
+
+def with_ties(weights: Tensor, tolerance: float = 1e-5) -> Tensor:
+    """Give weights (N,) that differ by rounding alone the same value, their mean.
+
+    tolerance: neighbours in sorted order tie where they differ by at most this share of the largest absolute weight.
+    Superpixels that no sample tells apart have the same weight in exact arithmetic. A regression in float32 splits such
+    ties in an order that depends on the processor. ROAD removes tied pixels in an order drawn from the image's seed.
+    """
+    values, order = weights.sort()
+    group = F.pad(values.diff() > tolerance * values.abs().max(), (1, 0)).cumsum(0)
+    sums = torch.zeros_like(values).index_add(0, group, values)
+    return torch.empty_like(weights).index_put(
+        (order,), (sums / group.bincount(minlength=len(group)).clamp_min(1))[group]
+    )
 
 
 def lime(capture: Capture, samples: int = SAMPLES, chunk: int = 25) -> Maps:
@@ -258,6 +274,7 @@ def kernel_shap(capture: Capture, samples: int = SAMPLES, chunk: int = 25) -> Ma
     """KernelShap (Lundberg and Lee 2017): |Shapley values| of superpixels by weighted regression, one map (B,H,W).
 
     samples: as in `lime`; with fewer samples than superpixels the regression takes its shortest solution.
+    Departs from captum: weights that differ by rounding alone become equal, see `with_ties`.
     """
     from captum.attr import KernelShap
 

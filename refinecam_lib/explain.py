@@ -23,22 +23,31 @@ Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the registry: `function(capture)` gives raw maps; `refines` says whether it has one for each layer."""
+    """A method of the registry.
+
+    function: takes a capture and returns raw maps. refines: whether it returns one map for each layer. double: whether
+    its maps are computed in float64, on a float64 copy of the network.
+    """
 
     function: Callable[[Capture], Maps]
     refines: bool = True
+    double: bool = False
+
+    def on(self, capture: Capture) -> Capture:
+        """The capture that the function is given: `capture`, or the same in float64."""
+        return capture.double if self.double else capture
 
 
 METHODS: dict[str, Method] = {
     "GradCAM": Method(cam.grad_cam),
     "HiResCAM": Method(cam.hires_cam),
-    "GradCAM++": Method(cam.grad_cam_pp),
+    "GradCAM++": Method(cam.grad_cam_pp, double=True),
     "LayerCAM": Method(cam.layer_cam),
     "ScoreCAM": Method(cam.score_cam),
     "ShapleyCAM": Method(cam.shapley_cam),
     "GuidedGradCAM": Method(captum_methods.guided_grad_cam),
     "LIME": Method(captum_methods.lime, refines=False),
-    "DeepLift": Method(captum_methods.deep_lift, refines=False),
+    "DeepLift": Method(captum_methods.deep_lift, refines=False, double=True),
     "InputXGradient": Method(captum_methods.input_x_gradient, refines=False),
     "IntegratedGradients": Method(captum_methods.integrated_gradients, refines=False),
     "KernelShap": Method(captum_methods.kernel_shap, refines=False),
@@ -78,7 +87,7 @@ def method_of(method: str | Callable[[Capture], Maps]) -> Method:
         return entry
     with contextlib.suppress(ValueError):
         if 0 < (power := float(exponent)) < math.inf:
-            return Method(Power(entry.function, power), entry.refines)
+            return Method(Power(entry.function, power), entry.refines, entry.double)
     raise InputError(f"method {method!r}; allowed: a number above 0 after '^', as in 'LayerCAM^0.125'")
 
 
@@ -112,20 +121,21 @@ def variant_maps(capture: Capture, method: str | Callable[[Capture], Maps], vari
     a layer that it hasn't.
     """
     entry = method_of(method)
-    raw = capture.maps(entry.function)
+    raw = entry.on(capture).maps(entry.function)
+    start = variant.layer - capture.first
     if not entry.refines:
         if variant != BASE:
             raise InputError(
                 f"method {method!r} has no map for each layer, so {variant} has no meaning; allowed: {BASE}"
             )
-        return to_map(raw[0], capture.size)
-    start = variant.layer - capture.first
+        start = 0
     if not 0 <= start < len(raw):
         raise InputError(f"{variant} of a capture with layers {list(capture.layers)}; allowed: one of its layers")
-    needed = raw[start:]
     if variant.aggregate == "none":
-        return to_map(needed[0], capture.size)
-    return refine([to_map(each, capture.size) for each in needed], variant.aggregate)
+        maps = to_map(raw[start], capture.size)
+    else:
+        maps = refine([to_map(each, capture.size) for each in raw[start:]], variant.aggregate)
+    return maps.to(capture.inputs.dtype)
 
 
 def combined(shallow: Tensor, capture: Capture, method: str | Callable[[Capture], Maps], variant: Variant) -> Tensor:
@@ -133,8 +143,10 @@ def combined(shallow: Tensor, capture: Capture, method: str | Callable[[Capture]
 
     It is what the published code takes for RefineCAM of a masked image: `shallow` is masked, the others are not.
     """
-    deeper = capture.maps(method_of(method).function)[variant.layer - capture.first + 1 :]
-    return refine([shallow, *(to_map(each, capture.size) for each in deeper)], variant.aggregate)
+    entry = method_of(method)
+    deeper = entry.on(capture).maps(entry.function)[variant.layer - capture.first + 1 :]
+    maps = [shallow.to(deeper[0]), *(to_map(each, capture.size) for each in deeper)]
+    return refine(maps, variant.aggregate).to(capture.inputs.dtype)
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
 def measured(shard: Shard, rounding: int | None = None) -> pd.DataFrame:
     """The rows of a shard, measured now and written nowhere. rounding: see `measurements.Work`.
 
-    Torch is set to one thread: with another number sums are taken in another order. Use more processes instead. On a
-    GPU convolutions are in full precision, not TF32's 10 bits, and by deterministic algorithms.
+    Torch is set to one thread, because another number takes sums in another order and moves the last bits. Use more
+    processes instead. On a GPU convolutions use full precision, not TF32's 10 bits, and deterministic algorithms.
     """
     torch.set_num_threads(1)
     _use_cudnn(tf32=False, deterministic=True)

@@ -18,6 +18,7 @@ from refinecam_lib.cam import Capture
 from refinecam_lib.explain import BASE, METHODS, REFINED, Explainer, variant_maps
 from refinecam_lib.layers import evaluating
 from refinecam_lib.models import MODELS
+from refinecam_lib.refine import to_map
 
 FAMILIES = tuple(MODELS)
 TARGET = torch.tensor([4, 1])
@@ -233,6 +234,18 @@ def test_grad_cam_plus_plus_is_ill_conditioned_where_its_denominator_crosses_zer
     assert raw(vanishes - 1) == pytest.approx(1 - vanishes)  # the weight is -1 there
 
 
+def test_grad_cam_plus_plus_of_signed_activations_does_not_depend_on_rounding():
+    """A rounding step in each pixel, in the precision that the method computes in, leaves every layer's map alone."""
+    model, layers, inputs = network("efficientnet_lite0")
+    entry, capture = METHODS["GradCAM++"], Capture(model, inputs, TARGET, layers)
+    given = entry.on(capture)
+    assert all(float(each.min()) < 0 for each in given.activations[:3])
+    up = torch.where(noise(*inputs.shape, seed=3) > 0, torch.inf, -torch.inf).to(given.inputs)
+    other = Capture(given.model, torch.nextafter(given.inputs, up), TARGET, layers)
+    for one, two in zip(given.maps(entry.function), other.maps(entry.function), strict=True):
+        assert float((to_map(one, (64, 64)) - to_map(two, (64, 64))).abs().max()) < 1e-5
+
+
 def test_trivial_maps_are_exact():
     capture = Capture(Tiny(), noise(3, 3, 20, 28), [0, 1, 2], ("stage1",), seeds=[5, 6, 5])
     half, ones, random = cam.half_cam(capture)[0], cam.all_ones_cam(capture)[0], cam.random_cam(capture)[0]
@@ -326,6 +339,65 @@ def test_the_model_comes_back_unchanged_after_an_exception(tiny, method, fails_a
     assert_same_state(before, state(tiny))
 
 
+def test_one_double_copy_serves_a_capture_and_all_made_from_it(tiny, monkeypatch):
+    copies, made = [], cam.double_copy
+    monkeypatch.setattr(cam, "double_copy", lambda model: copies.append(made(model)) or copies[-1])
+    tiny.train()
+    tiny.stage2.eval()
+    before, inputs = state(tiny), noise(2, 3, 48, 48)
+    capture = Capture(tiny, inputs, [0, 3], LAYERS, seeds=[5, 6], truth=torch.ones(2, 48, 48))
+    masked = capture.masked(torch.rand(2, 48, 48), layers=LAYERS[1:], seeds=[7, 8])
+    for each in (capture, masked, capture.of_target([1, 1]), masked.of_target([1, 1], [3, 4])):
+        assert not copies or each.double.model is copies[0]
+        maps = variant_maps(each, "DeepLift")
+        assert maps.dtype == torch.float32 and torch.equal(variant_maps(each, "DeepLift"), maps)
+        for name in ("layers", "first", "seeds", "size"):
+            assert getattr(each.double, name) == getattr(each, name)
+        assert torch.equal(each.double.target, each.target) and torch.equal(each.double.truth, each.truth)
+        assert torch.allclose(each.double.logits, each.logits.double(), atol=1e-5)
+        oracle = Capture(copy.deepcopy(tiny).double(), each.inputs.double(), each.target, each.layers, each.seeds)
+        assert torch.equal(variant_maps(oracle, "DeepLift").float(), maps)
+    assert len(copies) == 1
+    assert_same_state(before, state(tiny))
+    assert_same_state({**before, "hooks": [0] * len(before["hooks"]), "values": []}, {**state(tiny), "values": []})
+
+
+def test_the_forward_in_double_precision_is_shared_by_targets(tiny):
+    calls, capture = [], Capture(tiny, noise(2, 3, 48, 48), [0, 3], LAYERS)
+    expected = cam.grad_cam(Capture(copy.deepcopy(tiny).double(), capture.inputs.double(), [1, 1], LAYERS))
+    capture.double.maps(cam.grad_cam)
+    tiny.fc.register_forward_hook(lambda *_: calls.append(None))  # the copy runs it too
+    other = capture.of_target([1, 1])
+    assert len(calls) == 1  # the logits of `capture`
+    assert all(torch.equal(a, b) for a, b in zip(other.double.maps(cam.grad_cam), expected, strict=True))
+    assert len(calls) == 1
+
+
+def test_hooks_of_the_network_run_in_its_double_copy_while_they_are_there(tiny):
+    calls, capture = [], Capture(tiny, noise(1, 3, 48, 48), [0], LAYERS)
+    twin = capture.double.model
+    for module in (tiny, tiny.fc):
+        with torch.no_grad():
+            handle = module.register_forward_pre_hook(lambda module, args: calls.append(args[0].dtype))
+            twin(capture.inputs.double())
+            handle.remove()
+            twin(capture.inputs.double())
+    assert calls == [torch.float64] * 2
+
+
+def test_a_capture_in_double_precision_is_its_own_twin_and_your_own_function_is_given_yours(tiny):
+    capture = Capture(tiny.double(), noise(1, 3, 48, 48).double(), [0], LAYERS)
+    assert capture.double is capture and variant_maps(capture, "DeepLift").dtype == torch.float64
+    capture, seen = Capture(tiny.float(), noise(1, 3, 48, 48), [0], LAYERS), []
+
+    def own(capture):
+        seen.append(capture)
+        return cam.grad_cam(capture)
+
+    variant_maps(capture, own)
+    assert seen == [capture] and "_double" not in vars(capture)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_in_training_mode_or_with_frozen_weights_gives_the_same_maps(tiny, method):
     inputs = noise(2, 3, 48, 48)
@@ -417,7 +489,7 @@ def test_one_forward_and_one_backward_serve_every_gradient_method(tiny):
         variant_maps(capture, method, BASE)
         variant_maps(capture, method, REFINED)
     assert capture.probability.shape == (2,)
-    assert calls == ["forward", "backward"]
+    assert calls == ["forward", "backward"] * 2  # in single precision, and for Grad-CAM++ in double
 
 
 def test_one_forward_serves_shapley_cam_and_the_probability(tiny):

@@ -13,10 +13,15 @@ from torch import nn
 from refinecam_lib import cam
 from refinecam_lib import captum_methods as methods
 from refinecam_lib.cam import Capture
+from refinecam_lib.checkpoints import checkpoint_path
 from refinecam_lib.checks import InputError, seed_of
+from refinecam_lib.datasets import batch_of
 from refinecam_lib.explain import METHODS, variant_maps
 from refinecam_lib.layers import evaluating
-from refinecam_lib.models import MODELS
+from refinecam_lib.models import MODELS, load_model, normalise, spec_of
+from refinecam_lib.refine import to_map
+from refinecam_lib.road import removal_order
+from refinecam_lib.synthetic import SyntheticShapes
 
 TARGET = torch.tensor([3, 1])
 FAMILIES = [
@@ -218,6 +223,27 @@ def test_the_copy_for_deep_lift_shares_weights_and_leaves_the_model(curved):
     assert len(relus) == 2 and not any(module.training for module in twin.modules())
 
 
+def moved_by_rounding(capture: Capture, method: str) -> float:
+    """How far the maps move when each pixel moves by one rounding step, in the precision that the method computes in."""
+    entry = METHODS[method]
+    given = entry.on(capture)
+    up = torch.rand(given.inputs.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    inputs = torch.nextafter(given.inputs, torch.where(up, torch.inf, -torch.inf).to(given.inputs))
+    other = Capture(given.model, inputs, given.target, given.layers, given.seeds)
+    maps = [to_map(each.maps(entry.function)[0], each.size) for each in (given, other)]
+    return float((maps[1] - maps[0]).abs().max())
+
+
+def test_deep_lift_of_swin_does_not_depend_on_rounding():
+    """In float32 captum's rule for the softmax of attention leaves nothing but rounding noise."""
+    if not checkpoint_path("swin_tiny").is_file():
+        pytest.skip("needs the checkpoint of swin_tiny")
+    images, target, _ = batch_of([SyntheticShapes("test", 1)[0]])
+    spec = spec_of("swin_tiny")
+    capture = Capture(load_model("swin_tiny"), normalise(images, spec), target, spec.layers)
+    assert moved_by_rounding(capture, "DeepLift") < 1e-6
+
+
 class Additive(nn.Module):
     """Logits that are a weighted sum of the superpixels left in place: LIME and KernelShap must find the weights."""
 
@@ -269,6 +295,28 @@ def test_superpixel_methods_equal_captum_with_the_same_draws(name):
     torch.random.set_rng_state(rng)
     # The paper sums over channels; the weights are the same in all three.
     assert close(3 * ours, oracle.sum(1).abs(), 1e-5)
+
+
+def test_weights_tie_where_they_differ_by_rounding_alone():
+    weights = torch.tensor([0.5, 2.0, 0.5 + 1e-6, 0.0, 1e-7, 0.3, 0.3001])
+    tied = methods.with_ties(weights)
+    assert tied[0] == tied[2] and tied[3] == tied[4] and len(tied.unique()) == 5
+    assert torch.allclose(tied, weights, atol=1e-6)
+    assert torch.equal(methods.with_ties(weights.flip(0)), tied.flip(0))
+    assert torch.equal(methods.with_ties(torch.zeros(3)), torch.zeros(3))
+
+
+def test_superpixels_that_no_sample_tells_apart_have_one_value_and_rounding_keeps_the_order():
+    torch.manual_seed(0)
+    capture, _ = planted()
+    maps = methods.kernel_shap(capture, samples=8)[0]
+    assert len(maps.unique()) < 15
+    generator = torch.Generator().manual_seed(0)
+    capture.model.weights = capture.model.weights * (
+        1 + 1e-7 * torch.randn(capture.model.weights.shape, generator=generator)
+    )
+    again = methods.kernel_shap(Capture(capture.model, capture.inputs, [0], ("layer",), seeds=[3]), samples=8)[0]
+    assert torch.equal(removal_order(maps, [0]), removal_order(again, [0]))
 
 
 @pytest.mark.parametrize("name", ["LIME", "KernelShap", "DeepLift"])
