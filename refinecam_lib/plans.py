@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .parameters import chosen  # not above: notebooks import plans, and this is slow
 
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.plans", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="quick", help="quick (default), standard, paper")
+    parser.add_argument("--profile", default="standard", help="standard (default), photographs, paper")
     several: dict = {"nargs": "+", "action": "extend", "default": []}
     parser.add_argument("--only", metavar="07", help="what these notebooks measure", **several)
     parser.add_argument("--set", metavar="NAME=VALUE", dest="settings", help="parameters", **several)
