@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refinecam_lib import compare, notebook, parameters, paths, reference, reproduce, running
+from refinecam_lib import compare, notebook, parameters, paths, photographs, reference, reproduce, running, verify
 from refinecam_lib.checks import InputError
 from refinecam_lib.provenance import commit
 
@@ -408,3 +408,63 @@ def test_a_profile_can_be_for_some_notebooks_only(house, capsys):
     (paths.NOTEBOOKS / "few.yaml").write_text("only: 2\n")
     assert reproduce.main(["--list", "--profile", "few"]) == 2
     assert "and 'only', a list of notebooks' numbers" in capsys.readouterr().err
+
+
+class Verified:
+    """Stands in for `verify`, and for what notebooks plan: one shard, of which is asked what is written down here."""
+
+    def __init__(self, monkeypatch, ok=True):
+        self.asked, self.ok = [], ok
+        monkeypatch.setattr(reproduce, "planned", lambda notebooks, values: ["shard"])
+        monkeypatch.setattr(verify, "stored", lambda shards: {"committed": 36, "local": 0, "missing": 4})
+        monkeypatch.setattr(verify, "prove", lambda *asked: self.answer(*asked))
+        monkeypatch.setattr(verify, "compared", lambda *asked: self.answer("compared", *asked))
+
+    def answer(self, *asked):
+        self.asked.append(asked)
+        return verify.Proof(("12 rows measured again",), ("image 3: 0.5 here",), self.ok)
+
+
+def test_a_sample_of_rows_is_measured_again_unless_a_notebook_failed(house, capsys, monkeypatch):
+    write(paths.NOTEBOOKS, "01_one", TABLE, FAIL)
+    verified = Verified(monkeypatch)
+    assert reproduce.main(["--verify", "0.5", "--seed", "7"]) == 0 and verified.asked == [(["shard"], 0.5, 7)]
+    out = capsys.readouterr().out
+    assert "36 read from data/rows, 0 from your earlier runs, 4 measured now" in out
+    assert '"--seed 7"' in out and "12 rows measured again\n" in out and "image 3" in made("report.txt").read_text()
+    assert reproduce.main(["--set", "fail=true"]) == 1 and len(verified.asked) == 1
+    assert reproduce.main(["--verify", "0"]) == 0 and len(verified.asked) == 1
+    verified.ok = False
+    capsys.readouterr()
+    assert reproduce.main([]) == 3 and verified.asked[1][1] == 3.0
+    assert capsys.readouterr().out.endswith(
+        "\nDIFFERS (exit code 3): rows measured again differ from the committed ones\n"
+    )
+
+
+def test_a_sample_alone_is_drawn_by_its_seed_and_counted_for_ci(house, capsys, monkeypatch):
+    write(paths.NOTEBOOKS, "01_one", "raise SystemExit")
+    verified = Verified(monkeypatch)
+    assert reproduce.main(["--verify-only", "--verify", "1", "--seed", "7"]) == 0
+    assert verified.asked == [(["shard"], 1.0, 7)] and not made("notebooks").exists()
+    out = capsys.readouterr().out
+    assert 'make verify ARGS="--seed 7"' in out and "\nsamples: 1 passed, 0 failed\n" in out
+    assert "image 3: 0.5 here" in made("verify.txt").read_text()
+    verified.ok = False
+    assert (
+        reproduce.main(["--verify-only"]) == 3 and "\nsamples: 0 passed, 1 failed\nDIFFERS" in capsys.readouterr().out
+    )
+    seeds = {reproduce.main(["--verify-only"]) and verified.asked[-1][2] for _ in range(5)}
+    assert len(seeds) > 1, "another sample each time"
+
+
+def test_a_fresh_run_tells_its_kernels_and_compares_all_rows(house, capsys, monkeypatch):
+    write(paths.NOTEBOOKS, "01_one", TABLE, "import os\nassert os.environ['REFINECAM_FRESH'] == '1'")
+    verified = Verified(monkeypatch)
+    monkeypatch.setenv(reproduce.FRESH, "")  # to have it put back
+    assert reproduce.main(["--fresh"]) == 0 and verified.asked == [("compared", ["shard"])]
+    assert "40 measured in this run" in capsys.readouterr().out
+
+
+def test_the_runner_passes_on_every_folder_that_a_source_of_photographs_has():
+    assert set(photographs.ROOTS.values()) <= set(running.FOLDERS)
