@@ -121,12 +121,16 @@ def _outcomes(notebooks: Sequence[Notebook], profile: str, values: Values, at_on
 
 
 def _proof(shards: "Sequence[Shard]", minutes: float, seed: int, fresh: bool) -> "Proof":
+    """Measure a sample again, or compare a fresh run's rows. Bad input is a failed proof: the run's screen still comes."""
     from . import verify
 
-    if fresh:
-        return verify.compared(shards)
-    print(f"measuring stored rows again for {minutes:g} min, sample {seed}", file=sys.stderr, flush=True)
-    return verify.prove(shards, minutes, seed)
+    try:
+        if fresh:
+            return verify.compared(shards)
+        print(f"measuring stored rows again for {minutes:g} min, sample {seed}", file=sys.stderr, flush=True)
+        return verify.prove(shards, minutes, seed)
+    except InputError as error:
+        return verify.Proof((f"stopped: {error}",), (), ok=False)
 
 
 def verify_only(notebooks: Sequence[Notebook], profile: str, values: Values, minutes: float, seed: int) -> int:

@@ -151,7 +151,7 @@ def _tables(run: Run) -> Iterator[str]:
     if not run.tables:
         yield "none were made"
     if agree:
-        yield f"{len(agree)} of {_count(len(run.tables), 'table')} the same as in {reference}, up to rounding"
+        yield f"{len(agree)} of {len(run.tables)} agree with {reference}, their numbers within .005"
     if skipped:
         reasons = list(dict.fromkeys(table.text for table in skipped))
         more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
