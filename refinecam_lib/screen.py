@@ -25,8 +25,7 @@ class Run:
     """What came of a run of one notebook or more.
 
     stored: how many planned rows there were before it, by "committed", "local" and "missing".
-    proof: how rows that were measured again compare with the committed ones, None where none were.
-    seed: draws the sample of those rows; None for a fresh run, where they are all compared.
+    proof: how rows that were measured again compare with the committed ones; None, or without details, where none were.
     """
 
     profile: str
@@ -34,7 +33,6 @@ class Run:
     tables: Sequence[Compared]
     stored: Mapping[str, int]
     proof: "Proof | None"
-    seed: int | None
     fresh: bool
     seconds: float
 
@@ -69,7 +67,11 @@ def verdict(run: Run) -> tuple[int, str]:
         return code, f"{word} (exit code {code}): {', and '.join(reasons)}"
     if differences:
         return 3, f"DIFFERS (exit code 3): {', and '.join(differences)}"
-    rows = "rows measured again agree with the committed ones" if run.proof else "no row was measured again"
+    rows = (
+        "rows measured again agree with the committed ones"
+        if run.proof and run.proof.details
+        else "no row was measured again"
+    )
     if agree:
         verb = "agrees" if agree == 1 else "agree"
         return 0, f"reproduced: {_count(agree, 'table')} {verb} with the reference, and {rows}"
@@ -83,7 +85,7 @@ def screen(run: Run) -> list[str]:
         "figures": _figures(run),
         "rows": _rows(run),
         "tables": list(_tables(run)),
-        "measured": _measured(run),
+        "measured": list(run.proof.lines[:6]) if run.proof else [],
         "failed": _listed([f"{name}: {outcome.error}" for name, outcome in run.failed.items()]),
         "time": [_duration(run.seconds)],
         "details": [f"{report} lists every figure, table, comparison and re-measured row"],
@@ -157,13 +159,6 @@ def _tables(run: Run) -> Iterator[str]:
         more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
         yield f"{len(skipped)} not compared: {reasons[0]}{more}"
     yield from _listed([f"DIFFERS: {table.file}: {table.text}" for table in differ])
-
-
-def _measured(run: Run) -> list[str]:
-    if not run.proof:
-        return []
-    sample = f'a random sample; for the same one: make verify ARGS="--seed {run.seed}"'
-    return [*([] if run.seed is None else [sample]), *run.proof.lines[:6]]
 
 
 def _next(run: Run, report: str) -> str:
