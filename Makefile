@@ -20,15 +20,40 @@ if all(found[name].version.split("+")[0] == pin for name, pin in pins.items()): 
 endef
 export FIND_TORCH
 
-.PHONY: help reproduce accept test test-all lint bench lab book clean
+# Runs pip, says every 15 seconds how far it is, and shows what it wrote if it fails.
+define INSTALL
+log=.venv/pip.log
+.venv/bin/python -m pip install --disable-pip-version-check --no-color --progress-bar off -c constraints.txt -e '.[dev]' > $$log 2>&1 &
+pip=$$!
+trap 'kill $$pip 2>/dev/null; exit 130' INT TERM
+seconds=0
+while kill -0 $$pip 2>/dev/null; do
+    sleep 1
+    seconds=$$((seconds + 1))
+    if [ $$((seconds % 15)) -eq 0 ]; then
+        found=$$(grep -cE '^(Collecting|Processing) ' $$log)
+        installed=$$(find .venv/lib -maxdepth 3 -name '*.dist-info' | wc -l)
+        now=$$(grep -E '^ *(Downloading|Installing collected) ' $$log | tail -n 1 | sed -e 's/^ *//' -e 's/ collected packages: .*/ them/')
+        echo "  $$seconds s: $$found packages found, $$((installed)) installed; $$(echo "$${now:-Looking for packages}" | cut -c 1-60)"
+    fi
+done
+wait $$pip || { cat $$log >&2; echo "pip failed; its messages are above. Repair the cause and run make again." >&2; exit 1; }
+echo "  installed in $$seconds s"
+endef
+export INSTALL
+
+.PHONY: help reproduce verify accept test test-all lint bench lab book clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-reproduce: $(READY)  ## run all notebooks at the quick profile into figures/quick; ARGS="--only 05 --profile standard"
+reproduce: $(READY)  ## run all notebooks on the rows in data/rows, into figures/standard; ARGS="--only 05" or ARGS=--fresh
 	@$(BIN)/python -m refinecam_lib.reproduce $(ARGS)
 
-accept: $(READY)  ## make the last run's products the committed reference; ARGS="--profile standard"
+verify: $(READY)  ## measure a random sample of the rows in data/rows again and compare; ARGS="--verify 10 --seed 7"
+	@$(BIN)/python -m refinecam_lib.reproduce --verify-only $(ARGS)
+
+accept: $(READY)  ## make the last run's products the committed reference; ARGS="--profile photographs"
 	@$(BIN)/python -m refinecam_lib.reproduce --accept $(ARGS)
 
 test: $(READY)  ## the tests, without the slow ones; ARGS="-k road"
@@ -37,8 +62,8 @@ test: $(READY)  ## the tests, without the slow ones; ARGS="-k road"
 test-all: $(READY)  ## every test, the slow ones too
 	@$(BIN)/python -m pytest $(TOGETHER) $(ARGS)
 
-lint: $(READY)  ## style and types of the code, and no outputs in the notebooks
-	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy && $(BIN)/python -m nbstripout --verify --keep-id notebooks/*.ipynb
+lint: $(READY)  ## style and types of the code, no outputs in the notebooks, and executed copies of today's notebooks
+	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy && $(BIN)/python -m nbstripout --verify --keep-id notebooks/*.ipynb && $(BIN)/python -m refinecam_lib.reference
 
 bench: $(READY)  ## time the library against public code, on the same images and maps
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -56,9 +81,11 @@ clean:  ## delete .venv, caches and the last runs' figures; data and the referen
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	echo "refinecam needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1). Give one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "setting up .venv with $$($(PYTHON) --version) (once; the packages are listed in pyproject.toml)"
+	@echo "[1/3] making .venv with $$($(PYTHON) --version); this set-up is needed once"
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@torch=$$($(PYTHON) -c "$$FIND_TORCH"); site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
-	if [ -n "$$torch" ]; then echo "using the torch in $$torch"; echo "$$torch" > "$$site/base_torch.pth"; fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	if [ -n "$$torch" ]; then echo "[2/3] using the torch in $$torch"; echo "$$torch" > "$$site/base_torch.pth"; \
+	elif [ -n "$$($(BIN)/python -c "$$FIND_TORCH")" ]; then echo "[2/3] .venv has torch already"; \
+	else echo "[2/3] $(PYTHON) has no torch of the pinned version; it is downloaded too (on Linux with CUDA: 2 GB more)"; fi
+	@echo "[3/3] installing some $$(grep -c == constraints.txt) packages; this takes 1 to 5 minutes"; sh -c "$$INSTALL"
 	@touch $@

@@ -1,33 +1,51 @@
 """Evaluate and refine class activation maps: the library behind the notebooks of arXiv 2605.14641."""
 
-import importlib
+import importlib.util
 import sys
-
-import torch
+from collections.abc import Callable
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 __version__ = "0.1.0"
 
+_declared: list[object] = []
 
-_declared: list[torch.library.Library] = []
 
-
-def _import_torchvision() -> None:
-    """Import torchvision also beside a CPU build of torch, where the compiled operators of PyPI's CUDA wheel can't load.
-
-    Its import then stops at operators that only detection models use; declaring them, without a kernel, lets it pass.
-    """
+def _declaring(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+    """Execute torchvision's module; where it misses its compiled operators, declare them and execute it again."""
     try:
-        importlib.import_module("torchvision")
+        execute(module)
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        import torch
+
+        for name in [name for name in sys.modules if name.startswith("torchvision.")]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _declared.append(library)  # the declaration lives as long as this object
-        importlib.import_module("torchvision")
+        execute(module)
 
 
-_import_torchvision()
+class _Torchvision(MetaPathFinder):
+    """Make torchvision importable beside a CPU build of torch too, whenever it is first imported.
+
+    PyPI's wheel has operators compiled for CUDA, which such a torch can't load. The import then stops at operators that
+    only detection models use. Declared without a kernel, they let it pass.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "torchvision":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec and spec.loader:
+            spec.loader.exec_module = partial(_declaring, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+
+sys.meta_path.insert(0, _Torchvision())

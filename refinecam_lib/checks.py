@@ -5,10 +5,13 @@ import hashlib
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 
 class InputError(ValueError):
@@ -39,8 +42,10 @@ def folder(kind: str, path: str | Path) -> Path:
     return path
 
 
-def images(inputs: torch.Tensor) -> torch.Tensor:
+def images(inputs: "torch.Tensor") -> "torch.Tensor":
     """Return `inputs` if it is a finite float batch (B,3,H,W) of one image or more, else raise InputError."""
+    import torch  # not above: command lines that check their arguments need no torch
+
     if inputs.ndim != 4 or inputs.shape[1] != 3 or 0 in inputs.shape:
         raise InputError(f"images of shape {tuple(inputs.shape)}; allowed: (B, 3, H, W), not empty")
     if not inputs.is_floating_point():

@@ -1,7 +1,6 @@
-"""Did it reproduce? Tables and rows that a run made, beside those that are committed."""
+"""Compare the tables that a run made with the committed ones, and columns of measured rows with each other."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,27 +9,17 @@ import pandas as pd
 
 from .checks import InputError
 
-ROWS_WITHIN = 1e-3
-ROWS_SHARE = 0.99
 CELLS_WITHIN = 0.005
-"""A run reproduces the reference if this share of its rows and all cells of its tables are this close."""
-ILL_CONDITIONED = "GradCAM++"
-"""The method whose maps rounding decides where activations are signed (docs/cluster.md), here and at powers of it.
-
-Another processor moves its rows, so they don't count, and where they moved nor do the numbers of tables made of them."""
+"""How far a number of a table may be from the reference's: absolute up to 1, relative above."""
 _UNCOMPARED = re.compile(r"(?<![a-z])(commit|seconds|date)(?![a-z])", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 class Verdict(NamedTuple):
-    """Whether two products are close enough, what to print, and whether what is ill-conditioned has moved.
-
-    Of a table `moved` says that it isn't close, but by its numbers alone.
-    """
+    """Whether two tables are close enough, and the largest difference in words."""
 
     close: bool
     text: str
-    moved: bool = False
 
 
 def compare_tables(made: Path, reference: Path) -> Verdict:
@@ -58,45 +47,15 @@ def compare_tables(made: Path, reference: Path) -> Verdict:
             close &= difference <= max(CELLS_WITHIN * max(1.0, abs(float(b))), rounding) + 1e-9
             if difference > largest:
                 largest, where = difference, place
-    return Verdict(close, f"largest difference {largest:.2g} at {where}" if largest else "identical", not close)
-
-
-def compare_rows(made: pd.DataFrame, reference: pd.DataFrame, keys: Sequence[str], subset: bool = False) -> Verdict:
-    """Compare two frames of rows joined on `keys`: close are 99 % of the rows within 1e-3, but for ILL_CONDITIONED's.
-
-    With `subset` the reference may hold rows that `made` doesn't; else such a row counts as different, as does a
-    row that the reference lacks. Differences above 1 are relative. Columns commit, seconds and date are left out.
-    """
-    keys = [key for key in keys if key in made and key in reference]
-    # Copied, since a column that changes its type leaves a frame in pieces, of which pandas warns.
-    ours, theirs = (frame.astype({key: str for key in keys}).copy() for frame in (made, reference))
-    if not keys or ours.duplicated(keys).any() or theirs.duplicated(keys).any():
-        return Verdict(False, f"not comparable: the columns ({', '.join(keys)}) don't tell the rows apart")
-    joined = ours.merge(theirs, on=keys, how="left" if subset else "outer", suffixes=("", "|there"), indicator=True)
-    compared = [c for c in ours if c in theirs and c not in keys and not _UNCOMPARED.search(c)]
-    worst = pd.DataFrame({c: differences(joined[c], joined[f"{c}|there"]) for c in compared}, joined.index)
-    both = joined["_merge"] == "both"
-    largest = worst.max(axis="columns").where(both, np.inf)
-    if len(joined) and not largest.any():
-        return Verdict(True, f"identical, {len(joined):,} rows")
-    ill = joined["method"].str.startswith(ILL_CONDITIONED) if "method" in keys else ~both
-    apart = ill & both & (largest > ROWS_WITHIN)
-    largest, moved = largest[~apart], int(apart.sum())
-    share = float((largest <= ROWS_WITHIN).mean()) if len(largest) else float(moved > 0)
-    text = f"{share:.1%} of {len(largest):,} rows within {ROWS_WITHIN:g}"
-    if moved:
-        text += f", {moved:,} of {ILL_CONDITIONED}'s {int(ill.sum()):,}, whose maps rounding decides, left out"
-    if not both.all():
-        text += f"; {int((~both).sum()):,} rows are on one side only"
-    if largest[both].any():
-        row = largest[both].idxmax()
-        place = ", ".join(f"{key} {joined.at[row, key]}" for key in keys)
-        text += f"; largest difference {largest[row]:.2g} in {worst.loc[row].idxmax()!r} at {place}"
-    return Verdict(share >= ROWS_SHARE, text, moved > 0)
+    return Verdict(close, f"largest difference {largest:.2g} at {where}" if largest else "identical")
 
 
 def differences(here: pd.Series, there: pd.Series) -> np.ndarray:
-    """How far apart two columns are in each row: 0 where both are missing, infinite where only one is, or text differs."""
+    """Return how far apart two columns of equal length are, one number >= 0 a row.
+
+    Numbers and arrays: the largest absolute difference, relative to `there` above 1. 0 where both are missing, infinite
+    where one is, where shapes differ, and where text differs.
+    """
 
     def numbers(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         equal = (a == b) | (np.isnan(a) & np.isnan(b))

@@ -15,6 +15,7 @@ import pandas as pd
 
 from . import paths
 from .checks import InputError
+from .parameters import STANDARD
 from .provenance import KEYS, commit
 
 if TYPE_CHECKING:
@@ -24,9 +25,13 @@ PRODUCTS = "REFINECAM_PRODUCTS"
 """The environment variable by which the runner has a notebook save to a folder of its own until it has succeeded."""
 
 
-def products_folder(profile: str = "quick") -> Path:
-    """Return the folder that `save` writes to: the runner's, else `figures/<profile>`; it is made if missing."""
-    folder = Path(os.environ.get(PRODUCTS) or paths.FIGURES / profile)
+def products_folder(profile: str = STANDARD) -> Path:
+    """Return the folder that `save` writes to, and make it if it is missing.
+
+    The runner gives it. Outside the runner it is `figures/interactive/<profile>`, so that a cell run by hand never
+    replaces what `make reproduce` made.
+    """
+    folder = Path(os.environ.get(PRODUCTS) or paths.FIGURES / "interactive" / profile)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -34,7 +39,7 @@ def products_folder(profile: str = "quick") -> Path:
 def caption(
     profile: str, n: int, what: str = "images", rows: pd.DataFrame | None = None, kept: pd.DataFrame | None = None
 ) -> str:
-    """Return the line that stands under every figure and table, `profile quick, n = 24 images, commit abc1234`.
+    """Return the line that stands under every figure and table, `profile standard, n = 24 images, commit abc1234`.
 
     rows: those of the sweep; the line then says how many of them failed, `0 of 1,200 rows failed`. kept: those of
     images that are classified correctly, where the others are left out; it then says how many there are, if not all.
@@ -49,7 +54,7 @@ def caption(
     return f"{words}, commit {commit()}"
 
 
-def save(product: "Figure | pd.DataFrame", name: str, profile: str = "quick", caption: str = "") -> None:
+def save(product: "Figure | pd.DataFrame", name: str, profile: str = STANDARD, caption: str = "") -> None:
     """Save a figure as png and pdf, or a table as csv, md and tex; equal input, equal bytes.
 
     A table's cells may be text: `**.55 ± .30**` is bold in md and tex, and plain in csv. Numbers keep their full
@@ -76,11 +81,10 @@ def save(product: "Figure | pd.DataFrame", name: str, profile: str = "quick", ca
         )
 
 
-def save_rows(frame: pd.DataFrame, name: str, profile: str = "quick") -> None:
-    """Save the rows behind a figure or table as `<name>.parquet`; the name begins with `rows`.
+def save_rows(frame: pd.DataFrame, name: str, profile: str = STANDARD) -> None:
+    """Save the rows behind a figure or table as `<name>.parquet`, for the reader; the name begins with `rows`.
 
-    Raises InputError for another name, and where the columns of KEYS don't tell the rows apart: a later run could not
-    be compared with them.
+    Raises InputError for another name, and where two rows have the same values in the columns of KEYS.
     """
     if not name.startswith("rows"):
         raise InputError(f"rows named {name!r}; allowed: a name that begins with 'rows', such as 'rows_{name}'")

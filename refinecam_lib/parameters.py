@@ -1,16 +1,19 @@
 """The numbered notebooks and their parameters: defaults in the first cell, a profile's yaml, and settings by hand."""
 
 import ast
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 import yaml
 
 from . import paths
 from .checks import InputError, one_of
+
+STANDARD = "standard"
+"""The profile of the notebooks' own defaults. It has no yaml file."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,33 @@ class Notebook:
         return self.path.stem
 
 
+def cells_of(path: Path) -> list[dict]:
+    """Return the cells of a notebook as its json has them, each `source` as one text.
+
+    Raises:
+        InputError: the file is not a notebook of format 4.
+    """
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return [cell | {"source": "".join(cell["source"])} for cell in cells]
+    except (ValueError, KeyError, TypeError) as error:  # nbformat would do, but its import takes more than a second
+        raise InputError(
+            f"notebook {path.name} can't be read ({type(error).__name__}: {error}). Open it in JupyterLab and save it again."
+        ) from error
+
+
 def read_notebook(path: Path) -> Notebook:
     """Read a notebook's title and parameters; InputError if its first code cell isn't the one tagged `parameters`."""
-    try:
-        cells = nbformat.read(path, as_version=4).cells
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError) as error:
-        raise InputError(f"notebook {path.name} can't be read: {str(error).splitlines()[0]}") from error
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    cells = cells_of(path)
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1 or tagged[0] is not code[0]:
         raise InputError(
             f"notebook {path.name} has {len(tagged)} cells tagged 'parameters'; its first code cell alone must be"
         )
     defaults, types = {}, {}
     try:
-        lines = ast.parse(tagged[0].source).body
+        lines = ast.parse(tagged[0]["source"]).body
     except SyntaxError as error:
         raise InputError(f"notebook {path.name}, line {error.lineno} of its parameters: {error.msg}") from error
     for line in lines:
@@ -54,7 +69,7 @@ def read_notebook(path: Path) -> Notebook:
             types[name] = (
                 ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else type(defaults[name]).__name__
             )
-    titles = (line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    titles = (line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"].splitlines())
     title = next((line[2:].strip() for line in titles if line.startswith("# ")), path.stem)
     return Notebook(path, title, defaults, types)
 
@@ -73,13 +88,13 @@ def find_notebooks(only: Sequence[str] = ()) -> list[Notebook]:
 
 def profiles() -> list[str]:
     """Return the profiles' names: standard, the notebooks' own defaults, and one for each yaml file beside them."""
-    return ["standard", *sorted({path.stem for path in paths.NOTEBOOKS.glob("*.yaml")} - {"standard"})]
+    return [STANDARD, *sorted({path.stem for path in paths.NOTEBOOKS.glob("*.yaml")} - {STANDARD})]
 
 
 def only_of(profile: str) -> list[str]:
     """Return the numbers of the notebooks that a profile is for, its yaml's `only`; empty means all."""
     one_of("profile", profile, profiles())
-    return [] if profile == "standard" else _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[0]
+    return [] if profile == STANDARD else _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[0]
 
 
 def chosen(
@@ -95,13 +110,13 @@ def parameters(
 ) -> dict[str, dict[str, object]]:
     """Return each notebook's parameters: its defaults, the profile's yaml (`all`, then its own), then `name=value`s.
 
-    Everything is checked before anything runs: InputError for an unknown profile, notebook or parameter, with the
+    The standard profile has no yaml. Everything is checked before anything runs: InputError for an unknown profile, notebook or parameter, with the
     nearest valid name, and for a value that isn't of its default's type.
     """
     one_of("profile", profile, profiles())
     every = {book.name: set(book.defaults) - {"profile"} for book in find_notebooks()}
     every["all"] = set().union(*every.values())
-    overrides = _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[1] if profile != "standard" else {}
+    overrides = _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[1] if profile != STANDARD else {}
     for section, values in overrides.items():
         one_of(f"section of {profile}.yaml", section, every)
         for name in values:

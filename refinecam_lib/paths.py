@@ -27,6 +27,8 @@ PAPER = DATA / "reference"
 """The paper's printed numbers, as csv."""
 REFERENCE = FIGURES / "reference"
 """The committed results of this project, one folder a profile."""
+FRESH = "REFINECAM_FRESH"
+"""The environment variable by which the runner has sweeps ignore committed rows."""
 
 
 def shown(path: Path) -> str:

@@ -1,195 +1,157 @@
-"""Run the notebooks in order, keep what they made with a manifest, and say whether it equals the committed reference.
+"""Run the notebooks and say whether their tables and a sample of measured rows are the committed ones.
 
-    python -m refinecam_lib.reproduce --profile quick --only 05 --set n_images=50
+    python -m refinecam_lib.reproduce --profile photographs --only 07 --set n_images=50
 
-Exit codes: 0 done; 1 a notebook failed; 2 bad input; 3 done, but the results differ from the reference.
+Notebooks draw from the rows in data/rows; --fresh measures everything again, from generating the images on.
+Exit codes: 0 done; 1 a notebook failed; 2 bad input; 3 done, but results differ from the committed ones.
 """
 
 import argparse
-import contextlib
-import datetime
-import hashlib
-import importlib.metadata
-import json
+import math
 import os
-import platform
-import shutil
+import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import NoReturn
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
-import psutil
-
-from . import paths
+from . import manifest, paths, reference
 from .checks import InputError
-from .compare import ILL_CONDITIONED, Verdict, compare_rows, compare_tables, read_rows
-from .parameters import Notebook, chosen, find_notebooks
-from .plans import status
-from .provenance import KEYS, commit
-from .running import Outcome, run_notebooks
+from .parameters import Notebook, cells_of, chosen
+from .progress import Progress
+from .screen import Run, report, screen, verdict
 
-PACKAGES = ("torch", "torchvision", "timm", "captum", "numpy", "scipy", "pandas", "numba", "scikit-image", "papermill")
-"""The packages whose versions the manifest notes."""
+# Torch and pandas are imported inside functions: --help, --list and refusals don't wait for them.
+if TYPE_CHECKING:
+    from .running import Outcome
+    from .shards import Shard
+    from .verify import Proof
+
+Values = Mapping[str, Mapping[str, object]]
 
 
 def run(
-    notebooks: Sequence[Notebook], profile: str, values: Mapping[str, Mapping[str, object]], at_once: int = 1
+    notebooks: Sequence[Notebook],
+    profile: str,
+    values: Values,
+    at_once: int = 1,
+    minutes: float = 0.0,
+    seed: int = 0,
+    fresh: bool = False,
 ) -> int:
-    """Run the notebooks, write `figures/<profile>/manifest.json`, print the index and the verdict.
+    """Run the notebooks, write their manifest and report.txt into `figures/<profile>`, and print the last screen.
 
-    Returns the exit code. A failed notebook leaves its earlier products and their lines in the manifest alone.
+    A failed notebook leaves its earlier products and their lines in the manifest alone.
+
+    Args:
+        notebooks: in the order in which they start.
+        profile: names the folder, and the reference to compare with.
+        values: each notebook's parameters, by its name.
+        at_once: how many notebooks run at the same time.
+        minutes: how long a sample of stored rows is measured again; 0 for not at all.
+        seed: draws that sample.
+        fresh: compare all rows with the committed ones instead. The kernels know by paths.FRESH.
+
+    Returns:
+        The exit code.
     """
     folder = paths.FIGURES / profile
     folder.mkdir(parents=True, exist_ok=True)
-    outcomes, left = {}, [book.name for book in notebooks]
-    print(f"[0/{len(notebooks)}] running {', '.join(left[:at_once])}", flush=True)
-    for book, outcome in run_notebooks(notebooks, values, folder, at_once):
-        outcomes[book.name] = outcome
-        left.remove(book.name)
-        took = f"{outcome.seconds:.1f} s" if outcome.code == 0 else f"failed after {outcome.seconds:.1f} s"
-        also = f"; running {', '.join(left[:at_once])}" if left else ""
-        print(f"[{len(outcomes)}/{len(notebooks)}] {book.name} {took}{also}", flush=True)
-        if outcome.code:
-            print(f"error: {book.name}: {outcome.error}", file=sys.stderr, flush=True)
-        _note(folder, profile, book, values[book.name], outcome)
-    done = {book.name: outcomes[book.name] for book in notebooks if outcomes[book.name].code == 0}
-
-    print()
-    index = [(product, files, done[name].seconds) for name in done for product, files in _grouped(done[name].products)]
-    for product, files, seconds in index:
-        print(f"{product:<24} {paths.shown(folder / files):<60} {seconds:>8.1f} s")
-    verdicts = list(_compared(profile, done))
-    for _, line in verdicts:
-        print(line)
-    print(f"notebooks: {len(done)} passed, {len(outcomes) - len(done)} failed")
-    codes = {outcome.code for outcome in outcomes.values()}
-    return 1 if 1 in codes else 2 if 2 in codes else 0 if all(close for close, _ in verdicts) else 3
+    start = time.monotonic()
+    print(f"{len(notebooks)} notebooks; looking up their measured rows", file=sys.stderr, flush=True)
+    shards = planned(notebooks, values)
+    stored = _stored(shards)
+    outcomes = _outcomes(notebooks, profile, values, at_once)
+    passed = [name for name, outcome in outcomes.items() if not outcome.code]
+    tables = list(reference.compared(profile, passed))
+    sampled = bool(minutes) and not fresh
+    proof = None
+    if shards and (sampled or fresh) and len(passed) == len(outcomes):
+        proof = _proof(shards, minutes, seed, fresh)
+    done = Run(profile, outcomes, tables, stored, proof, fresh, time.monotonic() - start)
+    (folder / "report.txt").write_text(report(done), encoding="utf-8")
+    print("\n".join(screen(done)))
+    return verdict(done)[0]
 
 
-def _grouped(files: Sequence[str]) -> list[tuple[str, str]]:
-    """fig1.pdf, fig1.png -> (fig1, fig1.{pdf,png})"""
-    endings: dict[str, list[str]] = {}
-    for file in files:
-        endings.setdefault(Path(file).stem, []).append(Path(file).suffix[1:])
-    return [(stem, f"{stem}.{{{','.join(e)}}}" if len(e) > 1 else f"{stem}.{e[0]}") for stem, e in endings.items()]
+def planned(notebooks: Sequence[Notebook], values: Values) -> "list[Shard]":
+    """Return the shards that the notebooks sweep, without repeats. One that can't be planned says so when it runs."""
+    from .plans import plan_of
+
+    shards: dict[Shard, None] = {}
+    for book in notebooks:
+        try:
+            shards |= dict.fromkeys(plan_of(book.name, values[book.name]))
+        except InputError:
+            continue
+    return list(shards)
 
 
-def _manifest(folder: Path) -> dict:
-    path = folder / "manifest.json"
-    if not path.exists():
-        return {"notebooks": {}}
+def _stored(shards: "Sequence[Shard]") -> dict[str, int]:
+    from .verify import stored
+
+    return stored(shards)
+
+
+def _outcomes(notebooks: Sequence[Notebook], profile: str, values: Values, at_once: int) -> "dict[str, Outcome]":
+    """Run the notebooks, enter each into the manifest as it ends, and return the outcomes in the notebooks' order."""
+    from .running import run_notebooks
+
+    folder, outcomes = paths.FIGURES / profile, {}
+    cells = {
+        book.name: sum(cell["cell_type"] == "code" and bool(cell["source"].strip()) for cell in cells_of(book.path))
+        for book in notebooks
+    }
+    known = manifest.read(paths.REFERENCE / profile)["notebooks"]
+    progress = Progress(cells, {name: entry["seconds"] for name, entry in known.items()}, at_once)
     try:
-        return {"notebooks": {}, **json.loads(path.read_text(encoding="utf-8"))}
-    except json.JSONDecodeError as error:
-        raise InputError(f"{paths.shown(path)} is not json ({error}); delete it, a run makes it again") from error
+        for book, outcome in run_notebooks(notebooks, values, folder, at_once, progress):
+            outcomes[book.name] = outcome
+            progress("ended", book.name)
+            if outcome.code:
+                progress.say(f"error: {book.name}: {outcome.error}")
+            manifest.note(folder, profile, book, values[book.name], outcome)
+    finally:
+        progress.close()
+    return {book.name: outcomes[book.name] for book in notebooks}
 
 
-def _write_manifest(folder: Path, manifest: Mapping) -> None:
-    temporary = folder / ".manifest.json"
-    temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(folder / "manifest.json")
+def _proof(shards: "Sequence[Shard]", minutes: float, seed: int, fresh: bool) -> "Proof":
+    """Measure a sample again, or compare a fresh run's rows. Bad input is a failed proof: the run's screen still comes."""
+    from . import verify
+
+    try:
+        if fresh:
+            return verify.compared(shards)
+        print(f"measuring stored rows again for {minutes:g} min, sample {seed}", file=sys.stderr, flush=True)
+        return verify.prove(shards, minutes, seed)
+    except InputError as error:
+        return verify.Proof((f"stopped: {error}",), (), ok=False)
 
 
-def _note(folder: Path, profile: str, book: Notebook, values: Mapping[str, object], outcome: Outcome) -> None:
-    """Enter one notebook's outcome into the manifest; of a failed one only that it failed and why."""
-    manifest = _manifest(folder)
-    entry = manifest["notebooks"].get(book.name, {})
-    if outcome.code:
-        entry |= {"status": "failed", "error": outcome.error}
-    else:
-        for stale in set(entry.get("products", ())) - set(outcome.products):
-            (folder / stale).unlink(missing_ok=True)
-        hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in outcome.products}
-        entry = {"status": "done", "title": book.title, "seconds": outcome.seconds, "date": _now()}
-        entry |= {"commit": commit(), "parameters": dict(values), "products": hashes}
-    manifest["notebooks"][book.name] = entry
-    manifest |= {"profile": profile, "date": _now(), "commit": commit(), "versions": _versions()}
-    _write_manifest(folder, manifest)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _compared(profile: str, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[bool, str]]:
-    """Compare the tables and rows of the notebooks that were run with the committed ones: (close enough, line) each.
-
-    Rows that this profile's reference lacks are looked up in standard's, of whose images quick has a subset.
-    """
-    reference, standard = paths.REFERENCE / profile, paths.REFERENCE / "standard"
-    if not reference.is_dir() and not standard.is_dir():
-        yield True, f"no reference for profile {profile} to compare with (`make accept` makes this run the reference)"
-        return
-    ours, theirs = _manifest(paths.FIGURES / profile)["notebooks"], _manifest(reference)["notebooks"]
-    for name in outcomes:
-        known = theirs.get(name, {})
-        there = known.get("parameters", {})
-        other = [f"{key} = {value!r}, not {there[key]!r}" for key, value in ours[name]["parameters"].items()
-                 if key in there and there[key] != value]  # fmt: skip
-        moved = False  # rows come before tables
-        for file in sorted({*outcomes[name].products, *known.get("products", ())}):
-            made, kept, rows = paths.FIGURES / profile / file, reference / file, file.endswith(".parquet")
-            subset = rows and not kept.exists()
-            kept = standard / file if subset else kept
-            if made.suffix not in (".csv", ".parquet"):
-                continue
-            if other and not subset:
-                yield True, f"{file}: not compared: {'; '.join(other)} as in the reference"
-            elif not made.exists():
-                yield False, f"{file}: in the reference, but not made"
-            elif not kept.exists():
-                yield True, f"{file}: not in the reference"
-            elif rows:
-                verdict = compare_rows(read_rows(made), read_rows(kept), KEYS, subset)
-                moved |= verdict.moved
-                yield _labelled(file, verdict, " (standard's rows)" if subset else "")
-            else:
-                verdict = compare_tables(made, kept)
-                if moved and verdict.moved:
-                    verdict = Verdict(True, f"moved with {ILL_CONDITIONED}'s rows: {verdict.text}")
-                yield _labelled(file, verdict)
-
-
-def _labelled(file: str, verdict: Verdict, note: str = "") -> tuple[bool, str]:
-    return verdict.close, f"{file}: {'' if verdict.close else 'DIFFERS: '}{verdict.text}{note}"
-
-
-def accept(profile: str, only: Sequence[str] = ()) -> None:
-    """Make the last run's products, executed notebooks and manifest the committed reference of `profile`.
-
-    Notebooks that the run left out keep their reference. InputError if there was no run, or one failed in it.
-    """
-    source, target = paths.FIGURES / profile, paths.REFERENCE / profile
-    manifest, reference = _manifest(source), _manifest(target)
-    names = {book.name for book in find_notebooks(only)}
-    entries = {name: entry for name, entry in manifest["notebooks"].items() if name in names}
-    failed = [name for name, entry in entries.items() if entry["status"] != "done"]
-    if failed or not entries:
-        problem = f"failed in it: {', '.join(failed)}" if failed else "there is none"
-        raise InputError(
-            f"accepting the last run of profile {profile}: {problem}; allowed: a run whose notebooks passed"
-        )
-    (target / "notebooks").mkdir(parents=True, exist_ok=True)
-    for name, entry in entries.items():
-        for stale in reference["notebooks"].get(name, {}).get("products", ()):
-            (target / stale).unlink(missing_ok=True)
-        for file in [*entry["products"], f"notebooks/{name}.ipynb"]:
-            shutil.copyfile(source / file, target / file)
-    _write_manifest(target, manifest | {"notebooks": reference["notebooks"] | entries})
-    print(f"{len(entries)} notebooks of profile {profile} are now the reference in {paths.shown(target)}")
+def verify_only(notebooks: Sequence[Notebook], profile: str, values: Values, minutes: float, seed: int) -> int:
+    """Measure a sample of the stored rows again, print how it compares, and return the exit code."""
+    shards = planned(notebooks, values)
+    if not shards:
+        names = ", ".join(book.name for book in notebooks)
+        raise InputError(f"Expected notebooks that measure rows, got {names}. Leave out --only to verify all rows.")
+    proof = _proof(shards, minutes, seed, fresh=False)
+    path = paths.FIGURES / profile / "verify.txt"
+    paths.write_whole(
+        path, lambda part: part.write_text("\n".join([*proof.lines, *proof.details]) + "\n", encoding="utf-8")
+    )
+    print("\n".join(proof.lines))
+    print(f"details in {paths.shown(path)}")
+    print(f"samples: {int(proof.ok)} passed, {int(not proof.ok)} failed")
+    agree = "verified: rows measured again agree with" if proof.details else "done: no row was measured again of"
+    print(f"{agree if proof.ok else 'DIFFERS (exit code 3): rows measured again differ from'} the committed ones")
+    return 0 if proof.ok else 3
 
 
 def _room() -> int:
     """How many notebooks have room at once: each takes some 5 GB, and leaves a core idle for much of its time."""
+    import psutil
+
     return 2 if (os.cpu_count() or 1) > 1 and psutil.virtual_memory().total > 15e9 else 1
 
 
@@ -198,46 +160,84 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
-def _list(notebooks: Sequence[Notebook], values: Mapping[str, Mapping[str, object]]) -> None:
+def _list(notebooks: Sequence[Notebook], values: Values) -> None:
     for book in notebooks:
         print(f"{book.name}: {book.title}")
         for name, value in values[book.name].items():
             print(f"    {name}: {book.types[name]} = {value!r}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    parser = _Parser(
-        prog="python -m refinecam_lib.reproduce", description=__doc__.splitlines()[0], epilog=__doc__.splitlines()[-1]
-    )
+def _parser() -> _Parser:
+    about, *_, rows, codes = (__doc__ or "").splitlines()
+    parser = _Parser(prog="python -m refinecam_lib.reproduce", description=f"{about} {rows}", epilog=codes)
+    several: dict = {"nargs": "+", "action": "extend", "default": []}
     parser.add_argument(
-        "--profile", default="quick", help="quick (default), standard, paper: how many images and models"
+        "--profile", default="standard", help="standard (default), photographs, paper: what is measured"
     )
-    parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="05", help="these notebooks alone")
+    parser.add_argument("--only", metavar="05", help="these notebooks alone", **several)
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="settings",
-        help="parameters, in every notebook that has them",
-    )  # fmt: skip
+        "--set", metavar="NAME=VALUE", dest="settings", help="parameters, in every notebook that has them", **several
+    )
     parser.add_argument(
         "--at-once", type=int, default=_room(), metavar="N",
-        help="notebooks that run at once; 2 where there are two cores and 16 GB of memory, else 1",
+        help="notebooks that run at the same time; default 2 where there are two cores and 16 GB of memory, else 1",
     )  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="show the notebooks and their parameters, run nothing")
+    parser.add_argument(
+        "--verify", type=float, default=3.0, metavar="MINUTES",
+        help="after the notebooks, measure a random sample of the stored rows again; default 3, 0 for none",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, metavar="N", help="draws that sample; default: another one each time")
+    parser.add_argument("--verify-only", action="store_true", help="run no notebook; only measure such a sample again")
+    parser.add_argument(
+        "--fresh", action="store_true",
+        help="don't read data/rows: measure everything again, from generating the images on, and compare all rows",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="run nothing; show the notebooks and their parameters")
     parser.add_argument("--status", action="store_true", help="run nothing; say what is measured and what is missing")
     parser.add_argument("--accept", action="store_true", help="run nothing; make the last run the committed reference")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise InputError for options that are out of range or exclude each other."""
+    if options.at_once < 1:
+        raise InputError(f"Expected 1 notebook or more after --at-once, got {options.at_once}. Pass 1 or 2.")
+    if not (math.isfinite(options.verify) and options.verify >= 0):
+        raise InputError(
+            f"Expected minutes of 0 or more after --verify, got {options.verify:g}. Pass a number such as 3, or 0 for none."
+        )
+    if options.seed is not None and options.seed < 0:
+        raise InputError(f"Expected a whole number of 0 or more after --seed, got {options.seed}. Pass one such as 7.")
+    actions = [f"--{name.replace('_', '-')}" for name in ("list", "status", "accept", "verify_only", "fresh")
+               if getattr(options, name)]  # fmt: skip
+    if len(actions) > 1:
+        raise InputError(f"Expected one of {', '.join(actions)}, got {len(actions)} of them. Pass one.")
+    if options.verify_only and not options.verify:
+        raise InputError("Expected some minutes to verify in, got --verify 0 with --verify-only. Pass --verify 3.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     try:
-        options = parser.parse_args(arguments)
-        if options.at_once < 1:
-            raise InputError(f"--at-once {options.at_once}; allowed: 1 or more")
+        options = _parser().parse_args(arguments)
+        _check(options)
         notebooks, values = chosen(options.profile, options.only, options.settings)
+        seed = random.randrange(1_000_000) if options.seed is None else options.seed
         if options.list:
             _list(notebooks, values)
         elif options.status:
+            from .plans import status
+
             print("\n".join(status(notebooks, values)))
         elif options.accept:
-            accept(options.profile, options.only)
+            reference.accept(options.profile, options.only)
+        elif options.verify_only:
+            return verify_only(notebooks, options.profile, values, options.verify, seed)
         else:
-            return run(notebooks, options.profile, values, options.at_once)
+            if options.fresh:
+                os.environ[paths.FRESH] = "1"
+            fresh = bool(os.environ.get(paths.FRESH))
+            return run(notebooks, options.profile, values, options.at_once, options.verify, seed, fresh)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

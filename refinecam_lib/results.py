@@ -24,8 +24,6 @@ from .photographs import SOURCES, write_listing
 from .provenance import KEYS
 from .shards import RESULTS_VERSION, Pair, Shard
 
-FRESH = "REFINECAM_FRESH"
-"""The environment variable by which the runner has sweeps ignore committed rows."""
 BROKEN = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError)
 """What pandas and pyarrow raise for a file that is not whole."""
 
@@ -177,18 +175,18 @@ def committed_file(shard: Shard) -> Path:
 @contextlib.contextmanager
 def committed_only() -> Iterator[None]:
     """Read committed rows inside, also in a run that measures afresh."""
-    fresh = os.environ.pop(FRESH, None)
+    fresh = os.environ.pop(paths.FRESH, None)
     try:
         yield
     finally:
         if fresh is not None:
-            os.environ[FRESH] = fresh
+            os.environ[paths.FRESH] = fresh
 
 
 def committed_rows(shard: Shard) -> pd.DataFrame:
     """The committed rows of a shard's setup; none where the runner was told to measure afresh."""
     path = committed_file(shard)
-    if os.environ.get(FRESH) or not path.exists():
+    if os.environ.get(paths.FRESH) or not path.exists():
         return pd.DataFrame()
     rows = _read_committed(path, path.stat().st_mtime_ns)
     rows = rows[rows["setup"] == shard.setup].drop(columns="setup").reset_index(drop=True)

@@ -4,23 +4,20 @@ import contextlib
 import multiprocessing
 import os
 import re
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
-from . import notebook, paths, photographs
+from . import notebook, paths
 from .checks import InputError
 from .parameters import Notebook
 
-FOLDERS = (*paths.VARIABLES, *photographs.ROOTS.values(), "FUNNYBIRDS_ROOT", "WALDO_ROOT")
+FOLDERS = (*paths.VARIABLES, "IMAGENET_ROOT", "IMAGES_ROOT", "FUNNYBIRDS_ROOT", "WALDO_ROOT")
 """The environment variables that name a folder."""
 HOMES = (
     "IPYTHONDIR",
@@ -73,16 +70,22 @@ def _environment(products: Path) -> Iterator[None]:
 
 
 def run_notebooks(
-    notebooks: Sequence[Notebook], values: Mapping[str, Mapping[str, object]], folder: Path, at_once: int
+    notebooks: Sequence[Notebook],
+    values: Mapping[str, Mapping[str, object]],
+    folder: Path,
+    at_once: int,
+    tell: Callable[[str, str], object] = lambda event, name: None,
 ) -> Iterator[tuple[Notebook, Outcome]]:
-    """Run notebooks with their parameters by name, so many at once, and yield each with its outcome as it ends.
+    """Run notebooks in processes of their own and yield each with its outcome as it ends.
 
-    They start in order. Many of them leave a core idle, and two that measure the same share the work (see `sweep`).
+    Args:
+        notebooks: they start in this order.
+        values: each notebook's parameters, by its name.
+        folder: the products go there.
+        at_once: how many run at the same time. Two that measure the same share the work (see `sweep`).
+        tell: called with "started" and a notebook's name, with "cell" and the name after each of its cells, and with
+            "waiting" and "" once a second.
     """
-    if at_once == 1 or len(notebooks) == 1:
-        for book in notebooks:
-            yield book, run_notebook(book, values[book.name], folder)
-        return
     context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     context.set_forkserver_preload(["refinecam_lib.running", "papermill"])  # imported once, not for each notebook
     waiting = list(notebooks)
@@ -97,15 +100,21 @@ def run_notebooks(
                 process.start()
                 theirs.close()
                 running[ours] = book, process
-            ready = wait(list(running))
-            for told in [pipe for pipe in running if pipe in ready]:
-                book, process = running.pop(told)
+                tell("started", book.name)
+            tell("waiting", "")
+            ready = wait(list(running), timeout=1)
+            for pipe in [pipe for pipe in running if pipe in ready]:
+                book, process = running[pipe]
                 try:
-                    outcome = told.recv()
+                    told = pipe.recv()
                 except EOFError:
-                    outcome = Outcome(1, "its process died; did it run out of memory?", 0.0)
+                    told = Outcome(1, "its process died; did it run out of memory?", 0.0)
+                if told is None:
+                    tell("cell", book.name)
+                    continue
+                del running[pipe]
                 process.join()
-                yield book, outcome
+                yield book, told
     finally:  # where this is stopped, a notebook hears of it by the same Ctrl-C and cleans up
         for _, process in running.values():
             process.join(10)
@@ -115,16 +124,17 @@ def run_notebooks(
 def _run_and_tell(
     pipe: Connection, environment: dict[str, str], book: Notebook, values: Mapping[str, object], folder: Path
 ) -> None:
+    """Send None through the pipe after each cell, and the outcome at the end."""
     os.environ.update(environment)  # as it is now, not as it was when the processes' common parent began
     with contextlib.suppress(KeyboardInterrupt):
-        pipe.send(run_notebook(book, values, folder, bar=False))
+        pipe.send(run_notebook(book, values, folder, lambda: pipe.send(None)))
 
 
-def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, bar: bool = True) -> Outcome:
+def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, tell: Callable[[], object]) -> Outcome:
     """Run one notebook in a temporary folder and move its products into `folder` only once it has succeeded.
 
     The executed copy goes to `folder/notebooks`; that of a failed run is `NN_name.failed.ipynb`, beside the earlier one.
-    bar: draw the progress of its cells, in a terminal.
+    tell: called after each cell of code. What it raises is ignored.
     """
     import papermill  # slow to import, and not needed to list or to refuse
     from nbclient.exceptions import DeadKernelError
@@ -134,6 +144,12 @@ def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, bar
     executed.parent.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
     changed = {name: value for name, value in values.items() if value != book.defaults[name]}
+
+    def executed_cell(cell: Mapping, **_: object) -> None:
+        if "injected-parameters" not in cell["metadata"].get("tags", []):
+            with contextlib.suppress(Exception):
+                tell()
+
     start = time.perf_counter()
     code, error, made = 0, "", []
     with tempfile.TemporaryDirectory(prefix=".making_", dir=folder) as work:
@@ -143,7 +159,8 @@ def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, bar
             with _environment(products):
                 papermill.execute_notebook(
                     *(book.path, copy, changed), kernel_name="python3", language="python", cwd=book.path.parent,
-                    progress_bar=bar and sys.stderr.isatty(), start_timeout=300, extra_arguments=["--IPKernelApp.log_level=50"],
+                    progress_bar=False, start_timeout=300, extra_arguments=["--IPKernelApp.log_level=50"],
+                    on_cell_executed=executed_cell,
                 )  # fmt: skip
         except papermill.PapermillExecutionError as stop:
             reason = next(iter(stop.evalue.splitlines()), "")
@@ -163,6 +180,8 @@ def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, bar
 
 def _without_traces(copy: Path, products: Path, folder: Path) -> str:
     """An executed notebook without times, and with this machine's paths made relative: it may be committed."""
+    import nbformat
+
     book = nbformat.read(copy, as_version=4)
     for part in (book, *book.cells):
         part.metadata.pop("papermill", None)

@@ -71,6 +71,6 @@ def test_the_quickstart_takes_a_file_and_any_network_of_timm(tmp_path, monkeypat
     Image.linear_gradient("L").save(tmp_path / "mine.png")
     mine = [f"own_picture={tmp_path / 'mine.png'}", "own_model=regnetx_002", "pretrained=false"]
     assert reproduce.main(["--only", "00", "--set", *mine]) == 0
-    executed = (tmp_path / "quick" / "notebooks" / "00_quickstart.ipynb").read_text(encoding="utf-8")
+    executed = (tmp_path / "standard" / "notebooks" / "00_quickstart.ipynb").read_text(encoding="utf-8")
     assert "mine.png, regnetx_002, class " in executed
     assert "image/png" in executed and "jupyter.widget" not in executed  # the explorer, as a picture

@@ -15,7 +15,7 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgG
 @pytest.fixture
 def reference(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "REFERENCE", tmp_path / "reference")
-    folder = tmp_path / "reference" / "quick" / "notebooks"
+    folder = tmp_path / "reference" / "standard" / "notebooks"
     folder.mkdir(parents=True)
     return folder
 
@@ -34,8 +34,8 @@ def test_pages_open_from_the_file_system_and_show_pictures_for_widgets(reference
     assert book.main(["--to", str(tmp_path / "book")]) == 0
     assert "2 notebooks in " in capsys.readouterr().out
     index = (tmp_path / "book" / "index.html").read_text(encoding="utf-8")
-    assert links(index) == ["quick/00_quickstart.html", "quick/05_two.html"] and "grade the explanation" in index
-    page = (tmp_path / "book" / "quick" / "00_quickstart.html").read_text(encoding="utf-8")
+    assert links(index) == ["standard/00_quickstart.html", "standard/05_two.html"] and "grade the explanation" in index
+    page = (tmp_path / "book" / "standard" / "00_quickstart.html").read_text(encoding="utf-8")
     assert f"data:image/png;base64,{PIXEL}" in page and WIDGET not in page
     assert {"../index.html", "05_two.html"} <= set(links(page))
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=.?http[^>]+>", page)

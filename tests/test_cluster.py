@@ -124,9 +124,9 @@ def test_a_dask_worker_killed_in_mid_shard_gives_it_back(recipe):
 
 @pytest.mark.slow
 def test_the_recipe_to_its_last_line(recipe):
-    """As written, but on the quick profile with a few images of one notebook, and then the status of that."""
+    """As written, but with a few images of one notebook, and then the status of that."""
     _, line, folder = recipe
-    few = "--profile quick --only 05 --set n_images=2"
+    few = "--profile standard --only 05 --set n_images=2"
     command = [sys.executable, *shlex.split(line.replace("--profile paper", few))[1:]]
     done = subprocess.run(command, env=environment(folder / "dask"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

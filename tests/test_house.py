@@ -11,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from refinecam_lib import __version__, parameters, paths
+from refinecam_lib import __version__, parameters, paths, reference
 from refinecam_lib.provenance import commit
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
@@ -109,7 +109,7 @@ def test_notebooks_are_stripped_and_begin_with_their_parameters():
         code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
         assert not [cell for cell in code if cell["outputs"] or cell["execution_count"]], book.name
         assert book.title != book.name, f"{book.name} has no title"
-        assert set(book.defaults) and book.defaults.get("profile", "quick") == "quick", book.name
+        assert set(book.defaults) and book.defaults.get("profile", "standard") == "standard", book.name
     if books:
         for profile in parameters.profiles():
             parameters.parameters(books, profile)
@@ -124,6 +124,13 @@ def test_the_reference_is_what_its_manifest_says():
             executed = path.parent / "notebooks" / f"{name}.ipynb"
             assert executed.stat().st_size <= 1_000_000, f"{executed.name} is above 1 MB"
             assert '"output_type": "error"' not in executed.read_text(encoding="utf-8")
+
+
+def test_executed_notebooks_of_the_reference_are_of_todays_sources():
+    folders = sorted(paths.REFERENCE.glob("*/notebooks"))
+    assert {folder.parent.name: reference.outdated(folder) for folder in folders} == {
+        folder.parent.name: [] for folder in folders
+    }
 
 
 def test_every_make_target_is_listed():

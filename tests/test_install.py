@@ -12,8 +12,8 @@ from packaging.utils import canonicalize_name
 from refinecam_lib import paths
 from tests.test_house import requirements
 
-NOTEBOOKS = {"book", "explained", "explorer", "parameters", "plots", "reproduce", "running", "tables"}
-"""What serves the notebooks, and may need their packages."""
+NOTEBOOKS = {"book", "explained", "explorer", "plots", "tables"}
+"""What needs the notebooks' packages when it is imported."""
 
 PROGRAM = """
 import importlib, importlib.machinery, json, pkgutil, sys
@@ -71,4 +71,33 @@ def test_the_core_imports_without_the_notebooks_packages():
     assert done.returncode == 0, done.stderr
     finders, needs = json.loads(done.stdout.splitlines()[-1])
     assert finders == 1 and set(needs) == NOTEBOOKS
-    assert set(needs.values()) <= {"seaborn", "nbformat", "nbconvert", "ipywidgets", "psutil"}
+    assert set(needs.values()) <= {"seaborn", "nbformat", "nbconvert", "ipywidgets"}
+
+
+def test_torchvision_loads_where_its_compiled_operators_do_not(tmp_path):
+    """As beside a CPU build of torch: a torchvision that describes an operator which nothing has defined."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("from . import operators\nloaded = True\n")
+    describe = (
+        'import torch\n@torch.library.register_fake("torchvision::nms")\ndef nms(dets, scores, threshold):\n    pass\n'
+    )
+    (tmp_path / "torchvision" / "operators.py").write_text(describe)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(paths.ROOT)])}
+
+    def error(code):
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=False, env=environment, capture_output=True, text=True
+        )
+        return done.stderr
+
+    assert "operator torchvision::nms does not exist" in error("import torchvision")
+    assert error("import refinecam_lib, torchvision; assert torchvision.loaded and torchvision.operators.nms") == ""
+
+
+def test_the_runners_command_line_imports_no_torch():
+    code = (
+        "import sys, refinecam_lib.reproduce; print([m for m in ('torch', 'pandas', 'nbformat') if m in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
+    assert done.stdout == "[]\n"

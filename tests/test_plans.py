@@ -129,6 +129,6 @@ def test_nothing_to_measure_and_bad_input(toy, capsys):
 
 def test_a_caption_counts_the_failures():
     rows = pd.DataFrame({"status": ["ok", "failed", "constant", "failed"]})
-    assert notebook.caption("quick", 4, rows=rows) == (
-        f"profile quick, n = 4 images, 2 of 4 rows failed, commit {commit()}"
+    assert notebook.caption("standard", 4, rows=rows) == (
+        f"profile standard, n = 4 images, 2 of 4 rows failed, commit {commit()}"
     )

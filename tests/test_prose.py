@@ -345,7 +345,7 @@ def test_no_other_number_of_a_result_stands_in_the_findings():
 
 
 def test_the_runtimes_of_the_index_are_those_of_the_last_accepted_run():
-    books = json.loads((paths.REFERENCE / "quick" / "manifest.json").read_text())["notebooks"]
+    books = json.loads((paths.REFERENCE / "standard" / "manifest.json").read_text())["notebooks"]
     for name, entry in books.items():
         row = re.search(rf"\[{name.replace('_', ' ', 1)}\].*\| (\d+) s \|", readme())
         assert row, f"{name} is not in the README's index"

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refinecam_lib import compare, notebook, parameters, paths, reproduce, running
+from refinecam_lib import compare, notebook, parameters, paths, photographs, reference, reproduce, running, verify
 from refinecam_lib.checks import InputError
 from refinecam_lib.provenance import commit
 
-PARAMETERS = 'profile: str = "quick"\nn_images: int = 4  # how many\nmethods: list = ["a", "b"]\nscale: float = 1.0\nfail: bool = False'
+PARAMETERS = 'profile: str = "standard"\nn_images: int = 4  # how many\nmethods: list = ["a", "b"]\nscale: float = 1.0\nfail: bool = False'
 TABLE = """import pandas as pd
 from refinecam_lib.notebook import caption, save, save_rows
 rows = pd.DataFrame({"image": [str(i) for i in range(n_images)], "method": "a", "value": [i * scale for i in range(n_images)]})
@@ -45,73 +44,137 @@ def house(tmp_path, monkeypatch):
     return tmp_path
 
 
-def quick(name):
-    return paths.FIGURES / "quick" / name
+def made(name):
+    return paths.FIGURES / "standard" / name
 
 
-def test_products_manifest_index_and_the_reference(house, capsys):
+def by_hand(name):
+    return paths.FIGURES / "interactive" / "standard" / name
+
+
+def test_products_manifest_report_and_the_reference(house, capsys):
     show = "import warnings\nfrom refinecam_lib import paths\nwarnings.warn('careful')"
     show += "\nprint(paths.ROOT / 'README.md')"
     write(paths.NOTEBOOKS, "01_one", TABLE, FAIL, show)
-    (paths.NOTEBOOKS / "standard.yaml").write_text("all:\n  n_images: 9\n")
-    assert reproduce.main(["--profile", "standard"]) == 0
-    assert "no reference for profile standard" in capsys.readouterr().out
-    assert reproduce.main(["--profile", "standard", "--accept"]) == 0
-    assert (paths.REFERENCE / "standard" / "notebooks" / "01_one.ipynb").exists()
-
-    capsys.readouterr()
     assert reproduce.main([]) == 0
     out = capsys.readouterr().out
-    assert "table_one.{csv,md,tex}" in out and out.endswith("notebooks: 1 passed, 0 failed\n")
-    assert (
-        "rows_one.parquet: identical, 4 rows (standard's rows)" in out and "table_one.csv: not in the reference" in out
-    )
-    entry = json.loads(quick("manifest.json").read_text())["notebooks"]["01_one"]
+    assert "1 not compared: it is not in the reference" in out
+    assert out.splitlines()[-2:] == [
+        "notebooks: 1 passed, 0 failed",
+        "done: no table was compared with a reference, and no row was measured again",
+    ]
+    entry = json.loads(made("manifest.json").read_text())["notebooks"]["01_one"]
     assert entry["status"] == "done" and entry["parameters"]["n_images"] == 4 and entry["commit"] == commit()
     assert sorted(entry["products"]) == ["rows_one.parquet", "table_one.csv", "table_one.md", "table_one.tex"]
-    executed = quick("notebooks/01_one.ipynb").read_text()
+    executed = made("notebooks/01_one.ipynb").read_text()
     assert "papermill" not in executed and '"README.md\\n"' in executed and "ipykernel/" in executed
     assert not any(str(path) in executed for path in (paths.ROOT, Path.home(), Path(tempfile.gettempdir(), "ipyk")))
-    assert sorted(path.name for path in quick("").iterdir()) == sorted(
-        [*entry["products"], "manifest.json", "notebooks"]
-    )
+    files = [*entry["products"], "manifest.json", "notebooks", "report.txt"]
+    assert sorted(path.name for path in made("").iterdir()) == sorted(files)
+    report = made("report.txt").read_text()
+    assert all(str(made(file)) in report for file in entry["products"]) and "\nVERSIONS\npython 3." in report
 
     assert reproduce.main(["--accept"]) == 0
-    outcomes = {"01_one": reproduce.Outcome(0, "", 1.0, tuple(entry["products"]))}
-    lines = [(True, "rows_one.parquet: identical, 4 rows"), (True, "table_one.csv: identical")]
-    assert list(reproduce._compared("quick", outcomes)) == lines
+    kept = sorted(path.name for path in (paths.REFERENCE / "standard").iterdir())
+    assert kept == ["manifest.json", "notebooks", "table_one.csv", "table_one.md", "table_one.tex"], "without rows"
+    assert "rows_one.parquet" not in (paths.REFERENCE / "standard" / "manifest.json").read_text()
+    assert list(reference.compared("standard", ["01_one"])) == [("table_one.csv", "agrees", "identical")]
     capsys.readouterr()
     assert reproduce.main(["--set", "n_images=2", "--only", "1"]) == 0
-    assert "table_one.csv: not compared: n_images = 2, not 4 as in the reference" in capsys.readouterr().out
-    quick("manifest.json").write_text((paths.REFERENCE / "quick" / "manifest.json").read_text())
-    assert list(reproduce._compared("quick", outcomes)) == [
-        (False, "rows_one.parquet: DIFFERS: 50.0% of 4 rows within 0.001; 2 rows are on one side only"),
-        (False, "table_one.csv: DIFFERS: largest difference 1 at a, value: '0.5' here, '1.5' in the reference"),
-    ]
+    assert "1 not compared: n_images = 2, not 4 as in the reference" in capsys.readouterr().out
+    made("manifest.json").write_text((paths.REFERENCE / "standard" / "manifest.json").read_text())
+    text = "largest difference 1 at a, value: '0.5' here, '1.5' in the reference"
+    assert list(reference.compared("standard", ["01_one"])) == [("table_one.csv", "differs", text)]
+    made("table_one.csv").unlink()
+    assert [table.state for table in reference.compared("standard", ["01_one"])] == ["differs"]
+
+
+def test_a_run_by_hand_leaves_the_runners_products_alone(house, monkeypatch):
+    write(paths.NOTEBOOKS, "01_one", TABLE)
+    assert reproduce.main([]) == 0
+    before = made("table_one.csv").read_bytes()
+    monkeypatch.delenv(notebook.PRODUCTS, raising=False)
+    notebook.save(pd.DataFrame({"value": [9]}), "table_one", "standard")
+    assert made("table_one.csv").read_bytes() == before and by_hand("table_one.csv").read_text() == "value\n9\n"
+
+
+def break_product(folder):
+    (folder / "table_one.csv").write_text("method,value\na,1.6\n")
+
+
+def lose_product(folder):
+    (folder / "table_one.md").unlink()
+
+
+def lose_copy(folder):
+    (folder / "notebooks" / "01_one.ipynb").unlink()
+
+
+def edit_source(folder):
+    write(paths.NOTEBOOKS, "01_one", TABLE.replace("mean()", "max()"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (break_product, "table_one.csv with the sha256 "),
+        (lose_product, "table_one.md as 01_one made it, but the file is missing. "),
+        (lose_copy, "01_one.ipynb, but it is missing. "),
+        (edit_source, "01_one.ipynb to have the cells of today's 01_one.ipynb, but they differ"),
+    ],
+)
+def test_only_what_a_run_made_becomes_the_reference(house, capsys, change, words):
+    write(paths.NOTEBOOKS, "01_one", TABLE)
+    assert reproduce.main(["--set", "n_images=3"]) == 0
+    change(made(""))
+    capsys.readouterr()
+    assert reproduce.main(["--accept"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: Expected ") and words in error and error.count("\n") == 1
+    assert error.endswith('Run it again: make reproduce ARGS="--only 01".\n') and not paths.REFERENCE.exists()
+
+
+def test_executed_copies_of_other_sources_are_named(house, capsys):
+    write(paths.NOTEBOOKS, "01_one", "x = 1")
+    write(paths.NOTEBOOKS, "02_two", "x = 1")
+    assert reproduce.main(["--set", "n_images=3"]) == 0
+    assert "injected-parameters" in made("notebooks/01_one.ipynb").read_text()
+    assert reference.outdated(made("notebooks")) == []
+    assert reproduce.main(["--accept"]) == 0 and reference.main() == 0
+    write(paths.NOTEBOOKS, "02_two", "x = 2")
+    capsys.readouterr()
+    assert reference.outdated(made("notebooks")) == ["02_two"] and reference.main() == 1
+    assert 'but 02_two differ. Run and accept them: make reproduce ARGS="--only 02", then' in capsys.readouterr().err
+    (paths.NOTEBOOKS / "01_one.ipynb").unlink()
+    assert reference.outdated(made("notebooks")) == ["01_one", "02_two"]
 
 
 def test_another_result_with_the_same_parameters_is_exit_code_3(house, capsys):
     write(paths.NOTEBOOKS, "01_one", TABLE)
-    reference = paths.REFERENCE / "quick"
-    reference.mkdir(parents=True)
-    (reference / "table_one.csv").write_text("method,value\na,1.6\n")
+    kept = paths.REFERENCE / "standard"
+    kept.mkdir(parents=True)
+    (kept / "table_one.csv").write_text("method,value\na,1.6\n")
     assert reproduce.main([]) == 3
-    assert "table_one.csv: DIFFERS: largest difference 0.1 at a, value" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "DIFFERS: table_one.csv: largest difference 0.1 at a, value" in out
+    assert out.endswith("\nDIFFERS (exit code 3): 1 table differs from the reference\n")
 
 
 def test_a_failure_leaves_others_and_earlier_results_alone(house, capsys):
     write(paths.NOTEBOOKS, "01_one", TABLE, FAIL)
-    write(paths.NOTEBOOKS, "02_two", "x = 1", first='profile: str = "quick"')
+    write(paths.NOTEBOOKS, "02_two", "x = 1", first='profile: str = "standard"')
     assert reproduce.main(["--only", "1"]) == 0
-    before = quick("table_one.csv").read_bytes(), quick("notebooks/01_one.ipynb").read_bytes()
+    before = made("table_one.csv").read_bytes(), made("notebooks/01_one.ipynb").read_bytes()
     assert reproduce.main(["--set", "fail=true", "scale=9"]) == 1
-    assert (quick("table_one.csv").read_bytes(), quick("notebooks/01_one.ipynb").read_bytes()) == before
-    assert quick("notebooks/01_one.failed.ipynb").exists() and quick("notebooks/02_two.ipynb").exists()
+    assert (made("table_one.csv").read_bytes(), made("notebooks/01_one.ipynb").read_bytes()) == before
+    assert made("notebooks/01_one.failed.ipynb").exists() and made("notebooks/02_two.ipynb").exists()
     out, err = capsys.readouterr()
-    failed = quick("notebooks/01_one.failed.ipynb")
+    failed = made("notebooks/01_one.failed.ipynb")
     assert "notebooks: 1 passed, 1 failed" in out
-    assert err == f"error: 01_one: cell 5 of {failed}: ZeroDivisionError: one\n"
-    entries = json.loads(quick("manifest.json").read_text())["notebooks"]
+    line = f"01_one: cell 5 of {failed}: ZeroDivisionError: one"
+    assert f"error: {line}\n" in err and f"failed    {line[:100]}" in out and line[8:] in made("report.txt").read_text()
+    assert out.endswith("\nFAILED (exit code 1): 1 of 2 notebooks failed\n")
+    entries = json.loads(made("manifest.json").read_text())["notebooks"]
     assert entries["01_one"]["status"] == "failed" and entries["01_one"]["parameters"]["scale"] == 1.0
     assert entries["02_two"]["status"] == "done"
     assert reproduce.main(["--accept"]) == 2 and "01_one" in capsys.readouterr().err
@@ -135,9 +198,10 @@ def test_notebooks_run_at_once_and_keep_their_products_apart(house, capsys):
     write(paths.NOTEBOOKS, "01_one", MEET, first='mine: str = "one"\nother: str = "two"')
     write(paths.NOTEBOOKS, "02_two", MEET, first='mine: str = "two"\nother: str = "one"')
     assert reproduce.main(["--at-once", "2"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("[0/2] running 01_one, 02_two\n[1/2] 0") and out.index("table_one") < out.index("table_two")
-    entries = json.loads(quick("manifest.json").read_text())["notebooks"]
+    assert "2 of 2 notebooks, 4 of 4 cells, 0:" in capsys.readouterr().err
+    report = made("report.txt").read_text()
+    assert report.index("table_one") < report.index("table_two")
+    entries = json.loads(made("manifest.json").read_text())["notebooks"]
     assert {name: min(entry["products"]) for name, entry in entries.items()} == {
         "01_one": "table_one.csv",
         "02_two": "table_two.csv",
@@ -149,7 +213,7 @@ def test_a_runner_that_is_killed_is_a_failure_of_its_notebook_alone(house, capsy
     write(paths.NOTEBOOKS, "02_two", "x = 1")
     assert reproduce.main(["--at-once", "2"]) == 1
     out, err = capsys.readouterr()
-    assert err == "error: 01_one: its process died; did it run out of memory?\n"
+    assert "error: 01_one: its process died; did it run out of memory?\n" in err
     assert "notebooks: 1 passed, 1 failed" in out
 
 
@@ -160,8 +224,9 @@ def test_bad_input_inside_a_notebook_is_exit_code_2(house):
     command = [sys.executable, "-m", "refinecam_lib.reproduce"]
     done = subprocess.run(command, cwd=paths.ROOT, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: 01_one: unknown model 'resnt18'. Did you mean 'resnet18'?")
+    assert "\nerror: 01_one: unknown model 'resnt18'. Did you mean 'resnet18'?" in done.stderr
     assert "Traceback" not in done.stderr and "notebooks: 0 passed, 1 failed" in done.stdout
+    assert done.stdout.endswith("\nBAD INPUT (exit code 2): 1 of 1 notebook failed\n")
 
 
 @pytest.mark.parametrize(
@@ -175,14 +240,20 @@ def test_bad_input_inside_a_notebook_is_exit_code_2(house):
         (["--profile", "standart"], "unknown profile 'standart'. Did you mean 'standard'?"),
         (["--profile", "paper"], "unknown parameter in paper.yaml, 01_one, 'n_imags'. Did you mean 'n_images'?"),
         (["--only", "01_on"], "unknown notebook '01_on'. Did you mean '01_one'?"),
-        (["--at-once", "0"], "--at-once 0; allowed: 1 or more"),
+        (["--at-once", "0"], "Expected 1 notebook or more after --at-once, got 0. "),
+        (["--verify", "-1"], "Expected minutes of 0 or more after --verify, got -1. "),
+        (["--verify", "nan"], "Expected minutes of 0 or more after --verify, got nan. "),
+        (["--verify", "long"], "argument --verify: invalid float value: 'long'"),
+        (["--seed", "-1"], "Expected a whole number of 0 or more after --seed, got -1. "),
+        (["--verify-only", "--verify", "0"], "Expected some minutes to verify in, got --verify 0 with --verify-only. "),
+        (["--verify-only"], "Expected notebooks that measure rows, got 01_one. "),
+        (["--verify-only", "--fresh"], "Expected one of --verify-only, --fresh, got 2 of them. "),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
-        (["--accept"], "accepting the last run of profile quick: there is none"),
+        (["--accept"], "Expected a run of profile standard to accept, found none. Run it first: make reproduce."),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(house, capsys, arguments, line):
     write(paths.NOTEBOOKS, "01_one", "raise SystemExit")
-    (paths.NOTEBOOKS / "standard.yaml").write_text("all:\n  n_images: 100\n")
     (paths.NOTEBOOKS / "paper.yaml").write_text("01_one:\n  n_imags: 1000\n")
     assert reproduce.main(arguments) == 2
     out, err = capsys.readouterr()
@@ -193,19 +264,19 @@ def test_bad_input_is_refused_before_anything_runs(house, capsys, arguments, lin
 def test_parameters_by_profile_and_by_hand(house, capsys, monkeypatch):
     write(paths.NOTEBOOKS, "01_one", "x = 1")
     write(paths.NOTEBOOKS, "02_two", "x = 1", first="weights: str | None = None\nscale: float = 2.0")
-    (paths.NOTEBOOKS / "standard.yaml").write_text("all:\n  scale: 3\n01_one:\n  n_images: 100\n")
+    (paths.NOTEBOOKS / "large.yaml").write_text("all:\n  scale: 3\n01_one:\n  n_images: 100\n")
     books = parameters.find_notebooks()
-    values = parameters.parameters(books, "standard", ["methods=x,y", "weights=here"])
-    one = {"profile": "standard", "n_images": 100, "methods": ["x", "y"], "scale": 3.0, "fail": False}
+    values = parameters.parameters(books, "large", ["methods=x,y", "weights=here"])
+    one = {"profile": "large", "n_images": 100, "methods": ["x", "y"], "scale": 3.0, "fail": False}
     assert values == {"01_one": one, "02_two": {"weights": "here", "scale": 3.0}}
-    assert parameters.parameters(books, "quick", ["methods=['x']"])["01_one"]["methods"] == ["x"]
+    assert parameters.parameters(books, "standard", ["methods=['x']"])["01_one"]["methods"] == ["x"]
     (house / "mine.png").touch()
     monkeypatch.chdir(house)
     files = [
-        parameters.parameters(books, "quick", [f"weights={text}"])["02_two"]["weights"] for text in ("mine.png", "a")
+        parameters.parameters(books, "standard", [f"weights={text}"])["02_two"]["weights"] for text in ("mine.png", "a")
     ]
     assert files == [str(house / "mine.png"), "a"], "a file of this folder is found from the notebooks' folder"
-    assert reproduce.main(["--list", "--profile", "standard"]) == 0
+    assert reproduce.main(["--list", "--profile", "large"]) == 0
     assert "01_one: A claim\n" in (out := capsys.readouterr().out) and "    n_images: int = 100\n" in out
 
 
@@ -218,7 +289,7 @@ def test_a_notebook_needs_its_parameters_first(house, capsys):
     write(paths.NOTEBOOKS, "01_one", first="n: int = len('abc')")
     assert reproduce.main(["--list"]) == 2
     assert "01_one.ipynb, parameter n; allowed: a literal" in capsys.readouterr().err
-    write(paths.NOTEBOOKS, "01_one", first="profile: str = 'quick'\nn: int =")
+    write(paths.NOTEBOOKS, "01_one", first="profile: str = 'standard'\nn: int =")
     assert reproduce.main(["--list"]) == 2
     assert "notebook 01_one.ipynb, line 2 of its parameters: invalid syntax" in capsys.readouterr().err
 
@@ -231,13 +302,13 @@ def test_saved_files_depend_on_the_content_alone(house):
     for _ in range(2):
         notebook.save(table, "t", caption="n = 2")
         notebook.save(figure, "f", caption="n = 2")
-        contents.append({path.name: path.read_bytes() for path in quick("").iterdir()})
+        contents.append({path.name: path.read_bytes() for path in by_hand("").iterdir()})
     plt.close(figure)
     assert sorted(contents[0]) == ["f.pdf", "f.png", "t.csv", "t.md", "t.tex"] and contents[0] == contents[1]
     assert b"CreationDate" not in contents[0]["f.pdf"] and b"Software" not in contents[0]["f.png"]
-    assert quick("t.csv").read_text() == "method,score,text\nA_1,0.123456,.55 ± .30\nB,,5 %\n"
-    assert quick("t.md").read_text().splitlines()[2] == "| A_1 | 0.12 | **.55 ± .30** |"
-    assert r"A\_1 & 0.12 & \textbf{.55 $\pm$ .30} \\" in quick("t.tex").read_text()
+    assert by_hand("t.csv").read_text() == "method,score,text\nA_1,0.123456,.55 ± .30\nB,,5 %\n"
+    assert by_hand("t.md").read_text().splitlines()[2] == "| A_1 | 0.12 | **.55 ± .30** |"
+    assert r"A\_1 & 0.12 & \textbf{.55 $\pm$ .30} \\" in by_hand("t.tex").read_text()
     with pytest.raises(InputError, match="is a dict"):
         notebook.save({}, "t")
     with pytest.raises(InputError, match="allowed: letters"):
@@ -245,10 +316,10 @@ def test_saved_files_depend_on_the_content_alone(house):
 
 
 def test_the_caption_names_profile_n_and_commit():
-    assert notebook.caption("quick", 1000) == f"profile quick, n = 1,000 images, commit {commit()}"
+    assert notebook.caption("standard", 1000) == f"profile standard, n = 1,000 images, commit {commit()}"
     rows = pd.DataFrame({"model": list("aabb"), "image": list("xyxy"), "status": "ok"})
-    assert "4 rows failed, commit" in notebook.caption("quick", 2, rows=rows, kept=rows)
-    words = notebook.caption("quick", 2, rows=rows, kept=rows[:3])
+    assert "4 rows failed, commit" in notebook.caption("standard", 2, rows=rows, kept=rows)
+    words = notebook.caption("standard", 2, rows=rows, kept=rows[:3])
     assert "n = 2 images, 0 of 4 rows failed, 3 of 4 classifications correct and kept, commit" in words
 
 
@@ -302,73 +373,24 @@ def test_tables_are_compared_cell_by_cell(tmp_path):
     assert not verdict("24", "25")[0] and verdict("1000.5", "1001")[0]
     assert not verdict("holds", "fails")[0] and not verdict("", "0.5")[0]
     assert not verdict("0.5", "0.5", "method,scores,seconds")[0]
-    close, text, moved = verdict("0.6", "0.5")
-    assert moved and not verdict("holds", "fails").moved, "by its numbers alone"
+    close, text = verdict("0.6", "0.5")
     assert not close and text == "largest difference 0.1 at LayerCAM, score: '0.6' here, '0.5' in the reference"
 
 
-def test_rows_that_rounding_decides_do_not_count_and_excuse_the_numbers_of_their_tables(house, capsys):
-    def run(ill=0.5, other=0.5, text="holds"):
-        code = f"""
-import pandas as pd
-from refinecam_lib.notebook import save, save_rows
-rows = pd.DataFrame({{"image": "0", "method": ["GradCAM++", "GradCAM++^2", "LayerCAM"], "value": [{ill}, {ill}, {other}]}})
-save_rows(rows.assign(status="ok"), "rows_one", profile)
-save(pd.DataFrame({{"score": ["arcc"], "mean": [rows["value"].mean()], "verdict": ["{text}"]}}), "table_one", profile)"""
-        write(paths.NOTEBOOKS, "01_one", code)
-        capsys.readouterr()
-        return reproduce.main([]), capsys.readouterr().out
-
-    run()
-    assert reproduce.main(["--accept"]) == 0
-    status, out = run(ill=0.8)
-    assert status == 0 and "100.0% of 1 rows within 0.001, 2 of GradCAM++'s 2, whose maps" in out
-    assert "table_one.csv: moved with GradCAM++'s rows: largest difference 0.2 at arcc, mean" in out
-    assert run(other=0.8)[0] == 3, "another method's rows count, and excuse nothing"
-    assert "table_one.csv: DIFFERS" in run(other=0.8)[1]
-    assert run(ill=0.8, text="fails")[0] == 3, "nor is another verdict excused"
-    assert run()[0] == 0
-    rows = pd.DataFrame({"image": ["0", "1"], "method": "GradCAM++", "value": 0.5})
-    moved = rows.assign(value=[0.5, 0.9])
-    assert compare.compare_rows(moved, rows, ["image", "method"])[::2] == (True, True)
-    assert not compare.compare_rows(moved, rows.tail(1), ["image", "method"]).close, "a row too many counts"
+def test_columns_are_compared_row_by_row():
+    here = pd.Series([1.0, np.nan, np.nan, 1002.0, 0.5])
+    there = pd.Series([1.0, np.nan, 2.0, 1000.0, 0.4])
+    assert compare.differences(here, there) == pytest.approx([0, 0, np.inf, 0.002, 0.1])
+    curves = [np.array([0.1, 0.2]), np.array([0.1, 0.2]), "ok", "ok", None]
+    others = [np.array([0.1, 0.21]), np.array([0.1]), "ok", "failed", None]
+    found = compare.differences(pd.Series(curves, dtype=object), pd.Series(others, dtype=object))
+    assert found == pytest.approx([0.01, np.inf, 0, np.inf, 0])
 
 
-def test_rows_are_compared_by_key(house):
-    n = 200
-    rows = pd.DataFrame({"image": range(n), "value": np.linspace(0, 1, n), "status": "ok", "seconds": 1.0})
-    rows["curve"] = [np.array([0.1, 0.2])] * n
-    keys = ["image", "model"]
-
-    def changed(count, **values):
-        other = rows.copy()
-        for column, value in values.items():
-            other[column] = other[column].where(np.arange(n) >= count, value)
-        return compare.compare_rows(other, rows, keys)
-
-    assert changed(n, seconds=5.0) == compare.Verdict(True, "identical, 200 rows")
-    assert changed(n, value=rows["value"] + 0.0009)[0]
-    close, text, moved = changed(2, value=np.nan)
-    assert (
-        close and not moved and text == "99.0% of 200 rows within 0.001; largest difference inf in 'value' at image 0"
-    )
-    assert not changed(3, value=0.7)[0] and not changed(3, status="failed")[0]
-    other = rows.assign(curve=[np.array([0.1, 0.21])] * n)
-    assert not compare.compare_rows(other, rows, keys)[0]
-    shuffled = rows.sample(frac=1, random_state=0)
-    assert compare.compare_rows(shuffled, rows, keys) == compare.Verdict(True, "identical, 200 rows")
-    assert not compare.compare_rows(rows.head(100), rows, keys)[0]
-    assert compare.compare_rows(rows.head(100), rows, keys, subset=True)[0]
-    assert not compare.compare_rows(rows, rows.head(100), keys, subset=True)[0]
-    assert not compare.compare_rows(pd.concat([rows, rows]), rows, keys)[0]
-
-    wide = pd.DataFrame({f"c{k}": np.zeros(3) for k in range(150)} | {"image": range(3)})
-    with warnings.catch_warnings():  # pandas warns of frames in pieces, which the reader of a run's report sees
-        warnings.simplefilter("error")
-        assert compare.compare_rows(wide, wide, ["image"])[0]
-
+def test_rows_are_saved_for_the_reader(house):
+    rows = pd.DataFrame({"image": range(3), "value": np.linspace(0, 1, 3)})
     notebook.save_rows(rows, "rows_x")
-    path = quick("rows_x.parquet")
+    path = by_hand("rows_x.parquet")
     pd.testing.assert_frame_equal(compare.read_rows(path), rows)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="rows_x.parquet"):
@@ -386,3 +408,63 @@ def test_a_profile_can_be_for_some_notebooks_only(house, capsys):
     (paths.NOTEBOOKS / "few.yaml").write_text("only: 2\n")
     assert reproduce.main(["--list", "--profile", "few"]) == 2
     assert "and 'only', a list of notebooks' numbers" in capsys.readouterr().err
+
+
+class Verified:
+    """Stands in for `verify`, and for what notebooks plan: one shard, of which is asked what is written down here."""
+
+    def __init__(self, monkeypatch, ok=True):
+        self.asked, self.ok = [], ok
+        monkeypatch.setattr(reproduce, "planned", lambda notebooks, values: ["shard"])
+        monkeypatch.setattr(verify, "stored", lambda shards: {"committed": 36, "local": 0, "missing": 4})
+        monkeypatch.setattr(verify, "prove", lambda *asked: self.answer(*asked))
+        monkeypatch.setattr(verify, "compared", lambda *asked: self.answer("compared", *asked))
+
+    def answer(self, *asked):
+        self.asked.append(asked)
+        return verify.Proof(("12 rows measured again",), ("image 3: 0.5 here",), self.ok)
+
+
+def test_a_sample_of_rows_is_measured_again_unless_a_notebook_failed(house, capsys, monkeypatch):
+    write(paths.NOTEBOOKS, "01_one", TABLE, FAIL)
+    verified = Verified(monkeypatch)
+    assert reproduce.main(["--verify", "0.5", "--seed", "7"]) == 0 and verified.asked == [(["shard"], 0.5, 7)]
+    out = capsys.readouterr().out
+    assert "36 read from data/rows, 0 from your earlier runs, 4 measured now" in out
+    assert "measured  12 rows measured again\n" in out and "image 3" in made("report.txt").read_text()
+    assert reproduce.main(["--set", "fail=true"]) == 1 and len(verified.asked) == 1
+    assert reproduce.main(["--verify", "0"]) == 0 and len(verified.asked) == 1
+    verified.ok = False
+    capsys.readouterr()
+    assert reproduce.main([]) == 3 and verified.asked[1][1] == 3.0
+    assert capsys.readouterr().out.endswith(
+        "\nDIFFERS (exit code 3): rows measured again differ from the committed ones\n"
+    )
+
+
+def test_a_sample_alone_is_drawn_by_its_seed_and_counted_for_ci(house, capsys, monkeypatch):
+    write(paths.NOTEBOOKS, "01_one", "raise SystemExit")
+    verified = Verified(monkeypatch)
+    assert reproduce.main(["--verify-only", "--verify", "1", "--seed", "7"]) == 0
+    assert verified.asked == [(["shard"], 1.0, 7)] and not made("notebooks").exists()
+    out = capsys.readouterr().out
+    assert "12 rows measured again\n" in out and "\nsamples: 1 passed, 0 failed\n" in out
+    assert "image 3: 0.5 here" in made("verify.txt").read_text()
+    verified.ok = False
+    assert (
+        reproduce.main(["--verify-only"]) == 3 and "\nsamples: 0 passed, 1 failed\nDIFFERS" in capsys.readouterr().out
+    )
+    seeds = {reproduce.main(["--verify-only"]) and verified.asked[-1][2] for _ in range(5)}
+    assert len(seeds) > 1, "another sample each time"
+
+
+def test_a_fresh_run_tells_its_kernels_and_compares_all_rows(house, capsys, monkeypatch):
+    write(paths.NOTEBOOKS, "01_one", TABLE, "import os\nassert os.environ['REFINECAM_FRESH'] == '1'")
+    verified = Verified(monkeypatch)
+    monkeypatch.setenv(reproduce.FRESH, "")  # to have it put back
+    assert reproduce.main(["--fresh"]) == 0 and verified.asked == [("compared", ["shard"])]
+    assert "40 measured in this run" in capsys.readouterr().out
+
+
+def test_the_runner_passes_on_every_folder_that_a_source_of_photographs_has():
+    assert set(photographs.ROOTS.values()) <= set(running.FOLDERS)

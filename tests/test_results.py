@@ -71,7 +71,7 @@ def test_committed_rows_win_over_local_ones_but_for_a_fresh_run(monkeypatch):
     changed = pd.read_parquet(path).assign(probability=0.125)
     results.write_committed(changed, setups, path)
     assert (sweep.sweep(plan())["probability"] == 0.125).all()
-    monkeypatch.setenv(results.FRESH, "1")
+    monkeypatch.setenv(paths.FRESH, "1")
     same(sweep.sweep(plan()), rows)
     with results.committed_only():
         assert len(results.committed_rows(plan()[0])) == 12
@@ -205,7 +205,7 @@ def test_a_row_that_rounding_decides_is_counted_and_no_failure(monkeypatch):
 
 def test_a_fresh_run_is_compared_with_what_is_committed(monkeypatch):
     committed(plan())
-    monkeypatch.setenv(results.FRESH, "1")
+    monkeypatch.setenv(paths.FRESH, "1")
     sweep.sweep(plan())
     found = verify.compared(plan())
     assert found.ok and "18 are the same" in found.lines[1]
