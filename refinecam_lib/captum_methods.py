@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cam import Capture, Maps, grad_cam
-from .checks import InputError, seed_of
+from .checks import InputError, rng, seed_of
 from .layers import evaluating
 
 SAMPLES = 25
@@ -193,8 +193,11 @@ def deep_lift(capture: Capture) -> Maps:
 
 
 def _normal(like: Tensor, seed: int) -> Tensor:
-    """Standard normal noise in the shape of `like`, drawn on the CPU so that every device has the same."""
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+    """Standard normal noise in the shape of `like`, the same on every device and processor.
+
+    NumPy draws it, because the last bits of torch.randn depend on the processor.
+    """
+    return torch.from_numpy(rng(seed).standard_normal(tuple(like.shape), dtype="float32")).to(like)
 
 
 def superpixels(image: Tensor, n_segments: int = 100) -> Tensor:

@@ -14,7 +14,7 @@ from refinecam_lib import cam
 from refinecam_lib import captum_methods as methods
 from refinecam_lib.cam import Capture
 from refinecam_lib.checkpoints import checkpoint_path
-from refinecam_lib.checks import InputError, seed_of
+from refinecam_lib.checks import InputError, rng, seed_of
 from refinecam_lib.datasets import batch_of
 from refinecam_lib.explain import METHODS, variant_maps
 from refinecam_lib.layers import evaluating
@@ -141,8 +141,9 @@ def test_integrated_gradients_sum_to_the_difference_of_the_outputs(curved):
 
 
 def baselines(capture: Capture) -> torch.Tensor:
-    generators = [torch.Generator().manual_seed(seed_of(seed, "DeepLift")) for seed in capture.seeds]
-    return torch.stack([1e-3 * torch.randn(capture.inputs.shape[1:], generator=g) for g in generators])
+    shape = tuple(capture.inputs.shape[1:])
+    noise = [rng(seed_of(seed, "DeepLift")).standard_normal(shape, dtype="float32") for seed in capture.seeds]
+    return 1e-3 * torch.from_numpy(np.stack(noise))
 
 
 @pytest.mark.parametrize("name", ["vgg11", pytest.param("convnext_tiny", marks=pytest.mark.slow)])
