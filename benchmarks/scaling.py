@@ -7,6 +7,7 @@ and multiplies up to the paper's sweep and to ImageNet's validation set. docs/sc
 
 import argparse
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import refinecam_lib  # noqa: F401 - before anything imports torchvision
-from refinecam_lib import sweep
 from refinecam_lib.cam import Capture, forward_chunk
 from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED
+from refinecam_lib.measurements import load_once
 from refinecam_lib.models import load_model, spec_of
 from refinecam_lib.shards import Shard, plan
+from refinecam_lib.sweep import measured
 
 PAPER = ("vgg11", "resnet18", "swin_tiny", "convnext_tiny")
 """The paper's four networks."""
@@ -92,12 +94,12 @@ def methods(images: int) -> pd.DataFrame:
     both = seconds(lambda: Capture(model, batch, target, spec.layers).gradients) / len(batch)
     print(f"{OURS}: an image forward {1e3 * forward:.1f} ms, forward and back {1e3 * both:.1f} ms of CPU time")
     records, planned = [], shards(images)
-    sweep._measure(planned[0])  # what is slow only once
+    measured(planned[0])  # what is slow only once
     for shard in planned:
-        n = shard.stop - shard.start
-        with counted(sweep._model(OURS, "synthetic", shard.checkpoint, sweep.threading.get_ident())) as seen:
+        n = len(shard.numbers)
+        with counted(load_once(OURS, "synthetic", shard.checkpoint, threading.get_ident())) as seen:
             begun = time.process_time()
-            rows = sweep._measure(shard)
+            rows = measured(shard)
             taken = time.process_time() - begun
         passes = {way: seen[way] / n for way in ("forward", "back")}
         predicted = passes["forward"] * forward + passes["back"] * (both - forward)

@@ -5,8 +5,9 @@
 
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import joblib
@@ -33,8 +34,22 @@ class Done(NamedTuple):
     failed: int
 
 
-def _use_cudnn(tf32: bool, deterministic: bool) -> None:
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = tf32, deterministic
+@contextmanager
+def reproducibly() -> Iterator[None]:
+    """Let torch compute the same bits every time inside: one thread, full precision, deterministic algorithms.
+
+    Another number of threads takes sums in another order and moves the last bits. Use more processes instead. On a GPU
+    convolutions use full precision, not TF32's 10 bits.
+    """
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic
+    torch.set_num_threads(1)
+    cudnn.allow_tf32, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.allow_tf32, cudnn.deterministic = before
 
 
 def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
@@ -63,14 +78,9 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
 
 
 def measured(shard: Shard, rounding: int | None = None) -> pd.DataFrame:
-    """The rows of a shard, measured now and written nowhere. rounding: see `measurements.Work`.
-
-    Torch is set to one thread, because another number takes sums in another order and moves the last bits. Use more
-    processes instead. On a GPU convolutions use full precision, not TF32's 10 bits, and deterministic algorithms.
-    """
-    torch.set_num_threads(1)
-    _use_cudnn(tf32=False, deterministic=True)
-    return measure_shard(shard, rounding)
+    """The rows of a shard, measured now and written nowhere. rounding: see `measurements.Work`."""
+    with reproducibly():
+        return measure_shard(shard, rounding)
 
 
 def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) -> pd.DataFrame:
@@ -86,21 +96,17 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
     shards = list(dict.fromkeys(shards))
     found = look_up(shards, retry_failed)
     missing = list(dict.fromkeys(found.missing))
-    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
-    before = cudnn.allow_tf32, cudnn.deterministic
     work = joblib.Parallel(n_jobs=min(n_jobs, max(1, len(missing))), return_as="generator_unordered")(
         joblib.delayed(run_shard)(s, retry_failed) for s in random.Random().sample(missing, len(missing))
     )
     try:
-        _follow(work, len(missing))
+        with reproducibly():  # also round threads that measure in this process at once
+            _follow(work, len(missing))
     except BrokenProcessPool:
         raise Stopped(
             "a process of the sweep died: killed, or out of memory (fewer n_jobs need less). "
             "What is measured is kept: run the same again"
         ) from None
-    finally:
-        torch.set_num_threads(threads)
-        _use_cudnn(*before)
     new = table(load_shard(shard) for shard in missing)
     rows = table([found.rows, new])
     read, here = found.committed, len(found.rows) - found.committed

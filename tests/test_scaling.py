@@ -9,6 +9,7 @@ import toys
 
 from benchmarks import scaling
 from refinecam_lib import models, paths, shards, sweep
+from refinecam_lib.measurements import load_once
 
 DOCUMENT = (paths.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
@@ -28,12 +29,12 @@ def test_passes_are_counted_as_the_formulas_say(tmp_path, monkeypatch, method, f
     monkeypatch.setitem(shards.DATASETS, "toy", toys.Toy)
     monkeypatch.setitem(models.MODELS, "tiny", toys.SPEC)
     toys.write_checkpoint(tmp_path, seed=0)
-    sweep._model.cache_clear()
+    load_once.cache_clear()
     shard = toys.plan(images=3, size=3, methods=[method])[0]
-    network = sweep._model("tiny", "synthetic", shard.checkpoint, threading.get_ident())
+    network = load_once("tiny", "synthetic", shard.checkpoint, threading.get_ident())
     with scaling.counted(network) as seen:
-        sweep._measure(shard)
-    sweep._model.cache_clear()
+        sweep.measured(shard)
+    load_once.cache_clear()
     assert (seen["forward"], seen["back"]) == (3 * forward, 3 * back)
     assert not network._forward_hooks
 
