@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .compare import differences
-from .explain import method_of
+from .explain import SLOW, method_of
 from .photographs import available
 from .provenance import KEYS
 from .results import committed_only, committed_rows, local_rows, look_up, pairs_of
@@ -33,10 +33,9 @@ FACTOR = 5.0
 """How many times the largest move a difference may be. Another processor rounds in every operation, not in the input alone."""
 LIMIT = 0.05
 """The largest share of ill-conditioned rows that is no failure."""
-UNCOMPARED = {*KEYS, "seed", "commit", "file", "reason"}
+UNCOMPARED = {*KEYS, "seed", "commit", "file", "reason", "column"}
 LIGHT = "efficientnet_lite0"
-"""The network on which methods of hundreds of forward passes a map are measured again."""
-HEAVY = ("ScoreCAM",)
+"""The network on which slow methods are measured again, which take a minute a row on others."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _places(shards: Sequence[Shard]) -> list[tuple[Shard, int]]:
 
 def _sample(places: Sequence[tuple[Shard, int]], draw: random.Random) -> tuple[list[tuple[Shard, int]], ...]:
     """Rows to measure in any case, which bring a network, data set or aggregate each; and others, kinds of rows in turn."""
-    light = [p for p in places if p[0].method not in HEAVY or p[0].model == LIGHT]
+    light = [p for p in places if p[0].method not in SLOW or p[0].model == LIGHT]
     shuffled = draw.sample(light, len(light))
     first: list[tuple[Shard, int]] = []
     seen: set[object] = set()
