@@ -210,13 +210,15 @@ def randomisation_plan(model: str, methods: Sequence[str], n_images: int, seed: 
     return plan(model, methods, n_images, [BASE, REFINED], seed=seed, measurement="randomisation")
 
 
-def rounding_plan(networks: Sequence[str], n_rounding: int, seed: int = 0) -> list[Shard]:
-    """Which rows rounding decides: the ten methods but ScoreCAM on several networks, Base and RefineCAM."""
+def rounding_plan(model: str, networks: Sequence[str], n_rounding: int, seed: int = 0) -> list[Shard]:
+    """Which rows rounding decides: methods on several networks, Base and RefineCAM; slow ones on `model` alone."""
     methods = [method for method in (*CAMS, *OTHERS) if method != "ScoreCAM"]
     return [
         shard
         for network in networks
-        for shard in plan(network, methods, n_rounding, [BASE, REFINED], size=4, seed=seed, measurement="rounding")
+        for method in methods
+        if network == model or method not in SLOW
+        for shard in plan(network, [method], n_rounding, [BASE, REFINED], size=4, seed=seed, measurement="rounding")
     ]
 
 
