@@ -246,8 +246,11 @@ def commit_rows(shards: Sequence[Shard]) -> list[Path]:
 
 
 def write_committed(rows: pd.DataFrame, setups: dict, path: Path) -> None:
-    """Write committed rows: float32, sorted, the conditions of each setup in the file's metadata."""
-    double = rows.select_dtypes("float64").columns
+    """Write committed rows, numbers with a fraction in float32, the conditions of each setup in the file's metadata.
+
+    Whole numbers stay as they are, because some are sets of bits: those of birds' parts.
+    """
+    double = [name for name in rows.select_dtypes("float64") if (rows[name].dropna() % 1 != 0).any()]
     arrow = pyarrow.Table.from_pandas(rows.astype(dict.fromkeys(double, np.float32)), preserve_index=False)
     metadata = (arrow.schema.metadata or {}) | {b"setups": json.dumps(setups, sort_keys=True).encode()}
 

@@ -113,6 +113,15 @@ def test_the_code_of_a_row_is_that_of_what_measures_it():
     assert "#" not in parts["refinecam_lib.memory"] and "one layer's output" not in parts["refinecam_lib.memory"]
 
 
+def test_committed_rows_keep_every_bit_of_a_whole_number():
+    rows = sweep.sweep(plan()).assign(keeps=[float(2**33 + 1)] * 17 + [np.nan], setup=plan()[0].setup)
+    path = paths.ROWS / "scores-toy-tiny.parquet"
+    results.write_committed(rows, {}, path)
+    kept = pd.read_parquet(path)
+    assert kept["keeps"].dtype == "float64" and kept["keeps"].iloc[0] == 2**33 + 1 and kept["keeps"].isna().sum() == 1
+    assert kept["probability"].dtype == "float32"
+
+
 def test_a_committed_file_that_is_not_whole_says_how_to_restore_it():
     committed(plan())
     path = results.committed_file(plan()[0])
