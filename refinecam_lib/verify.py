@@ -106,9 +106,19 @@ def compare(shard: Shard, row: pd.Series, here: pd.DataFrame) -> Verdict:
 
 
 def _gaps(row: pd.Series, here: pd.DataFrame) -> dict[str, float]:
-    """How far each value of a row is from the one measured row."""
-    there = pd.DataFrame({c: pd.Series([row[c]], dtype=object).infer_objects() for c in here})
-    return {c: float(differences(here[c].reset_index(drop=True), there[c])[0]) for c in here}
+    """How far each value of a row is from the one measured row. Whole numbers, which count or name, are equal or not."""
+
+    def gap(there: object, value: pd.Series) -> float:
+        found = value.iloc[0]
+        if _whole(there) and _whole(found):
+            return 0.0 if there == found else np.inf
+        return float(differences(value.reset_index(drop=True), pd.Series([there], dtype=object).infer_objects())[0])
+
+    return {c: gap(row[c], here[c]) for c in here}
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and float(value).is_integer()
 
 
 def _text(value: object) -> str:

@@ -193,6 +193,16 @@ def test_the_proof_fails_where_the_code_is_wrong(monkeypatch, broken):
     assert any("LayerCAM, toy-" in line and "differs: " in line for line in found.lines)
 
 
+def test_a_class_or_a_set_of_bits_is_the_same_or_not(monkeypatch):
+    (single, *_) = plan(methods=["LayerCAM"])[0].singly()
+    here = sweep.measured(single).assign(keeps=2.0**31)
+    assert verify.compare(single, here.iloc[0], here).kind == "same"
+    monkeypatch.setattr(verify, "measured", lambda shard, rounding=None: here)
+    moved = here.assign(keeps=2.0**31 + 1).iloc[0]
+    found = verify.compare(single, moved, here)
+    assert found.kind == "differs" and found.column == "keeps"
+
+
 def test_a_row_that_rounding_decides_is_counted_and_no_failure(monkeypatch):
     rows = committed(plan())
     measure, drawn = sweep.measure_shard, np.random.default_rng(0)
