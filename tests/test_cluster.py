@@ -20,7 +20,8 @@ SLURM = re.search(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)[1]
 
 
 def environment(results):
-    return os.environ | {"CI": "1", "PYTHONPATH": str(paths.ROOT), "REFINECAM_RESULTS": str(results)}
+    own = {"REFINECAM_RESULTS": str(results), "REFINECAM_ROWS": str(results / "committed")}
+    return os.environ | {"CI": "1", "PYTHONPATH": str(paths.ROOT)} | own
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ with engine(address):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in (folder / "rows").iterdir()}
+    return {path.name: path.read_bytes() for path in (folder / "rows").rglob("*.parquet")}
 
 
 def test_sequential_processes_and_a_dask_cluster_give_the_same_files(recipe):
@@ -78,7 +79,7 @@ def test_sequential_processes_and_a_dask_cluster_give_the_same_files(recipe):
     command = [sys.executable, "-c", SAME, str(folder), address]
     done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("4 rows from 4 shards, 4 of them measured now; 0 rows failed") == 3
+    assert done.stdout.count("4 rows: 0 committed, 0 measured here before, 4 measured now; 0 failed") == 3
     assert len(contents(folder / "dask")) == 4
     assert contents(folder / "sequential") == contents(folder / "processes") == contents(folder / "dask")
 
@@ -86,7 +87,7 @@ def test_sequential_processes_and_a_dask_cluster_give_the_same_files(recipe):
 KILL = """
 import os, signal, sys, threading, time
 import distributed
-from refinecam_lib import sweep
+from refinecam_lib import paths, sweep
 from refinecam_lib.plans import engine
 from refinecam_lib.shards import plan
 shards = plan("efficientnet_lite0", ["GradCAM"], 8, size=2)
@@ -99,7 +100,7 @@ with engine(sys.argv[1]):
     pids = client.run(os.getpid)
     def kill():
         while True:
-            done = list(sweep.paths.RESULTS.glob("rows/*.parquet"))  # workers have imported all they need
+            done = list(paths.RESULTS.rglob("*.parquet"))  # workers have imported all they need
             for worker, tasks in client.processing().items() if done else ():
                 if tasks:
                     os.kill(pids[worker], signal.SIGKILL)
@@ -118,7 +119,7 @@ def test_a_dask_worker_killed_in_mid_shard_gives_it_back(recipe):
         command, settings = [sys.executable, "-c", KILL, *arguments], environment(folder / results)
         done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert "killed a worker in mid-shard" in done.stdout and "8 rows from 4 shards" in done.stdout
+    assert "killed a worker in mid-shard" in done.stdout and "8 rows: 0 committed, 0 measured here before, 8 measured now" in done.stdout
     assert contents(folder / "sequential") == contents(folder / "dask")
 
 
@@ -130,10 +131,10 @@ def test_the_recipe_to_its_last_line(recipe):
     command = [sys.executable, *shlex.split(line.replace("--profile paper", few))[1:]]
     done = subprocess.run(command, env=environment(folder / "dask"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(" 0 rows failed\n")
+    assert done.stdout.endswith("measured now; 0 failed\n")
     command = [sys.executable, "-m", "refinecam_lib.reproduce", "--status", *shlex.split(few)]
     done = subprocess.run(command, env=environment(folder / "dask"), capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"together: (\d+) of \1 shards done, (\d+) of \2 rows", done.stdout.splitlines()[-1])
+    assert re.fullmatch(r"together: (\d+) of \1 rows done, 0 of them committed", done.stdout.splitlines()[-1])
 
 
 def test_a_scheduler_that_is_not_there_is_one_clear_line(capsys):

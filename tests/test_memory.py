@@ -87,7 +87,7 @@ def test_freed_memory_is_used_again_without_new_pages_and_can_be_given_back():
     def run(keep, give_back):
         return last_line(PAGES.format(keep=keep, give_back=give_back))
 
-    fresh, returned = run("from refinecam_lib import memory", "memory.give_back()")
+    fresh, returned = run("from refinecam_lib import cam, memory", "memory.give_back()")
     assert fresh < 5e6 and returned > 80e6
     assert run("", "")[0] > 80e6, "without it every block is new"
 
