@@ -346,6 +346,7 @@ def rounding_grid(table: pd.DataFrame, caption: str) -> Figure:
         annot_kws={"fontsize": 8.5},
     )  # fmt: skip
     axes[0, 0].set(xlabel="", ylabel="", xticklabels=[name.replace("_", "\n") for name in shares])
+    axes[0, 0].grid(False)  # cells without a value stay empty
     axes[0, 0].tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False, rotation=0)
     axes[0, 0].tick_params(axis="y", rotation=0)
     return _caption(figure, caption)
