@@ -318,10 +318,10 @@ def summary():
         f"{len(precision[1])} of {len(CAMS)} and falls for none |"
     )
     arcc = refined(rows_of("table1", "photographs"), "arcc")
-    assert not len(changed(arcc)[-1]), "the table says that it tends to hold"
+    assert not any(len(methods) for methods in changed(arcc).values()), "the table says that nothing is shown"
     yield (
-        f"| on photographs (Table 1) | **tends to hold**: the mean rises for {(arcc['difference'] > 0).sum()} of "
-        f"{len(CAMS)} methods, a rise is shown for {len(changed(arcc)[1])} |"
+        f"| on photographs (Table 1) | **not shown**: the mean rises for {(arcc['difference'] > 0).sum()} of {len(CAMS)} "
+        f"methods and falls for {(arcc['difference'] < 0).sum()}, by no more than chance explains |"
     )
     geometric = audit.loc["the product beats the geometric mean"]
     assert (geometric["high"] < 0).all()
