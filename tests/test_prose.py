@@ -416,5 +416,6 @@ def test_every_command_of_the_readme_names_what_there_is():
     commands = re.findall(r'make reproduce ARGS="([^"]*)"', readme())
     assert len(commands) > 2
     for command in commands:
-        assert reproduce.main([*shlex.split(command), "--list"]) == 0, command
+        given = [word for word in shlex.split(command) if word != "--fresh"]  # which runs, where --list doesn't
+        assert reproduce.main([*given, "--list"]) == 0, command
     assert reproduce.main(["--only", "00", "--set", "own_image=x", "--list"]) == 2, "else --list would check nothing"
