@@ -128,9 +128,12 @@ def _text(value: object) -> str:
 
 
 def _places(shards: Sequence[Shard]) -> list[tuple[Shard, int]]:
-    """Every committed row of the shards: a shard of that row alone, and its place in `committed_rows`."""
+    """Every committed row of the shards: a shard of that row alone, and its place in `committed_rows`.
+
+    But for those that say what rounding does to another row: each processor has its own.
+    """
     setups: dict[str, dict[Pair, Shard]] = {}
-    for shard in dict.fromkeys(shards):
+    for shard in dict.fromkeys(s for s in shards if s.measurement != "rounding"):
         setups.setdefault(shard.setup, {}).update(dict.fromkeys(shard.pairs, shard))
     places = []
     for wanted in setups.values():

@@ -29,7 +29,7 @@ def test_rows_measured_again_are_the_committed_ones():
     proof = verify.prove(shards, minutes=0, seed=0)
     kinds = {line.partition(",")[0] for line in proof.details}
     assert proof.ok, "\n".join(["rows moved, but RESULTS_VERSION did not:", *proof.lines])
-    assert kinds == set(RESULTS_VERSION)
+    assert kinds == set(RESULTS_VERSION) - {"rounding"}, "whose rows each processor has of its own"
 
 
 def test_every_committed_file_is_planned_and_small():
