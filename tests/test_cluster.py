@@ -119,7 +119,10 @@ def test_a_dask_worker_killed_in_mid_shard_gives_it_back(recipe):
         command, settings = [sys.executable, "-c", KILL, *arguments], environment(folder / results)
         done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert "killed a worker in mid-shard" in done.stdout and "8 rows: 0 committed, 0 measured here before, 8 measured now" in done.stdout
+    assert (
+        "killed a worker in mid-shard" in done.stdout
+        and "8 rows: 0 committed, 0 measured here before, 8 measured now" in done.stdout
+    )
     assert contents(folder / "sequential") == contents(folder / "dask")
 
 
