@@ -461,7 +461,7 @@ def test_a_sample_alone_is_drawn_by_its_seed_and_counted_for_ci(house, capsys, m
 def test_a_fresh_run_tells_its_kernels_and_compares_all_rows(house, capsys, monkeypatch):
     write(paths.NOTEBOOKS, "01_one", TABLE, "import os\nassert os.environ['REFINECAM_FRESH'] == '1'")
     verified = Verified(monkeypatch)
-    monkeypatch.setenv(reproduce.FRESH, "")  # to have it put back
+    monkeypatch.setenv(paths.FRESH, "")  # to have it put back
     assert reproduce.main(["--fresh"]) == 0 and verified.asked == [("compared", ["shard"])]
     assert "40 measured in this run" in capsys.readouterr().out
 
