@@ -146,9 +146,10 @@ def predictions(work: Work) -> pd.DataFrame:
 def maps(work: Work) -> pd.DataFrame:
     """The raw map of a method at each variant's layer, divided by its maximum: float16 values, and their height and width."""
     frames, capture = [], work.capture
-    raw = capture.maps(method_of(work.shard.method).function)
+    method = method_of(work.shard.method)
+    raw = method.on(capture).maps(method.function)
     for variant in work.shard.variants:
-        layer = raw[variant.layer].cpu()
+        layer = raw[variant.layer].cpu().float()
         scaled = (layer / layer.amax((1, 2), keepdim=True).clamp_min(torch.finfo(layer.dtype).tiny)).numpy()
         frames.append(
             names_of(work.shard, variant, work.samples).assign(

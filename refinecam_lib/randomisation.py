@@ -25,7 +25,7 @@ def cascade(model: nn.Module, inputs: Tensor, layers: Sequence[str], seed: int =
     everything. Batch norms' statistics are taken anew on `inputs`: with the old ones a random network would be
     constant, which no map survives. The copies are of the type of `inputs`; the model given stays as it is.
     """
-    changed = copy.deepcopy(model).eval().requires_grad_(False)
+    changed = copy.deepcopy(model).eval().requires_grad_(False).double()  # float32 draws differ between processors
     order = list(changed.named_modules())
     ends = [_last(order, layer) for layer in layers]
     done = len(order)

@@ -15,6 +15,10 @@ CORRELATIONS = {
 }
 
 
+FEW = 100
+"""Up to so many rows Kendall's correlation is computed from all pairs."""
+
+
 def bootstrap_interval(
     values: np.ndarray, images: np.ndarray | None = None, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
@@ -110,6 +114,36 @@ def correlation(x: np.ndarray, y: np.ndarray, kind: str = "pearson") -> float:
     return float(test(x[both], y[both])[0])
 
 
+def correlations_with_first(table: np.ndarray) -> dict[str, np.ndarray]:
+    """All three correlations of the first column (n,) with each other column (n,S) of a table, (S,) each.
+
+    The same numbers as `correlation`, many times faster, because no p value is computed. Rows with a value that is not
+    finite are left out; NaN below 3 rows, and where a column is constant.
+    """
+    table = table[np.isfinite(table).all(1)]
+    if len(table) < 3:
+        return {kind: np.full(table.shape[1] - 1, np.nan) for kind in CORRELATIONS}
+    ranks = scipy.stats.rankdata(table, axis=0)
+    if len(table) <= FEW:  # signs of all pairs
+        kendall = _cosines(np.sign(table[:, None] - table[None]).reshape(-1, table.shape[1]))
+    else:
+        kendall = np.array([correlation(column, table[:, 0], "kendall") for column in table[:, 1:].T])
+    return {"pearson": _pearson(table), "spearman": _pearson(ranks), "kendall": kendall}
+
+
+def _pearson(table: np.ndarray) -> np.ndarray:
+    constant = np.ptp(table, axis=0) == 0
+    found = _cosines(table - table.mean(0))
+    return np.where(constant[0] | constant[1:], np.nan, found)
+
+
+def _cosines(table: np.ndarray) -> np.ndarray:
+    """The cosine of the first column with each other, NaN where one is zero."""
+    norms = np.linalg.norm(table, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.clip(table[:, 0] @ table[:, 1:] / (norms[0] * norms[1:]), -1, 1)
+
+
 def correlations(
     rows: pd.DataFrame,
     scores: Sequence[str],
@@ -145,8 +179,7 @@ def correlations(
             own = pick[model[pick] == k]
             levels = {"explanation": values[own], "method mean": _group_means(values[own], method[own], len(names))}
             for level, table in levels.items():
-                for kind in CORRELATIONS:
-                    row = [correlation(table[:, 1 + s], table[:, 0], kind) for s in range(len(scores))]
+                for kind, row in correlations_with_first(table).items():
                     found.setdefault((level, kind), []).append(row)
         return {key: np.array(tables) for key, tables in found.items()}
 

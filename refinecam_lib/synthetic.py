@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
+from torchvision.transforms.functional import to_tensor
 
 from .checks import PICTURES, UNREADABLE, InputError, folder, one_of, rng, seed_of
 from .crowd import crowd_scene
@@ -304,6 +305,7 @@ class ShiftedShapes:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[index]
-        larger = torch.nn.functional.interpolate(sample.image[None], size=CANVAS, mode="bilinear", antialias=True)[0]
+        picture = Image.fromarray((sample.image * 255).round().byte().permute(1, 2, 0).numpy())
         edge = (CANVAS - SIZE) // 2
-        return replace(sample, image=larger[:, edge : edge + SIZE, edge : edge + SIZE].contiguous())
+        larger = picture.resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
+        return replace(sample, image=to_tensor(larger.crop((edge, edge, edge + SIZE, edge + SIZE))))

@@ -1,7 +1,7 @@
 """Prove committed rows: measure some of them again and compare, or compare all rows of a run that measured afresh.
 
 A row counts as different only if rounding cannot explain it. Where a value differs by more than `WITHIN`, the row is
-measured a few times more, each time with the input moved by one float32 rounding step at random. If the difference is
+measured again and again, each time with the input moved by one float32 rounding step at random. Once the difference is
 at most `FACTOR` times the largest move, the row is ill-conditioned: it is counted and listed, and no failure.
 Methods that are computed in float64 have no such excuse: on every processor their maps are the same.
 """
@@ -31,8 +31,13 @@ from .sweep import measured
 
 WITHIN = 1e-3
 """Two values this close are the same; above 1 the difference is relative."""
-ROUNDINGS = 3
-"""How often a row that differs is measured with a moved input."""
+ROUNDINGS = 3, 40
+"""How often a row that differs is measured with a moved input: at least, and at most while there is time.
+
+Two pixels may be so close that one rounding in a dozen swaps them, so a few are not enough.
+"""
+MINUTES = 10
+"""For so long a fresh run, which compares all rows, moves inputs more than the fewest times."""
 FACTOR = 5.0
 """How many times the largest move a difference may be. Another processor rounds in every operation, not in the input alone."""
 LIMIT, CHANCE = 0.05, 0.01
@@ -79,13 +84,13 @@ def stored(shards: Sequence[Shard]) -> dict[str, int]:
     return {"committed": found.committed, "local": len(found.rows) - found.committed, "missing": len(missing)}
 
 
-def check(shard: Shard, row: pd.Series) -> Verdict:
-    """Measure the one row of a shard again and compare it with `row`."""
-    return compare(shard, row, measured(shard))
+def check(shard: Shard, row: pd.Series, until: float = np.inf) -> Verdict:
+    """Measure the one row of a shard again and compare it with `row`, see `compare`."""
+    return compare(shard, row, measured(shard), until)
 
 
-def compare(shard: Shard, row: pd.Series, here: pd.DataFrame) -> Verdict:
-    """Compare the committed `row` of a shard of one row with the one `here`."""
+def compare(shard: Shard, row: pd.Series, here: pd.DataFrame, until: float = np.inf) -> Verdict:
+    """Compare the committed `row` of a shard of one row with the one `here`. until: when the time for many moves is up."""
     name = ", ".join(str(part) for part in (shard.measurement, shard.dataset, shard.model, shard.method) if part)
     variant = shard.variants[0]
     name += f", {shard.images[0]}, layer {variant.layer}, {variant.aggregate}"
@@ -96,9 +101,11 @@ def compare(shard: Shard, row: pd.Series, here: pd.DataFrame) -> Verdict:
     worst = max(columns, key=lambda c: gap[c])
     if gap[worst] <= WITHIN:
         return Verdict(name, "same")
-    moved = 0.0
+    moved, (fewest, most) = 0.0, ROUNDINGS
     if not shard.method or not method_of(shard.method).double:
-        for number in range(ROUNDINGS):
+        for number in range(most):
+            if gap[worst] <= FACTOR * moved or (number >= fewest and time.time() > until):
+                break
             again = _gaps(measured(shard, rounding=number).reindex(columns=columns).iloc[0], here)
             moved = max(moved, *again.values())
     kind = "ill-conditioned" if gap[worst] <= FACTOR * moved else "differs"
@@ -166,12 +173,13 @@ def _sample(places: Sequence[tuple[Shard, int]], draw: random.Random) -> tuple[l
     return first, turns
 
 
-def _check(shard: Shard, place: int, until: float) -> Verdict | None:
+def _check(shard: Shard, place: int, until: float, in_any_case: bool) -> Verdict | None:
     """One row of a sample, or None once the time is up."""
-    return None if time.time() > until else check(shard, committed_rows(shard).iloc[place])
+    late = time.time() > until and not in_any_case
+    return None if late else check(shard, committed_rows(shard).iloc[place], until)
 
 
-def _each(work: Sequence[tuple[Shard, int, float]], n_jobs: int) -> Iterator[Verdict | None]:
+def _each(work: Sequence[tuple[Shard, int, float, bool]], n_jobs: int) -> Iterator[Verdict | None]:
     """`_check` of each, in order. Not joblib's processes: those start anew where a process holds several networks."""
     if n_jobs == 1:
         yield from (_check(*one) for one in work)
@@ -200,8 +208,7 @@ def prove(shards: Sequence[Shard], minutes: float, seed: int | None = None, n_jo
         return Proof(("no committed row was measured again: there is none to be measured here", *_away(away)), (), True)
     first, turns = _sample(places, random.Random(seed))
     order = first + turns[: int(60 * minutes * n_jobs * 4)]  # more than there is time for
-    until = [np.inf] * len(first) + [start + 60 * minutes] * len(turns)
-    work = [(shard, place, end) for (shard, place), end in zip(order, until)]
+    work = [(*entry, start + 60 * minutes, k < len(first)) for k, entry in enumerate(order)]
     verdicts = [verdict for verdict in _each(work, n_jobs) if verdict]
     models, methods = ({getattr(s, what) for (s, _), v in zip(order, verdicts) if v} for what in ("model", "method"))
     took = time.time() - start
@@ -214,7 +221,7 @@ def prove(shards: Sequence[Shard], minutes: float, seed: int | None = None, n_jo
 
 def compared(shards: Sequence[Shard]) -> Proof:
     """Compare every row that a fresh run measured with the committed one."""
-    verdicts = []
+    verdicts, until = [], time.time() + 60 * MINUTES
     with committed_only():
         places = _places(shards)
         committed = {(shard.setup, shard.pairs[0]): committed_rows(shard).iloc[place] for shard, place in places}
@@ -225,7 +232,7 @@ def compared(shards: Sequence[Shard]) -> Proof:
     for shard, _ in places:
         key = shard.setup, shard.pairs[0]
         if key in found:
-            verdicts.append(compare(shard, committed[key], found[key].to_frame().T.infer_objects()))
+            verdicts.append(compare(shard, committed[key], found[key].to_frame().T.infer_objects(), until))
     what = f"compared {len(verdicts):,} rows that were measured afresh with the committed ones, of {len(places):,}"
     return _proof(what, verdicts, [])
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+from refinecam_lib import statistics
 from refinecam_lib.checks import InputError
 from refinecam_lib.statistics import bootstrap_interval, correlation, correlations, holm, paired_test, summary
 
@@ -152,3 +153,16 @@ def test_correlations_average_over_models_and_leave_out_the_undefined():
         correlations(rows, ["arcc", "road"], reference="adcc")
     with pytest.raises(InputError, match="no row in which cosine and every score are defined"):
         correlations(rows.assign(road=np.nan), ["arcc", "road"])
+
+
+@pytest.mark.parametrize("n", [2, 3, 12, statistics.FEW, statistics.FEW + 1])
+def test_all_columns_at_once_give_the_correlations_of_each(n):
+    table = np.random.default_rng(n).normal(size=(n, 5)).round(1)  # with ties
+    table[:, 3] = 1.0
+    found = statistics.correlations_with_first(table)
+    for kind, row in found.items():
+        alone = [statistics.correlation(table[:, 0], column, kind) for column in table[:, 1:].T]
+        np.testing.assert_allclose(row, alone, atol=1e-12)
+    lacking = np.vstack([table, np.full(5, np.nan)])
+    again = statistics.correlations_with_first(lacking)
+    assert all(np.array_equal(again[kind], found[kind], equal_nan=True) for kind in found)
