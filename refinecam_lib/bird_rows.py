@@ -24,6 +24,7 @@ from .checks import InputError, rng, seed_of
 from .datasets import PREDICTED, Sample
 from .explain import Variant, variant_maps
 from .funnybirds import PARTS, FunnyBirds
+from .inference import forward
 
 
 class BirdImages(Sequence[Sample]):
@@ -64,11 +65,7 @@ def logits_of(model: nn.Module, birds: FunnyBirds, number: int, device: torch.de
         except (OSError, ValueError, EOFError):  # cut short
             path.unlink(missing_ok=True)
     images = torch.cat([birds.interventions(number), birds.without_objects(number)])
-    with torch.inference_mode():
-        parts = [
-            model(part.to(device, memory_format=torch.channels_last)).cpu()
-            for part in images.split(forward_chunk(device))
-        ]
+    parts = [forward(model, part.to(device)).cpu() for part in images.split(forward_chunk(device))]
     logits = torch.cat(parts).numpy()
     paths.write_whole(path, partial(_save, logits))
     return logits

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checks import InputError, images, rng
 from .curvature import ConstantWeights
+from .inference import forward
 from .layers import evaluating, is_channels_last, named_layers, to_nchw
 from .memory import KEEPS
 
@@ -66,7 +67,8 @@ def double_copy(model: nn.Module) -> nn.Module:
 
 
 def _double(tensor: Tensor) -> Tensor:
-    value = tensor.detach().double() if tensor.is_floating_point() else tensor
+    # Channels-last, torch's float64 convolutions would take twice as long.
+    value = tensor.detach().double().contiguous() if tensor.is_floating_point() else tensor
     return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
 
 
@@ -186,7 +188,8 @@ class Capture:
     def _double(self) -> "Capture":
         if not self._double_network:
             self._double_network.append(double_copy(self.model))
-        twin = Capture(self._double_network[0], self.inputs.double(), self.target, self.layers, self.seeds, self.truth)
+        inputs = self.inputs.double().contiguous()
+        twin = Capture(self._double_network[0], inputs, self.target, self.layers, self.seeds, self.truth)
         twin.first = self.first
         return twin
 
@@ -299,7 +302,7 @@ def score_cam(capture: Capture, chunk: int | None = None) -> Maps:
     min-max scaled; no baseline is taken off, which softmax ignores.
     """
     maps, chunk = [], chunk or forward_chunk(capture.inputs.device)
-    with torch.no_grad(), evaluating(capture.model):
+    with torch.no_grad():
         for number, activations in enumerate(capture.activations):
             if number not in capture._channel_logits:
                 capture._channel_logits[number] = [
@@ -318,7 +321,7 @@ def _channel_logits(model: nn.Module, x: Tensor, channels: Tensor, chunk: int) -
         up = F.interpolate(part[:, None], size=x.shape[-2:], mode="bilinear", align_corners=True)
         low, high = up.amin((2, 3), keepdim=True), up.amax((2, 3), keepdim=True)
         masked = x * ((up - low) / (high - low + 1e-8))
-        logits.append(model(masked.contiguous(memory_format=torch.channels_last)))
+        logits.append(forward(model, masked))
     return torch.cat(logits)
 
 

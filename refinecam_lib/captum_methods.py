@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .cam import Capture, Maps, grad_cam
 from .checks import InputError, rng, seed_of
+from .inference import forward
 from .layers import evaluating
 
 SAMPLES = 25
@@ -226,8 +227,8 @@ def _over_superpixels(capture: Capture, method: Callable, name: str, samples: in
     if samples < 2:
         raise InputError(f"{samples} samples for {name}; allowed: 2 or more")
     maps, model = [], _network(capture)
-    attribute = method(model).attribute
-    with torch.no_grad(), evaluating(model):
+    attribute = method(partial(forward, model)).attribute
+    with torch.no_grad():
         for x, target, seed in zip(capture.inputs, capture.target, capture.seeds):
             mask = superpixels(x).to(x.device)
             with _seeded(seed_of(seed, name)):

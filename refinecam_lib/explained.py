@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .cam import Capture, score_cam
 from .explain import Variant, method_of, variant_maps
-from .layers import evaluating
+from .inference import forward
 from .metrics import SCORES, measure, scores
 from .models import MODELS, ModelSpec, load_classifier, normalise, transform_of
 from .photographs import class_name
@@ -111,8 +111,7 @@ class Workbench:
     def top(self, choice: Choice, k: int = 5) -> list[tuple[str, int]]:
         """The k most probable classes, (name and probability, index) each."""
         spec, model = self.network(choice.network)
-        with evaluating(model), torch.no_grad():
-            probabilities = model(_input(self.picture(choice), spec, model)).softmax(1)[0]
+        probabilities = forward(model, _input(self.picture(choice), spec, model)).softmax(1)[0]
         best, index = probabilities.topk(min(k, len(probabilities)))
         return [(f"{name_of(int(i), len(probabilities))} {p:.2f}", int(i)) for p, i in zip(best, index)]
 

@@ -20,7 +20,7 @@ from .checks import InputError, seed_of
 from .compare import differences
 from .datasets import PREDICTED, Sample, Samples, batch_of
 from .explain import Variant, method_of, variant_maps
-from .layers import evaluating
+from .inference import forward
 from .metrics import measure
 from .models import ModelSpec, load_model, normalise, spec_of, weights_hash
 from .provenance import KEYS
@@ -81,8 +81,7 @@ class Work:
         self.inputs = inputs.contiguous(memory_format=torch.channels_last)
         self.masks = None if masks is None else masks.to(device)
         if (target == PREDICTED).any():
-            with torch.no_grad():  # a tensor of inference mode can't take part in what is differentiated
-                target = torch.where(target == PREDICTED, self.model(self.inputs).argmax(1).cpu(), target)
+            target = torch.where(target == PREDICTED, forward(self.model, self.inputs).argmax(1).cpu(), target)
         self.target = target
 
     def seeds(self, step: str) -> list[int]:
@@ -131,8 +130,7 @@ def scores(work: Work) -> pd.DataFrame:
 
 def predictions(work: Work) -> pd.DataFrame:
     """The class that the network predicts, and the probability of the image's own class."""
-    with torch.no_grad(), evaluating(work.model):
-        logits = work.model(work.inputs).cpu()
+    logits = forward(work.model, work.inputs).cpu()
     prediction = logits.argmax(1)
     return names_of(work.shard, Variant(), work.samples).assign(
         target=work.target.numpy(),

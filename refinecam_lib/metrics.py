@@ -15,7 +15,6 @@ from torch import Tensor
 from .cam import Capture, Maps
 from .checks import InputError, one_of
 from .explain import Variant, combined, variant_maps
-from .layers import evaluating
 from .road import FRACTIONS, keep_percentiles, keep_ranks, road_probabilities
 
 DEFECTS = ("percentiles", "deep_maps_unmasked", "one_seed")
@@ -94,10 +93,7 @@ def measure(
         again = variant_maps(masked, method, variant)
     keep = keep_percentiles if "percentiles" in defects else keep_ranks
     seeds = capture.seeds if road_seeds is None else road_seeds
-    with evaluating(capture.model):
-        morf, lerf = road_probabilities(
-            capture.model, capture.inputs, capture.target, usable, seeds, fractions, keep=keep
-        )
+    morf, lerf = road_probabilities(capture.model, capture.inputs, capture.target, usable, seeds, fractions, keep=keep)
     columns = {
         "probability": capture.probability,
         "probability_masked": masked.probability,

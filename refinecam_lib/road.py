@@ -10,6 +10,7 @@ from . import checks
 from .cam import forward_chunk
 from .checks import InputError
 from .imputation import impute
+from .inference import forward
 
 __all__ = [
     "FRACTIONS",
@@ -129,7 +130,7 @@ def road_probabilities(
     inputs (B,C,H,W) normalised; target (B,) int; maps (B,H,W), higher = more relevant; seeds: B integers, for ties and
     noise; fractions: K shares removed; chunk: images in one forward, so that memory stays flat (None: `forward_chunk`);
     keep: which pixels stay.
-    Returns (morf (B,K), lerf (B,K)). The model should be in eval mode. Raises InputError as `removal_order`,
+    Returns (morf (B,K), lerf (B,K)). Raises InputError as `removal_order`,
     `keep_masks` and `impute` do, and where the batch sizes differ.
     Source: Rong et al. 2022. Departs from the published code, which halves the difference and cuts at percentiles.
     """
@@ -148,7 +149,7 @@ def road_probabilities(
             filled = impute(inputs[part], keep(maps[part], seeds[part], fractions), noise).flatten(0, 1)
             classes = target[part].to(inputs.device).repeat_interleave(2 * len(fractions))
             for images, wanted in zip(filled.split(chunk), classes.split(chunk), strict=True):
-                probabilities = model(images.contiguous(memory_format=torch.channels_last)).softmax(1)
+                probabilities = forward(model, images).softmax(1)
                 rows.append(probabilities.gather(1, wanted[:, None])[:, 0])
     morf, lerf = torch.cat(rows).view(len(inputs), 2, -1).unbind(1)
     return morf, lerf
