@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy
 import torch
 from torch import Tensor
 

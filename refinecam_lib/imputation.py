@@ -13,8 +13,6 @@ CPU, one mask and channel at a time; `multigrid_torch` is the same in batches, f
 import torch
 
 from .checks import InputError
-from .multigrid_numba import TOLERANCE, solve_on_cpu
-from .multigrid_torch import solve_batched
 
 
 def impute(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -28,6 +26,9 @@ def impute(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None 
     Raises InputError on other shapes or types, and on images that are not finite.
     Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", 2022.
     """
+    from .multigrid_numba import TOLERANCE, solve_on_cpu  # numba takes a while to import
+    from .multigrid_torch import solve_batched
+
     if images.ndim != 4 or keep.ndim != 4 or keep.shape[0] != images.shape[0] or keep.shape[2:] != images.shape[2:]:
         raise InputError(
             f"images {tuple(images.shape)} with keep {tuple(keep.shape)}; allowed: (N, C, H, W) with (N, M, H, W)"

@@ -138,7 +138,7 @@ def _checked(model: nn.Module, inputs: Tensor) -> _Fast | None:
             fast = _Fast(_core().read_model(folder / "network.xml"))
             if torch.allclose(fast(few).softmax(1), wanted, rtol=0, atol=AGREES, equal_nan=True):
                 return fast
-        except Exception as error:  # of many kinds, from tracing to code generation, and all mean the same
+        except Exception as error:  # noqa: BLE001 - of many kinds, from tracing to code generation, and all mean the same
             reason = " ".join(str(error).split())[:120]
     print(f"{type(model).__name__} runs in torch, for OpenVINO cannot take it: {reason}", file=sys.stderr)
     return None

@@ -5,12 +5,12 @@
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from .checks import InputError, one_of
@@ -68,8 +68,9 @@ def named_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
 
 def is_channels_last(model: nn.Module) -> bool:
     """Whether the network's own layout is (B,h,w,C): timm says so by `output_fmt`; torchvision's Swin is known."""
-    swin = isinstance(model, torchvision.models.SwinTransformer)
-    return swin or str(getattr(model, "output_fmt", "")).endswith("NHWC")
+    torchvision = sys.modules.get("torchvision")  # without it the network can't be one of its
+    swin = torchvision and isinstance(model, torchvision.models.SwinTransformer)
+    return bool(swin) or str(getattr(model, "output_fmt", "")).endswith("NHWC")
 
 
 def to_nchw(

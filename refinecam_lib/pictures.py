@@ -7,7 +7,6 @@ import io
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.transforms.functional import pil_to_tensor
 
 from .checks import UNREADABLE, InputError
 from .photographs import BUNDLED, photographs, rgb
@@ -29,6 +28,8 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
 
 
 def _file(source: str | Path) -> Path:
+    from torchvision.transforms.functional import pil_to_tensor
+
     bundled = {photo.name: photo.path for photo in photographs("bundled", len(BUNDLED), pil_to_tensor).files}
     file = Path(bundled.get(str(source)) or source).expanduser()
     if not file.is_file():

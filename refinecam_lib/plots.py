@@ -1,15 +1,18 @@
 """The figures: functions from a long frame, or from pictures, to a Figure in one style, colour-blind safe."""
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
 
 from .explain import TRIVIAL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLES = {
     "average_drop": "Average Drop ↓",
@@ -33,11 +36,21 @@ NAMES = {
 }
 """Aggregate -> how figures and tables call it."""
 
-REAL, FAKE = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[1]
+REAL, FAKE = "#0173b2", "#de8f05"
+"""The first colours of seaborn's palette for the colour-blind."""
 HEAT = "inferno"
 
 
+def _palette(n: int | None = None) -> list[tuple[float, float, float]]:
+    import seaborn as sns  # here as elsewhere: it takes a second
+
+    return sns.color_palette("colorblind", n)
+
+
 def _figure(columns: int, rows: int, width: float, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
     with sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.1):
         figure, axes = plt.subplots(
             rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained", **kwargs
@@ -128,7 +141,7 @@ def pair_bars(table: pd.DataFrame, methods: Sequence[str], caption: str, score: 
     """
     models = list(dict.fromkeys(table["model"]))
     aggregates = [name for name in NAMES if name in set(table["aggregate"])]
-    palette = dict(zip(NAMES, sns.color_palette("colorblind", len(NAMES))))
+    palette = dict(zip(NAMES, _palette(len(NAMES))))
     columns = 2 if len(models) == 4 else min(3, len(models))
     figure, axes = _figure(columns, -(-len(models) // columns), 5.2, 0.42 * len(methods) + 1.3, sharey=True)
     for axis in axes.flat[len(models) :]:
@@ -164,7 +177,7 @@ def magnitude_curves(table: pd.DataFrame, caption: str) -> Figure:
     figure, axes = _figure(1, 1, 5, 3.4)
     axis = axes[0, 0]
     for colour, marker, (score, part) in zip(
-        sns.color_palette("colorblind"), "osD^v", table.groupby("score", sort=False)
+        _palette(), "osD^v", table.groupby("score", sort=False)
     ):
         axis.plot(part["power"], part["mean"], marker + "-", color=colour, label=TITLES[score])
         axis.fill_between(part["power"], part["low"], part["high"], color=colour, alpha=0.2)
@@ -183,7 +196,7 @@ def layer_curves(table: pd.DataFrame, caption: str) -> Figure:
     table: columns score, method, aggregate, layer, mean, low, high; 0 is the shallowest layer.
     """
     scores, methods = list(dict.fromkeys(table["score"])), list(dict.fromkeys(table["method"]))
-    palette = dict(zip(methods, sns.color_palette("colorblind", len(methods))))
+    palette = dict(zip(methods, _palette(len(methods))))
     figure, axes = _figure(len(scores), 1, 4.6, 3.4)
     for axis, score in zip(axes[0], scores):
         for (method, aggregate), part in table[table["score"] == score].groupby(["method", "aggregate"], sort=False):
@@ -243,7 +256,7 @@ def correlation_bars(table: pd.DataFrame, caption: str, truth: str = "the cosine
     levels, kinds = list(dict.fromkeys(panels["level"])), list(dict.fromkeys(panels["kind"]))
     scores = list(dict.fromkeys(table["score"]))
     figure, axes = _figure(len(kinds), len(levels), 2.7, 0.3 * len(scores) + 0.9, sharex=True, sharey=True)
-    colours = dict(zip(groups, sns.color_palette("colorblind")))
+    colours = dict(zip(groups, _palette()))
     places = np.arange(len(scores))[::-1]
     for i, level in enumerate(levels):
         for j, kind in enumerate(kinds):
@@ -268,12 +281,15 @@ def verdict_grid(table: pd.DataFrame, caption: str) -> Figure:
 
     table: columns claim, condition, verdict, value, low, high.
     """
+    from matplotlib.patches import Rectangle
+    import seaborn as sns
+
     claims, names = list(dict.fromkeys(table["claim"])), list(dict.fromkeys(table["condition"]))
     figure, axes = _figure(1, 1, 0.86 * len(names) + 3.2, 0.5 * len(claims) + 1.2)
     axis = axes[0, 0]
     for row in table.itertuples():
         x, y = names.index(row.condition), claims.index(row.claim)
-        axis.add_patch(plt.Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=VERDICTS[row.verdict], alpha=0.85, lw=0))
+        axis.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=VERDICTS[row.verdict], alpha=0.85, lw=0))
         text = row.verdict if row.verdict == "no value" else f"{row.verdict}\n{row.value:+.2g}"
         axis.text(
             x, y, text, ha="center", va="center", fontsize=8.5, color="white" if row.verdict == "holds" else "black"
@@ -297,6 +313,8 @@ def rank_grid(table: pd.DataFrame, caption: str) -> Figure:
 
     table: columns map, score, mean, rank (1 is best); the maps in the order in which they come.
     """
+    import seaborn as sns
+
     maps, scores = list(dict.fromkeys(table["map"])), list(dict.fromkeys(table["score"]))
     rank = table.pivot(index="map", columns="score", values="rank").loc[maps, scores]
     mean = table.pivot(index="map", columns="score", values="mean").loc[maps, scores]
@@ -336,6 +354,8 @@ def rounding_grid(table: pd.DataFrame, caption: str) -> Figure:
 
     table: columns method, aggregate, model, share in [0,1], in the order in which they come.
     """
+    import seaborn as sns
+
     shares = table.assign(aggregate=table["aggregate"].map(NAMES)).pivot_table(
         index=["method", "aggregate"], columns="model", values="share", sort=False
     )

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
-from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from .cam import Capture
@@ -84,6 +83,8 @@ def similarity(
     similarity); both 1 for equal maps. Lower is better: a map that stays does not show what the network has learned.
     All is computed in float64: Grad-CAM++ divides by a sum that crosses zero, where rounding would decide the map.
     """
+    from skimage.metrics import structural_similarity
+
     named_layers(model, layers)
     inputs, trained = inputs.double(), copy.deepcopy(model).double()
     pairs = [(method, variant) for method in methods for variant in variants]

@@ -4,10 +4,6 @@ Each builds `network(num_classes)`, takes 256 px images, and has four stages of 
 sister has, with half or less of the width and depth.
 """
 
-import torchvision
-from timm.models.convnext import ConvNeXt
-from timm.models.resnet import BasicBlock, ResNet
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 SIDE = 256
@@ -15,12 +11,16 @@ SIDE = 256
 
 def small_resnet(num_classes: int) -> nn.Module:
     """A ResNet of one basic block a stage, 32 to 256 channels wide, with timm's deep stem."""
+    from timm.models.resnet import BasicBlock, ResNet
+
     widths = (32, 64, 128, 256)
     return ResNet(BasicBlock, (1, 1, 1, 1), num_classes, channels=widths, stem_type="deep", stem_width=12)  # type: ignore[arg-type]  # the class is meant
 
 
 def small_vgg(num_classes: int) -> nn.Module:
     """A VGG11 of a quarter of the width, with batch norm and, for its 4096-wide layers, a mean and one linear layer."""
+    from torchvision.models import VGG
+
     layers: list[nn.Module] = []
     channels = 3
     for widths in ((16,), (32,), (64, 64), (128, 128), (128, 128)):
@@ -28,7 +28,7 @@ def small_vgg(num_classes: int) -> nn.Module:
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         layers.append(nn.MaxPool2d(2))
-    model = torchvision.models.VGG(nn.Sequential(*layers))
+    model = VGG(nn.Sequential(*layers))
     model.avgpool = nn.AdaptiveAvgPool2d(1)
     model.classifier = nn.Linear(channels, num_classes)
     return model
@@ -57,6 +57,8 @@ def _stem(width: int) -> list[nn.Module]:
 
 def small_swin(num_classes: int) -> nn.Module:
     """A Swin Transformer of two blocks a stage, 24 to 192 channels wide, windows of 8 x 8 tokens, for images of any size."""
+    from timm.models.swin_transformer import SwinTransformer
+
     model = SwinTransformer(
         img_size=SIDE,
         embed_dim=24,
@@ -72,6 +74,8 @@ def small_swin(num_classes: int) -> nn.Module:
 
 def small_convnext(num_classes: int) -> nn.Module:
     """A ConvNeXt of two blocks a stage, 24 to 192 channels wide, without layer scale, which is for deep ones."""
+    from timm.models.convnext import ConvNeXt
+
     model = ConvNeXt(depths=(2, 2, 2, 2), dims=(24, 48, 96, 192), num_classes=num_classes, ls_init_value=None)
     model.stem = nn.Sequential(*_stem(24))
     return model

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy
 
 from .checks import InputError, one_of, rng
 
 CORRELATIONS = {
-    "pearson": scipy.stats.pearsonr,
-    "spearman": scipy.stats.spearmanr,
-    "kendall": scipy.stats.kendalltau,
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "kendall": "kendalltau",
 }
+"""Correlation -> its function in scipy.stats, which is imported when it is first used."""
 
 
 FEW = 100
@@ -106,7 +107,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 def correlation(x: np.ndarray, y: np.ndarray, kind: str = "pearson") -> float:
     """Pearson, Spearman or Kendall correlation of the pairs in which both are finite, in [-1,1]; NaN below 3 pairs."""
-    test = CORRELATIONS[one_of("correlation", kind, CORRELATIONS)]
+    test = getattr(scipy.stats, CORRELATIONS[one_of("correlation", kind, CORRELATIONS)])
     x, y = np.asarray(x, float), np.asarray(y, float)
     both = np.isfinite(x) & np.isfinite(y)
     if both.sum() < 3 or np.ptp(x[both]) == 0 or np.ptp(y[both]) == 0:

@@ -16,7 +16,6 @@ import torch
 from tqdm.auto import tqdm
 
 from .checks import InputError
-from .measurements import measure_shard, names_of, read_samples
 from .memory import give_back
 from .provenance import commit
 from .results import failures, finished, load_shard, look_up, table, write_rows
@@ -65,6 +64,8 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001 - kept as rows, counted and shown; never silently dropped
+            from .measurements import names_of, read_samples
+
             _, samples = read_samples(shard)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             rows = pd.concat(
@@ -79,6 +80,8 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
 
 def measured(shard: Shard, rounding: int | None = None) -> pd.DataFrame:
     """The rows of a shard, measured now and written nowhere. rounding: see `measurements.Work`."""
+    from .measurements import measure_shard  # here, for drawing committed rows needs no networks
+
     with reproducibly():
         return measure_shard(shard, rounding)
 

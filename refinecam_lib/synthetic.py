@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
-from torchvision.transforms.functional import to_tensor
 
 from .checks import PICTURES, UNREADABLE, InputError, folder, one_of, rng, seed_of
 from .crowd import crowd_scene
@@ -279,12 +278,17 @@ class SyntheticShapes:
             background = impute_background(background, rng("impute", *key))
         picture, mask = render(background, shape)
         return Sample(
-            image=torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float() / 255,
+            image=_tensor(picture),
             target=target,
             id=self.id_of(index),
             mask=torch.from_numpy(mask),
             info={"class": CLASSES[target], "size": size_name, "background": kind, "scene": scene},
         )
+
+
+def _tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Bytes (H,W,3) -> float32 (3,H,W) in [0,1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
 
 
 @dataclass(frozen=True)
@@ -308,4 +312,4 @@ class ShiftedShapes:
         picture = Image.fromarray((sample.image * 255).round().byte().permute(1, 2, 0).numpy())
         edge = (CANVAS - SIZE) // 2
         larger = picture.resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
-        return replace(sample, image=to_tensor(larger.crop((edge, edge, edge + SIZE, edge + SIZE))))
+        return replace(sample, image=_tensor(np.asarray(larger.crop((edge, edge, edge + SIZE, edge + SIZE)))))

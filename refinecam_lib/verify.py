@@ -18,7 +18,7 @@ from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+import scipy
 
 from .checks import InputError
 from .compare import differences
@@ -250,7 +250,7 @@ def _proof(what: str, verdicts: Sequence[Verdict], away: Sequence[str]) -> Proof
         what,
         f"  {kinds['same']} are the same within {WITHIN:g}, {len(ill)} are ill-conditioned, {len(wrong)} differ",
     ]
-    many = bool(ill) and binomtest(len(ill), len(verdicts), LIMIT, alternative="greater").pvalue < CHANCE
+    many = bool(ill) and scipy.stats.binomtest(len(ill), len(verdicts), LIMIT, alternative="greater").pvalue < CHANCE
     if many:
         lines.append(f"  more than {LIMIT:.0%} are ill-conditioned, for example {ill[0]}")
     lines += [f"  {line}" for line in wrong[:2]] + ([f"  and {len(wrong) - 2} more"] if len(wrong) > 2 else [])

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -154,3 +155,12 @@ def test_a_python_that_is_too_old_is_one_clear_line(tmp_path):
 
 def test_the_commit_says_where_it_comes_from():
     assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", commit())
+
+
+def test_importing_what_a_notebook_imports_leaves_heavy_packages_alone():
+    cell = json.loads((paths.NOTEBOOKS / "07_refinecam_benchmark.ipynb").read_text())["cells"][2]["source"]
+    heavy = ("torchvision.models", "timm.models", "matplotlib.pyplot", "scipy.stats", "sklearn", "numba", "captum")
+    code = "".join(cell) + f"\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"
+    assert "refinecam_lib" in code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

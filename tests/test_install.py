@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from refinecam_lib import paths
 from tests.test_house import requirements
 
-NOTEBOOKS = {"book", "explained", "explorer", "plots", "tables"}
+NOTEBOOKS = {"book", "explorer"}
 """What needs the notebooks' packages when it is imported."""
 
 PROGRAM = """
