@@ -23,7 +23,8 @@ from refinecam_lib.checks import InputError, one_of
 from refinecam_lib.datasets import batch_of
 from refinecam_lib.explain import REFINED, variant_maps
 from refinecam_lib.fit import device_of
-from refinecam_lib.models import load_model, normalise, spec_of
+from refinecam_lib.inference import engine_version
+from refinecam_lib.models import MODELS, load_model, normalise, spec_of
 from refinecam_lib.synthetic import SyntheticShapes
 
 from .parts import PARTS, Subject
@@ -71,6 +72,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "processor": processor,
+        "engine": engine_version(),
         "cores": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
@@ -109,7 +111,7 @@ def table(result: dict) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     used = result["environment"]
-    where = f"{used['processor']}, {used['cores']} cores; torch {used['torch']}, grad-cam {used['grad-cam']}"
+    where = f"{used['processor']}, {used['cores']} cores; {used['engine']}, torch {used['torch']}, grad-cam {used['grad-cam']}"
     gpu = used["cuda"] or "none here, so no CUDA table"
     return "\n".join(lines + ["", f"{where}; Python {used['python']}. GPU: {gpu}.", ""]).lstrip()
 
@@ -145,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=8, help="pairs timed for each part (default 8)")
     parser.add_argument("--score-images", type=int, default=2, help="the same for ScoreCAM (default 2)")
     parser.add_argument("--batch", type=int, default=4, help="images our side takes at once (default 4)")
-    parser.add_argument("--networks", nargs="+", default=["efficientnet_lite0", "resnet18"])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--networks", nargs="+", default=list(MODELS))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--devices", nargs="+", default=None, help="cpu, cuda (default: what is here)")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument(

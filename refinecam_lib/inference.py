@@ -7,6 +7,8 @@ data/results/converted, by a hash of its weights and structure. REFINECAM_ENGINE
 """
 
 import hashlib
+import importlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -15,7 +17,9 @@ import threading
 import uuid
 import warnings
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -44,9 +48,7 @@ def engine() -> str:
 
 def engine_version() -> str:
     """The engine with its version, for a manifest."""
-    from importlib.metadata import version
-
-    return f"{engine()} {version(engine())}"
+    return f"{engine()} {importlib.metadata.version(engine())}"
 
 
 def forward(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -90,16 +92,16 @@ def _compile(graph: "openvino.Model", threads: int) -> "openvino.CompiledModel":
     return _core().compile_model(graph, "CPU", settings)
 
 
+def _openvino() -> ModuleType:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # else OpenVINO reports each conversion
+    return importlib.import_module("openvino")
+
+
+@cache
 def _core() -> "openvino.Core":
-    global _the_core
-    if _the_core is None:
-        import openvino
-
-        _the_core = openvino.Core()
-    return _the_core
+    return _openvino().Core()
 
 
-_the_core: "openvino.Core | None" = None
 _known: "WeakKeyDictionary[nn.Module, dict[tuple, tuple[tuple, _Fast | None]]]" = WeakKeyDictionary()
 """Model -> size of the images -> the state of its weights, and the network converted from them."""
 _making = threading.Lock()
@@ -109,7 +111,9 @@ def _converted(model: nn.Module, inputs: Tensor) -> _Fast | None:
     """The converted network, from this process, from disk, or made now; None where torch computes."""
     tensors = [*model.parameters(), *model.buffers()]
     numbers = [inputs, *(t for t in tensors if t.is_floating_point())]
-    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in numbers) or any(map(Tensor.is_inference, tensors)):
+    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in numbers) or any(
+        map(Tensor.is_inference, tensors)
+    ):
         return None
     hooks = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     if hooks or not len(inputs) or engine() == "torch":
@@ -145,9 +149,7 @@ def _checked(model: nn.Module, inputs: Tensor) -> _Fast | None:
 
 
 def _key(model: nn.Module, inputs: Tensor) -> str:
-    import openvino
-
-    digest = hashlib.sha256(f"{openvino.__version__} {torch.__version__} {tuple(inputs.shape[1:])} {model}".encode())
+    digest = hashlib.sha256(f"{engine_version()} {torch.__version__} {tuple(inputs.shape[1:])} {model}".encode())
     for name, tensor in model.state_dict(keep_vars=True).items():
         digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
@@ -155,14 +157,12 @@ def _key(model: nn.Module, inputs: Tensor) -> str:
 
 def _convert(model: nn.Module, few: Tensor, folder: Path) -> None:
     """Convert the network for any number of images of this size, read in torch's channels-last order, and store it."""
-    import openvino
-    from openvino.preprocess import PrePostProcessor
-
+    openvino = _openvino()
     with in_evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing tells of Python values that are the same for every image
         graph = openvino.convert_model(model, example_input=few.expand(2, *few.shape[1:]).contiguous())
     graph.reshape([-1, *few.shape[1:]])
-    steps = PrePostProcessor(graph)
+    steps = openvino.preprocess.PrePostProcessor(graph)
     steps.input().tensor().set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")

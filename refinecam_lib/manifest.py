@@ -63,7 +63,13 @@ def digest(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of the platform and of PACKAGES."""
-    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    from .inference import engine_version  # not above: it imports torch
+
+    found = {
+        "engine": engine_version(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)

@@ -176,9 +176,7 @@ def magnitude_curves(table: pd.DataFrame, caption: str) -> Figure:
     """
     figure, axes = _figure(1, 1, 5, 3.4)
     axis = axes[0, 0]
-    for colour, marker, (score, part) in zip(
-        _palette(), "osD^v", table.groupby("score", sort=False)
-    ):
+    for colour, marker, (score, part) in zip(_palette(), "osD^v", table.groupby("score", sort=False)):
         axis.plot(part["power"], part["mean"], marker + "-", color=colour, label=TITLES[score])
         axis.fill_between(part["power"], part["low"], part["high"], color=colour, alpha=0.2)
     axis.set_xscale("log", base=2)
@@ -281,8 +279,8 @@ def verdict_grid(table: pd.DataFrame, caption: str) -> Figure:
 
     table: columns claim, condition, verdict, value, low, high.
     """
-    from matplotlib.patches import Rectangle
     import seaborn as sns
+    from matplotlib.patches import Rectangle
 
     claims, names = list(dict.fromkeys(table["claim"])), list(dict.fromkeys(table["condition"]))
     figure, axes = _figure(1, 1, 0.86 * len(names) + 3.2, 0.5 * len(claims) + 1.2)

@@ -9,7 +9,7 @@ from networks import LAYERS, batch, tiny_net
 from pytorch_grad_cam.metrics.perturbation_confidence import RemoveMostRelevantFirst
 
 import benchmarks.parts
-from benchmarks import public
+from benchmarks import gpu, public
 from benchmarks.__main__ import main, memory, report, run, table
 from benchmarks.parts import PARTS, Subject, tie_free
 from benchmarks.timing import Floor, compare, ratio
@@ -115,3 +115,14 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(capsys):
     assert (
         capsys.readouterr().err.splitlines()[-1].startswith("python -m benchmarks: error: device 'warp' can't be used")
     )
+
+
+def test_the_page_of_the_gpu_names_what_did_not_fit(tmp_path, capsys):
+    arguments = ["--device", "cpu", "--minutes", "0", "--networks", "resnet18", "--out", str(tmp_path)]
+    assert gpu.main(arguments) == 0
+    written = (tmp_path / "gpu.md").read_text()
+    assert "| method | resnet18 |" in written and "| ScoreCAM | - |" in written
+    assert "left out: resnet18 gradient" in capsys.readouterr().out
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    result["rates"] = [{"network": "resnet18", "method": "LayerCAM", "rows": 64, "seconds": 2.0}]
+    assert "| LayerCAM | 32 |" in gpu.page(result)

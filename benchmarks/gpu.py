@@ -1,0 +1,120 @@
+"""Measure all that docs/gpu.md says of a GPU: python -m benchmarks.gpu [--minutes 8]. Try it with --device cpu --images 1.
+
+First how many rows a second each method measures on each network, then each part of the benchmark beside public code.
+What does not fit into the minutes is left out and named.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from refinecam_lib import paths
+from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED, SLOW
+from refinecam_lib.fit import device_of
+from refinecam_lib.models import MODELS
+from refinecam_lib.shards import plan
+from refinecam_lib.sweep import measured
+
+from .__main__ import environment, report, run, subject, table
+from .parts import PARTS
+
+BATCH = 32
+"""Images that are explained together."""
+
+
+def rates(networks: list[str], images: int, until: float) -> Iterator[dict]:
+    """Rows a second of each method on each network, a warm-up before; methods of many forwards come last, on one image."""
+    order = sorted((*CAMS, *OTHERS), key=lambda method: (method in SLOW, method == "ScoreCAM"))
+    for method in order:
+        n = 1 if method in SLOW else images
+        for name in networks:
+            if time.time() > until:
+                yield {"network": name, "method": method, "rows": 0, "seconds": float("nan")}
+                continue
+            (warm, *_), shards = (
+                plan(name, [method], 1, [BASE], size=1),
+                plan(name, [method], n, [BASE, REFINED], size=n),
+            )
+            if method not in SLOW:
+                measured(warm)
+            start = time.perf_counter()
+            rows = sum(len(measured(shard)) for shard in shards)
+            yield {"network": name, "method": method, "rows": rows, "seconds": time.perf_counter() - start}
+
+
+def _rate(rate: float) -> str:
+    return "-" if pd.isna(rate) else f"{rate:.3g}"
+
+
+def page(result: dict) -> str:
+    """docs/gpu.md of a result."""
+    found = pd.DataFrame(result["rates"])
+    wide = (found["rows"] / found["seconds"]).groupby([found["method"], found["network"]], sort=False).first().unstack()
+    lines = [
+        "# What was measured on a GPU",
+        "",
+        (
+            f"By `python -m benchmarks.gpu`, {result['images']} images at a time, on {result['device']}. A dash did not fit "
+            f"into its {result['minutes']:g} minutes."
+        ),
+        "",
+        "Rows a second, each a map with all its measurements; more is better:",
+        "",
+        f"| method | {' | '.join(wide)} |",
+        "|---" * (1 + len(wide.columns)) + "|",
+        *(f"| {' | '.join([method, *map(_rate, row)])} |" for method, row in zip(wide.index, wide.to_numpy())),
+        "",
+        "The parts of the benchmark, see [performance.md](performance.md):",
+        "",
+        table(result),
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, and write gpu.json and gpu.md after each step; returns 1 where a part disagrees with public code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--images", type=int, default=BATCH, help=f"explained together (default {BATCH})")
+    parser.add_argument("--networks", nargs="+", default=["efficientnet_lite0", "resnet18", *MODELS])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=paths.ROOT / "docs")
+    chosen = parser.parse_args(arguments)
+    device, start = str(device_of(chosen.device)), time.time()
+    networks = list(dict.fromkeys(chosen.networks))
+    used = environment()
+    result = report([], {"device": device}) | {"minutes": chosen.minutes, "images": chosen.images, "rates": []}
+    result["device"] = used["cuda"] if device == "cuda" else used["processor"]
+
+    def write() -> None:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        (chosen.out / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+        (chosen.out / "gpu.md").write_text(page(result))
+
+    for rate in rates(networks, chosen.images, start + 30 * chosen.minutes):
+        result["rates"].append(rate)
+        print(rate, flush=True)
+        write()
+    rows, left = [], []
+    for part in sorted(chosen.parts, key=lambda part: part == "scorecam"):
+        for name in networks:
+            if time.time() > start + 60 * chosen.minutes:
+                left.append(f"{name} {part}")
+                continue
+            n = 1 if part == "scorecam" else min(4, chosen.images)
+            rows += run([subject(name, chosen.images, device)], [part], n, chosen.images, 1, 1)
+            print(f"{name} {part}: {rows[-1].ratio[0]:.3g}x, {rows[-1].over_floor}", flush=True)
+            result["rows"] = report(rows, {})["rows"]
+            write()
+    print(f"{time.time() - start:.0f} s; left out: {', '.join(left) or 'nothing'}")
+    return 0 if all(row.agrees for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
