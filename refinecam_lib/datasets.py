@@ -18,6 +18,7 @@ class Sample:
 
     image: float32 (3,H,W) in [0,1], not normalised; target: class index or PREDICTED; id: unique in its data set and split;
     mask: bool (H,W), True on the object, or None where no ground truth is known; info: columns to keep in results.
+    without: the same picture without its object, as `image`, or None where nobody knows it; for exact removal.
     """
 
     image: torch.Tensor
@@ -25,6 +26,7 @@ class Sample:
     id: str
     mask: torch.Tensor | None = None
     info: dict[str, str] = field(default_factory=dict)
+    without: torch.Tensor | None = None
 
 
 class Samples(Protocol):

@@ -79,6 +79,8 @@ class Work:
         if self.rounding is not None:
             inputs = rounded(inputs, self.rounding)
         self.inputs = inputs.contiguous(memory_format=torch.channels_last)
+        known = [s.without for s in self.samples if s.without is not None]
+        self.without = normalise(torch.stack(known).to(device), self.spec) if len(known) == len(self.samples) else None
         self.masks = None if masks is None else masks.to(device)
         if (target == PREDICTED).any():
             target = torch.where(target == PREDICTED, forward(self.model, self.inputs).argmax(1).cpu(), target)
@@ -120,6 +122,7 @@ def scores(work: Work) -> pd.DataFrame:
             work.seeds("road"),
             shard.fractions,
             shard.defects,
+            work.without,
         )
         frame = frame.assign(target=work.target.numpy())
         if seen:  # whose `correct` is of the label, not of the class that is explained

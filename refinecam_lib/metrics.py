@@ -21,6 +21,10 @@ DEFECTS = ("percentiles", "deep_maps_unmasked", "one_seed")
 percentiles (D4), RefineCAM's Coherency with the deep maps of the unmasked image, one seed for both passes (D13)."""
 
 
+EXACT_FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+"""The shares of pixels that exact removal removes: an object may be a hundredth of the picture."""
+
+
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's r of each pair of maps, (B,H,W) x (B,H,W) -> (B,) in [-1,1], NaN where a map is constant."""
     a, b = (m.flatten(1).double() for m in (a, b))
@@ -47,6 +51,11 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.tensor([average_precision_score(mask, values) for mask, values in pairs])
 
 
+def mass_on_truth(maps: Tensor, masks: Tensor) -> Tensor:
+    """The share of a map's sum that lies on the mask, (B,H,W) x (B,H,W) -> (B,) in [0,1], NaN for a map of zeros; higher is better."""
+    return (maps.double() * masks).sum((1, 2)) / maps.double().sum((1, 2))
+
+
 def truth_covered(maps: Tensor, masks: Tensor) -> Tensor:
     """The mean of a map over the pixels of the mask, (B,H,W) x (B,H,W) -> (B,) in [0,1]: 0 where it leaves the truth out."""
     return (maps.double() * masks).sum((1, 2)) / masks.double().sum((1, 2))
@@ -62,19 +71,21 @@ def measure(
     road_seeds: list[int] | None = None,
     fractions: tuple[float, ...] = FRACTIONS,
     defects: tuple[str, ...] = (),
+    without: Tensor | None = None,
 ) -> pd.DataFrame:
     """The raw measurements of maps (B,H,W) that `method` and `variant` gave on `capture`: one row an image.
 
     masks: ground truth (B,H,W), for the cosine similarity, average precision and share of it covered. masked_seeds: B
     seeds for explaining the masked image; None takes the capture's, which methods that draw random numbers must not
     share (defect D13). road_seeds: B seeds of ROAD's noise and of the order of ties; None takes the capture's.
-    fractions: the shares of pixels that ROAD removes.
+    fractions: the shares of pixels that ROAD removes. without: the inputs without their object, for exact removal.
     Coherency explains the masked image with every layer the variant uses, and its forward gives Average Drop as well.
     Departs from the paper's published code, which multiplies by the deep maps of the unmasked image; `defects`, names
     in DEFECTS, ask for what it does.
     Columns: probability, probability_masked, mean_activation, pearson, morf_20 .. lerf_80 (probabilities after removing
-    20 % .. 80 % of the pixels), prediction, correct, where masks are known cosine, average_precision and truth_covered,
-    and status: "ok", "constant" (no contrast; its pearson is undefined) or "not finite" (no measurement). Raises
+    20 % .. 80 % of the pixels), prediction, correct, where masks are known cosine, average_precision, truth_covered and
+    mass_on_truth, where `without` is known exact_morf_0.5 .. exact_lerf_40 (as ROAD, but `EXACT_FRACTIONS` of the
+    pixels are replaced by what lies behind the object), and status: "ok", "constant" (no contrast; its pearson is undefined) or "not finite" (no measurement). Raises
     InputError for an unknown defect, and for fractions as `keep_masks` or that share a column.
     """
     finite = torch.isfinite(maps).flatten(1).all(1)
@@ -103,10 +114,17 @@ def measure(
         **{f"morf_{k}": morf[:, i] for i, k in enumerate(percents)},
         **{f"lerf_{k}": lerf[:, i] for i, k in enumerate(percents)},
     }
+    if without is not None:
+        exact = road_probabilities(
+            capture.model, capture.inputs, capture.target, usable, seeds, EXACT_FRACTIONS, keep=keep, without=without
+        )
+        for order, values in zip(("morf", "lerf"), exact):
+            columns |= {f"exact_{order}_{100 * k:g}": values[:, i] for i, k in enumerate(EXACT_FRACTIONS)}
     if masks is not None:
         columns["cosine"] = cosine_similarity(usable, masks)
         columns["average_precision"] = average_precision(usable, masks).to(usable.device)
         columns["truth_covered"] = truth_covered(usable, masks)
+        columns["mass_on_truth"] = mass_on_truth(usable, masks)
     measured = {name: torch.where(finite, column, torch.nan).double().cpu().numpy() for name, column in columns.items()}
     prediction = capture.logits.argmax(1)
     frame = pd.DataFrame(measured)

@@ -124,12 +124,14 @@ def road_probabilities(
     fractions: Sequence[float] = FRACTIONS,
     chunk: int | None = None,
     keep: Callable[[torch.Tensor, Sequence[int], Sequence[float]], torch.Tensor] = keep_ranks,
+    without: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax probability of the target after MoRF and after LeRF removal; ROAD = mean(lerf - morf) (eq. 5).
 
     inputs (B,C,H,W) normalised; target (B,) int; maps (B,H,W), higher = more relevant; seeds: B integers, for ties and
     noise; fractions: K shares removed; chunk: images in one forward, so that memory stays flat (None: `forward_chunk`);
-    keep: which pixels stay.
+    keep: which pixels stay. without: the inputs without their object, where that is known, whose pixels removed ones
+    then show instead of imputed ones ("exact removal").
     Returns (morf (B,K), lerf (B,K)). Raises InputError as `removal_order`,
     `keep_masks` and `impute` do, and where the batch sizes differ.
     Source: Rong et al. 2022. Departs from the published code, which halves the difference and cuts at percentiles.
@@ -145,8 +147,12 @@ def road_probabilities(
     with torch.inference_mode():
         for first in range(0, len(inputs), step := max(1, chunk // (2 * len(fractions)))):
             part = slice(first, first + step)
-            noise = road_noise(seeds[part], tuple(inputs.shape[1:]))
-            filled = impute(inputs[part], keep(maps[part], seeds[part], fractions), noise).flatten(0, 1)
+            kept = keep(maps[part], seeds[part], fractions)
+            if without is None:
+                filled = impute(inputs[part], kept, road_noise(seeds[part], tuple(inputs.shape[1:])))
+            else:
+                filled = torch.where(kept[:, :, None].to(inputs.device), inputs[part, None], without[part, None])
+            filled = filled.flatten(0, 1)
             classes = target[part].to(inputs.device).repeat_interleave(2 * len(fractions))
             for images, wanted in zip(filled.split(chunk), classes.split(chunk), strict=True):
                 probabilities = forward(model, images).softmax(1)

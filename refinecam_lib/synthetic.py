@@ -90,9 +90,12 @@ def render(background: np.ndarray, shape: Shape) -> tuple[np.ndarray, np.ndarray
     drawn = footprint(shape)
     canvas = background.copy()
     canvas[drawn] = shape.colour
-    picture = Image.fromarray(canvas).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     mask = Image.fromarray(drawn.astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.NEAREST)
-    return np.asarray(picture), np.asarray(mask).astype(bool)
+    return _shrunk(canvas), np.asarray(mask).astype(bool)
+
+
+def _shrunk(canvas: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(canvas).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
 def perlin(generator: np.random.Generator, size: int = CANVAS, periods: int = 8) -> np.ndarray:
@@ -283,6 +286,7 @@ class SyntheticShapes:
             id=self.id_of(index),
             mask=torch.from_numpy(mask),
             info={"class": CLASSES[target], "size": size_name, "background": kind, "scene": scene},
+            without=_tensor(_shrunk(background)),
         )
 
 
@@ -312,4 +316,6 @@ class ShiftedShapes:
         picture = Image.fromarray((sample.image * 255).round().byte().permute(1, 2, 0).numpy())
         edge = (CANVAS - SIZE) // 2
         larger = picture.resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
-        return replace(sample, image=_tensor(np.asarray(larger.crop((edge, edge, edge + SIZE, edge + SIZE)))))
+        return replace(
+            sample, without=None, image=_tensor(np.asarray(larger.crop((edge, edge, edge + SIZE, edge + SIZE))))
+        )

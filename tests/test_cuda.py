@@ -7,7 +7,7 @@ from networks import LAYERS, batch, tiny_net
 from test_train import TINY
 from toys import SPEC, Toy, plan, write_checkpoint
 
-from refinecam_lib import fit, imputation, measurements, models, paths, shards, sweep
+from refinecam_lib import fit, measurements, models, multigrid_numba, paths, shards, sweep
 from refinecam_lib.cam import Capture
 from refinecam_lib.checkpoints import checkpoint_path
 from refinecam_lib.datasets import batch_of
@@ -49,8 +49,8 @@ def compare(here: pd.DataFrame, there: pd.DataFrame, atol: float) -> None:
 
 @pytest.mark.parametrize("method, variant", [("LayerCAM", REFINED), ("GradCAM++", BASE), ("InputXGradient", BASE)])
 def test_every_measurement_is_the_cpus(method, variant, monkeypatch):
-    solve, solved = imputation.solve_on_cpu, []
-    monkeypatch.setattr(imputation, "solve_on_cpu", lambda *given: solved.append(len(solved)) or solve(*given))
+    solve, solved = multigrid_numba.solve_on_cpu, []
+    monkeypatch.setattr(multigrid_numba, "solve_on_cpu", lambda *given: solved.append(len(solved)) or solve(*given))
     frames, on_cpu = [], []
     for device in ("cpu", GPU):
         capture = captured(device)
@@ -79,13 +79,13 @@ def test_a_sweep_runs_on_the_device_and_gives_the_cpus_rows(monkeypatch, tmp_pat
     monkeypatch.setitem(shards.DATASETS, "toy", Toy)
     monkeypatch.setitem(models.MODELS, "tiny", SPEC)
     write_checkpoint(tmp_path, seed=0)
-    measured, devices = sweep.measure, []
+    measured, devices = measurements.measure, []
 
     def remember(capture, *rest):
         devices.append(capture.inputs.device.type)
         return measured(capture, *rest)
 
-    monkeypatch.setattr(sweep, "measure", remember)
+    monkeypatch.setattr(measurements, "measure", remember)
     rows = []
     for device in ("cpu", GPU):
         measurements.load_once.cache_clear()

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from toys import SPEC, Toy, write_checkpoint
 
-from refinecam_lib import measurements, models, notebook, parameters, paths, plans, reproduce, shards, sweep
+from refinecam_lib import measurements, models, notebook, parameters, paths, plans, reproduce, shards
 from refinecam_lib.checks import InputError
 from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
 from refinecam_lib.provenance import commit
@@ -105,21 +105,21 @@ def test_measured_ahead_status_and_retry(toy, monkeypatch, capsys):
         f"08_aggregation_ablation: 0 of 185 rows done, 0 of them committed; {missing}",
         f"together: 0 of 189 rows done, 0 of them committed; {missing}, InputXGradient 4",
     ]
-    measure = sweep.measure_shard
+    measure = measurements.measure_shard
 
     def fails(shard, rounding=None):
         if shard.method == "InputXGradient":
             raise RuntimeError("out of luck")
         return measure(shard)
 
-    monkeypatch.setattr(sweep, "measure_shard", fails)
+    monkeypatch.setattr(measurements, "measure_shard", fails)
     command()
     done = ["together: 189 of 189 rows done, 0 of them committed; 4 rows failed (RuntimeError: out of luck)"]
     assert command("--status", module=reproduce)[-1:] == done
     damaged = min((paths.RESULTS / "rows").rglob("*LayerCAM*/00000*"))
     damaged.write_bytes(b"")
     assert "117 of 189 rows done, 0 of them committed; missing of tiny: LayerCAM 72; 4" in command("--status")[-1]
-    monkeypatch.setattr(sweep, "measure_shard", measure)
+    monkeypatch.setattr(measurements, "measure_shard", measure)
     assert command("--retry-failed")[-1] == "4 rows: 0 committed, 0 measured here before, 4 measured now; 0 failed"
     assert command("--retry-failed")[-1] == "nothing failed"
     command()

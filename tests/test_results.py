@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("toy")
 @pytest.fixture
 def measured(monkeypatch):
     """The shards that are measured while the test runs."""
-    seen, measure = [], sweep.measure_shard
+    seen, measure = [], measurements.measure_shard
     monkeypatch.setattr(
-        sweep, "measure_shard", lambda shard, rounding=None: seen.append(shard) or measure(shard, rounding)
+        measurements, "measure_shard", lambda shard, rounding=None: seen.append(shard) or measure(shard, rounding)
     )
     return seen
 
@@ -131,10 +131,10 @@ def test_a_committed_file_that_is_not_whole_says_how_to_restore_it():
 
 
 def test_a_retried_failure_counts_no_more(monkeypatch):
-    measure = sweep.measure_shard
-    monkeypatch.setattr(sweep, "measure_shard", lambda shard, rounding=None: 1 / 0)
+    measure = measurements.measure_shard
+    monkeypatch.setattr(measurements, "measure_shard", lambda shard, rounding=None: 1 / 0)
     assert (sweep.sweep(plan(images=2))["status"] == "failed").all()
-    monkeypatch.setattr(sweep, "measure_shard", measure)
+    monkeypatch.setattr(measurements, "measure_shard", measure)
     again = sweep.sweep(plan(images=2, size=1), retry_failed=True)
     assert set(again["status"]) == {"ok"} and set(sweep.sweep(plan(images=2))["status"]) == {"ok"}
 
@@ -205,14 +205,14 @@ def test_a_class_or_a_set_of_bits_is_the_same_or_not(monkeypatch):
 
 def test_a_row_that_rounding_decides_is_counted_and_no_failure(monkeypatch):
     rows = committed(plan())
-    measure, drawn = sweep.measure_shard, np.random.default_rng(0)
+    measure, drawn = measurements.measure_shard, np.random.default_rng(0)
 
     def shaken(shard, rounding=None):  # one image's row follows the last bits of its input
         row = measure(shard, rounding)
         decided = (row["image"] == "toy-1") & (row["aggregate"] == "product")
         return row.assign(morf_40=row["morf_40"].where(~decided, drawn.uniform(0, 1)))
 
-    monkeypatch.setattr(sweep, "measure_shard", shaken)
+    monkeypatch.setattr(measurements, "measure_shard", shaken)
     found = proof()
     (line,) = [line for line in found.details if "ill-conditioned" in line]
     assert found.ok and "LayerCAM, toy-1, layer 0, product" in line and "rounding moves the row by" in line

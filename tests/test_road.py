@@ -1,6 +1,8 @@
 """ROAD: exact shares, the imputation against independent solvers, and ROAD against the public implementation."""
 
 import functools
+import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from refinecam_lib import imputation
+from refinecam_lib import multigrid_numba
 from refinecam_lib.checks import InputError
 from refinecam_lib.multigrid_numba import solve_on_cpu
 from refinecam_lib.multigrid_torch import solve_batched
@@ -176,7 +178,7 @@ def test_batched_and_compiled_solvers_agree(size, monkeypatch):
     maps = torch.stack([a_map("blob", *size), a_map("random", *size)])
     keep = the_masks(maps)
     compiled, compiled_double = impute(images, keep), impute(images.double(), keep)
-    monkeypatch.setattr(imputation, "solve_on_cpu", solve_batched)
+    monkeypatch.setattr(multigrid_numba, "solve_on_cpu", solve_batched)
     batched = impute(images.to(device), keep.to(device))
     assert batched.device.type == device
     torch.testing.assert_close(compiled, batched.cpu(), rtol=0, atol=1e-3)
@@ -187,7 +189,7 @@ def test_batched_and_compiled_solvers_agree(size, monkeypatch):
 @pytest.mark.parametrize("solver", [solve_on_cpu, solve_batched])
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (1, 3)])
 def test_a_line_of_pixels_is_filled_linearly_between_known_ones_and_level_beyond(monkeypatch, shape, solver):
-    monkeypatch.setattr(imputation, "solve_on_cpu", solver)
+    monkeypatch.setattr(multigrid_numba, "solve_on_cpu", solver)
     line = some_images(1, 1, max(shape)).double().flatten(2)
     ends, half = torch.zeros(2, max(shape), dtype=torch.bool)
     ends[[0, -1]] = True
@@ -355,3 +357,21 @@ def test_wrong_shapes_and_types_are_refused():
     ):
         with pytest.raises(InputError, match="allowed"):
             wrong()
+
+
+def test_exact_removal_shows_what_lies_behind():
+    seen = []
+
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.mean((2, 3))
+
+    inputs, without = torch.ones(2, 3, 10, 10), torch.zeros(2, 3, 10, 10)
+    maps = torch.arange(200.0).view(2, 10, 10)
+    with mock.patch.dict(os.environ, {"REFINECAM_ENGINE": "torch"}):
+        morf, lerf = road_probabilities(Net(), inputs, torch.tensor([0, 1]), maps, [0, 1], [0.1], without=without)
+    first, last = torch.cat(seen)[:2, 0]
+    assert first[9].eq(0).all() and first[:9].eq(1).all(), "the most relevant tenth is the last row"
+    assert last[0].eq(0).all() and last[1:].eq(1).all()
+    assert morf.shape == lerf.shape == (2, 1)

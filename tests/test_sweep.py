@@ -60,7 +60,7 @@ def test_stopped_and_started_again_recomputes_only_the_open_shard(toy, monkeypat
     undisturbed = sweep.sweep(shards)
     for path in (paths.RESULTS / "rows").rglob("*.parquet"):
         path.unlink()
-    measure, done = sweep.measure_shard, []
+    measure, done = measurements.measure_shard, []
 
     def stop_in_the_third(shard, rounding=None):
         if len(done) == 2:
@@ -68,13 +68,15 @@ def test_stopped_and_started_again_recomputes_only_the_open_shard(toy, monkeypat
         done.append(shard)
         return measure(shard)
 
-    monkeypatch.setattr(sweep, "measure_shard", stop_in_the_third)
+    monkeypatch.setattr(measurements, "measure_shard", stop_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(shards)
     assert len(list((paths.RESULTS / "rows").rglob("*.parquet"))) == 2
     assert not list((paths.RESULTS / "rows").rglob("*.part"))
     again = []
-    monkeypatch.setattr(sweep, "measure_shard", lambda shard, rounding=None: again.append(shard) or measure(shard))
+    monkeypatch.setattr(
+        measurements, "measure_shard", lambda shard, rounding=None: again.append(shard) or measure(shard)
+    )
     same(sweep.sweep(shards), undisturbed)
     assert set(again) == set(shards) - set(done) and len(again) == len(shards) - 2
 
@@ -158,9 +160,11 @@ def test_rows_do_not_depend_on_the_number_of_threads(toy):
 
 
 def test_one_thread_while_measuring(toy, monkeypatch):
-    before, seen, measure = torch.get_num_threads(), [], sweep.measure_shard
+    before, seen, measure = torch.get_num_threads(), [], measurements.measure_shard
     monkeypatch.setattr(
-        sweep, "measure_shard", lambda shard, rounding=None: seen.append(torch.get_num_threads()) or measure(shard)
+        measurements,
+        "measure_shard",
+        lambda shard, rounding=None: seen.append(torch.get_num_threads()) or measure(shard),
     )
     try:
         torch.set_num_threads(2)
@@ -171,10 +175,10 @@ def test_one_thread_while_measuring(toy, monkeypatch):
 
 
 def test_sweeps_measure_in_full_precision_on_a_gpu_too(toy, monkeypatch):
-    cudnn, seen, measure = torch.backends.cudnn, [], sweep.measure_shard
+    cudnn, seen, measure = torch.backends.cudnn, [], measurements.measure_shard
     before = cudnn.allow_tf32, cudnn.deterministic
     monkeypatch.setattr(
-        sweep,
+        measurements,
         "measure_shard",
         lambda shard, rounding=None: seen.append((cudnn.allow_tf32, cudnn.deterministic)) or measure(shard),
     )
@@ -190,22 +194,24 @@ def test_the_clock_decides_nothing(toy, monkeypatch):
     shards[3].path.unlink()
     now = iter(range(10**6, 0, -1))
     monkeypatch.setattr("time.time", lambda: float(next(now)))  # it runs backwards
-    measured, measure = [], sweep.measure_shard
-    monkeypatch.setattr(sweep, "measure_shard", lambda shard, rounding=None: measured.append(shard) or measure(shard))
+    measured, measure = [], measurements.measure_shard
+    monkeypatch.setattr(
+        measurements, "measure_shard", lambda shard, rounding=None: measured.append(shard) or measure(shard)
+    )
     pd.testing.assert_frame_equal(sweep.sweep(shards), rows)
     assert measured == [shards[3]]
 
 
 def test_a_checkpoint_replaced_in_mid_sweep_never_mixes_in(toy, monkeypatch):
-    shards, measure = plan(), sweep.measure_shard
+    shards, measure = plan(), measurements.measure_shard
     rows = sweep.sweep(shards)
     for shard in shards:
         shard.path.unlink()
     monkeypatch.setattr(
-        sweep, "measure_shard", lambda shard, rounding=None: (measure(shard), write_checkpoint(toy, seed=1))[0]
+        measurements, "measure_shard", lambda shard, rounding=None: (measure(shard), write_checkpoint(toy, seed=1))[0]
     )
     pd.testing.assert_frame_equal(sweep.sweep(shards), rows)  # this process has the planned network in memory
-    monkeypatch.setattr(sweep, "measure_shard", measure)
+    monkeypatch.setattr(measurements, "measure_shard", measure)
     shards[0].path.unlink()
     measurements.load_once.cache_clear()  # as a new process
     with pytest.raises(InputError, match="changed during the sweep") as refusal:
@@ -230,20 +236,22 @@ def test_progress_is_for_people_and_quiet_in_ci(toy, monkeypatch, capsys):
 
 
 def test_a_failure_is_a_row_with_its_reason_and_can_be_tried_again(toy, monkeypatch, capsys):
-    measure = sweep.measure_shard
+    measure = measurements.measure_shard
 
     def fails(shard, rounding=None):
         if shard.numbers[0] == 2:
             raise RuntimeError("out of luck")
         return measure(shard)
 
-    monkeypatch.setattr(sweep, "measure_shard", fails)
+    monkeypatch.setattr(measurements, "measure_shard", fails)
     rows = sweep.sweep(plan())
     failed = rows[rows["status"] == "failed"]
     assert len(failed) == 2 * 2 + 2 and set(failed["reason"]) == {"RuntimeError: out of luck"}
     assert "; 6 failed" in capsys.readouterr().out
     again = []
-    monkeypatch.setattr(sweep, "measure_shard", lambda shard, rounding=None: again.append(shard) or measure(shard))
+    monkeypatch.setattr(
+        measurements, "measure_shard", lambda shard, rounding=None: again.append(shard) or measure(shard)
+    )
     assert (sweep.sweep(plan())["status"] == "failed").sum() == 6 and not again
     assert set(sweep.sweep(plan(), retry_failed=True)["status"]) == {"ok"}
     assert {shard.numbers[0] for shard in again} == {2} and len(again) == 2, "just those that failed"

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from refinecam_lib import synthetic
 from refinecam_lib.checks import InputError, rng
-from refinecam_lib.synthetic import CLASSES, SIZES, Shape, SyntheticShapes, footprint, render
+from refinecam_lib.synthetic import CLASSES, SIZES, Shape, ShiftedShapes, SyntheticShapes, footprint, render
 
 
 @pytest.fixture(autouse=True)
@@ -276,3 +276,12 @@ def test_items_end():
     items = SyntheticShapes("test", 2)
     with pytest.raises(IndexError):
         items[2]
+
+
+def test_the_picture_without_its_shape_differs_on_the_shape_alone():
+    for sample in SyntheticShapes("test", 4):
+        changed = (sample.image != sample.without).any(0)
+        near = torch.nn.functional.max_pool2d(sample.mask[None].float(), 3, 1, 1)[0] > 0
+        assert not (changed & ~near).any(), "resizing blends one pixel around the shape, and no more"
+        assert changed[sample.mask].float().mean() > 0.95
+    assert ShiftedShapes(SyntheticShapes("test", 1))[0].without is None
