@@ -23,7 +23,7 @@ openvino = pytest.importorskip("openvino", reason="the extra `fast` is not insta
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    monkeypatch.delenv(inference.VARIABLE, raising=False)
+    monkeypatch.setenv(inference.VARIABLE, "openvino")
     return tmp_path / "converted"
 
 
@@ -179,11 +179,32 @@ def test_the_switch_turns_it_off_and_refuses_other_names(monkeypatch):
     forward(model, torch.randn(1, 3, 32, 32))
     assert model not in inference._known and inference.engine_version().startswith("torch 2.")
     monkeypatch.setenv(inference.VARIABLE, "onnx")
-    with pytest.raises(InputError, match=r"REFINECAM_ENGINE.*openvino, torch"):
+    with pytest.raises(InputError, match=r"REFINECAM_ENGINE.*torch, openvino"):
         inference.engine()
 
 
-def test_torch_is_used_where_openvino_is_not_installed(monkeypatch):
+def test_an_engine_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr(inference.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs the package openvino, which is not installed"):
+        forward(toy(), torch.randn(2, 3, 32, 32))
+
+
+def test_torch_is_the_default(monkeypatch):
+    monkeypatch.delenv(inference.VARIABLE)
     assert inference.engine() == "torch"
-    assert forward(toy(), torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_a_network_of_one_batch_size_runs_in_torch(monkeypatch):
+    class Two(Toy):
+        def forward(self, x):
+            return super().forward(x) + torch.zeros(len(x), 5)
+
+    class Baked(Toy):
+        def forward(self, x):
+            return super().forward(x) + torch.zeros(int(x.shape[0]) + 0 * x.size(0), 5).numpy().shape[0]
+
+    for kind in (Two, Baked):
+        model = toy(kind)
+        for n in (1, 3, 4):
+            inputs = torch.randn(n, 3, 32, 32)
+            torch.testing.assert_close(forward(model, inputs), model(inputs).detach(), rtol=1e-4, atol=1e-4)
