@@ -37,8 +37,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     There torch takes 1x1 convolutions of fewer than 16 images through a path that costs EfficientNet half as much
     again. A dilation, which means nothing to a kernel of one pixel, leads around it, and is taken back as well.
     """
-    slow = _pointwise(model) if torch.get_num_threads() == 1 else []
     with in_evaluation_mode(model):
+        slow = _pointwise(model) if torch.get_num_threads() == 1 else []
         try:
             for convolution in slow:
                 convolution.dilation = (2, 2)

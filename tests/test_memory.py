@@ -97,4 +97,4 @@ def test_chunks_are_small_where_memory_is_not_kept(monkeypatch):
     for keeps in (True, False):
         monkeypatch.setattr("refinecam_lib.cam.KEEPS", keeps)
         sizes.append(forward_chunk(torch.device("cpu")))
-    assert sizes == [32, 8] and forward_chunk(torch.device("meta")) == 32
+    assert sizes == [32, 8] and forward_chunk(torch.device("meta")) == 256
