@@ -62,17 +62,14 @@ def digest(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of the platform and of PACKAGES."""
+    """Return the versions of Python, of the platform, of PACKAGES and of the engine of passes without gradients."""
     from .inference import engine_version  # not above: it imports torch
 
-    found = {
-        "engine": engine_version(),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    found["engine"] = engine_version()
     return found
 
 
