@@ -20,7 +20,7 @@ from refinecam_lib.models import MODELS
 from refinecam_lib.shards import plan
 from refinecam_lib.sweep import measured
 
-from .__main__ import environment, report, run, subject, table
+from .__main__ import report, run, subject, table
 from .parts import PARTS
 
 BATCH = 32
@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     device, start = str(device_of(chosen.device)), time.time()
     networks = list(dict.fromkeys(chosen.networks))
-    used = environment()
     result = report([], {"device": device}) | {"minutes": chosen.minutes, "images": chosen.images, "rates": []}
+    used = result["environment"]
     result["device"] = used["cuda"] if device == "cuda" else used["processor"]
 
     def write() -> None:

@@ -246,16 +246,16 @@ def _six_compare(s: Subject, i: int, ours: list[dict], theirs: list[dict]) -> Di
     return {name: float(max(abs(a[name] - b[name]) for a, b in zip(ours, theirs))) for name in theirs[0]}
 
 
+METRICS = {"coherency": 1e-5, "complexity": 1e-5, "drop": 1e-5}
 SIX_MAPS = Part(
     "6 maps (3 gradient methods, base and refined), all metrics, an image",
     _six_ours,
     _six_theirs,
     _six_compare,
-    {"coherency": 1e-5, "complexity": 1e-5, "drop": 1e-5, "ROAD": 2e-4},
+    METRICS | {"ROAD": 2e-4},
     needs=lambda s: (1 + len(SIX), 2 * len(FRACTIONS) * len(SIX)),
     exact=("coherency", partial(_coherency_exact, SIX)),
 )
-METRICS = {"coherency": 1e-5, "complexity": 1e-5, "drop": 1e-5}
 PARTS: dict[str, Part] = {
     "gradient": _cams("3 gradient CAMs x all layers, an image", GRADIENT, needs=lambda s: (1, 0)),
     "shapley": _cams("ShapleyCAM x all layers, an image", ["ShapleyCAM"]),

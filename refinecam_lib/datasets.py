@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from .checks import InputError
@@ -27,6 +28,11 @@ class Sample:
     mask: torch.Tensor | None = None
     info: dict[str, str] = field(default_factory=dict)
     without: torch.Tensor | None = None
+
+
+def tensor_of(pixels: np.ndarray) -> torch.Tensor:
+    """Turn bytes (H,W,3) into an image: float32 (3,H,W) in [0,1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
 
 
 class Samples(Protocol):

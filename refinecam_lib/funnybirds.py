@@ -25,7 +25,7 @@ from torch.nn.functional import max_pool2d
 from . import bird_shapes, birds, paths
 from .birds import LABELS, PLACEHOLDER, SIDE, listed, subsets
 from .checks import UNREADABLE, InputError, folder, one_of
-from .datasets import Sample
+from .datasets import Sample, tensor_of
 
 PARTS = ("beak", "eye", "foot", "tail", "wing")
 """The parts of a bird; bit k of a subset's number tells whether it holds PARTS[k], 31 is the whole bird."""
@@ -173,7 +173,7 @@ class FunnyBirds:
         return torch.stack(images) if images else torch.empty(0, 3, SIDE, SIDE)
 
     def _image(self, name: str, drawing: Callable[[], np.ndarray]) -> torch.Tensor:
-        return _tensor(self._pixels(name, drawing))
+        return tensor_of(self._pixels(name, drawing))
 
     def _pixels(self, name: str, drawing: Callable[[], np.ndarray] | None = None) -> np.ndarray:
         """A file's pixels without alpha: uint8 (256,256,3)."""
@@ -200,13 +200,9 @@ def _own() -> Path:
     return root
 
 
-def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
-
-
 def sample_of(pixels: np.ndarray, bird: dict[str, Any], name: str, **info: str) -> Sample:
     """The Sample of a bird's picture, uint8 (H,W,3)."""
-    return _sample(_tensor(pixels), bird, name, **info)
+    return _sample(tensor_of(pixels), bird, name, **info)
 
 
 def _sample(image: torch.Tensor, bird: dict[str, Any], name: str, **info: str) -> Sample:

@@ -178,8 +178,8 @@ def _convert(model: nn.Module, few: Tensor, folder: Path) -> None:
     openvino = _openvino()
     with in_evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing tells of Python values that are the same for every image
-        anyhow_many = ({0: torch.export.Dim("n", min=1)},)
-        graph = openvino.convert_model(torch.export.export(model, (few.contiguous(),), dynamic_shapes=anyhow_many))
+        any_number = ({0: torch.export.Dim("n", min=1)},)
+        graph = openvino.convert_model(torch.export.export(model, (few.contiguous(),), dynamic_shapes=any_number))
     graph.reshape([-1, *few.shape[1:]])
     steps = openvino.preprocess.PrePostProcessor(graph)
     steps.input().tensor().set_layout(openvino.Layout("NHWC"))

@@ -85,7 +85,8 @@ def measure(
     Columns: probability, probability_masked, mean_activation, pearson, morf_20 .. lerf_80 (probabilities after removing
     20 % .. 80 % of the pixels), prediction, correct, where masks are known cosine, average_precision, truth_covered and
     mass_on_truth, where `without` is known exact_morf_0.5 .. exact_lerf_40 (as ROAD, but `EXACT_FRACTIONS` of the
-    pixels are replaced by what lies behind the object), and status: "ok", "constant" (no contrast; its pearson is undefined) or "not finite" (no measurement). Raises
+    pixels are replaced by what lies behind the object), and status: "ok", "constant" (no contrast; its pearson is
+    undefined) or "not finite" (no measurement). Raises
     InputError for an unknown defect, and for fractions as `keep_masks` or that share a column.
     """
     finite = torch.isfinite(maps).flatten(1).all(1)

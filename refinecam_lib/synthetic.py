@@ -23,7 +23,7 @@ from PIL import Image, ImageEnhance
 
 from .checks import PICTURES, UNREADABLE, InputError, folder, one_of, rng, seed_of
 from .crowd import crowd_scene
-from .datasets import Sample
+from .datasets import Sample, tensor_of
 from .imputation import impute
 
 CLASSES = ("filled circle", "filled square", "filled triangle", "empty circle", "empty square", "empty triangle")
@@ -281,18 +281,13 @@ class SyntheticShapes:
             background = impute_background(background, rng("impute", *key))
         picture, mask = render(background, shape)
         return Sample(
-            image=_tensor(picture),
+            image=tensor_of(picture),
             target=target,
             id=self.id_of(index),
             mask=torch.from_numpy(mask),
             info={"class": CLASSES[target], "size": size_name, "background": kind, "scene": scene},
-            without=_tensor(_shrunk(background)),
+            without=tensor_of(_shrunk(background)),
         )
-
-
-def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    """Bytes (H,W,3) -> float32 (3,H,W) in [0,1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
 
 
 @dataclass(frozen=True)
@@ -317,5 +312,5 @@ class ShiftedShapes:
         edge = (CANVAS - SIZE) // 2
         larger = picture.resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
         return replace(
-            sample, without=None, image=_tensor(np.asarray(larger.crop((edge, edge, edge + SIZE, edge + SIZE))))
+            sample, without=None, image=tensor_of(np.asarray(larger.crop((edge, edge, edge + SIZE, edge + SIZE))))
         )
