@@ -24,6 +24,8 @@ from .bird_shapes import BODY, EYE_REACH, SHAPES, Group, cloud, oval, polygon, s
 from .checks import InputError, one_of, rng
 from .paths import write_whole
 
+VERSION = "1"
+"""Names the folder of the drawn pictures. Raise it when a drawing changes."""
 SIDE = 256
 SPLITS = {"train": 50_000, "test": 500}
 PLACEHOLDER = "placeholder"

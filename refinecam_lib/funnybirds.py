@@ -8,7 +8,6 @@ FUNNYBIRDS_ROOT is the folder of the official set. Without it the project's own 
 file that is read and isn't there yet is drawn and written first.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -22,7 +21,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import max_pool2d
 
-from . import bird_shapes, birds, paths
+from . import birds, paths
 from .birds import LABELS, PLACEHOLDER, SIDE, listed, subsets
 from .checks import UNREADABLE, InputError, folder, one_of
 from .datasets import Sample, tensor_of
@@ -191,10 +190,8 @@ class FunnyBirds:
 
 
 def _own() -> Path:
-    """The folder of the project's own set, another one for each version of its drawing."""
-    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (birds, bird_shapes))
-    version = hashlib.sha256(sources + PIL.__version__.encode()).hexdigest()[:8]
-    root = paths.RESULTS / "birds" / version
+    """Return the folder of the project's own set, and write its lists where they are missing."""
+    root = paths.RESULTS / "birds" / f"{birds.VERSION}-pillow-{PIL.__version__}"
     if not (root / "parts.json").exists():  # the last that is written
         birds.save_lists(root, test=[birds.scene("test", i) for i in range(birds.SPLITS["test"])])
     return root
