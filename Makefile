@@ -63,7 +63,7 @@ test-all: $(READY)  ## every test, the slow ones too
 	@$(BIN)/python -m pytest $(TOGETHER) $(ARGS)
 
 lint: $(READY)  ## style and types of the code, no outputs in the notebooks, and executed copies of today's notebooks
-	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy && $(BIN)/python -m nbstripout --verify --keep-id notebooks/*.ipynb && $(BIN)/python -m refinecam_lib.reference
+	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy && $(BIN)/python -m nbstripout --verify --keep-id notebooks/*.ipynb && $(BIN)/python -m refinecam_lib.reproduce.reference
 
 bench: $(READY)  ## time the library against public code, on the same images and maps
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -72,7 +72,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --notebook-dir notebooks $(ARGS)
 
 book: $(READY)  ## the executed notebooks as HTML to read, book/index.html
-	@$(BIN)/python -m refinecam_lib.book $(ARGS)
+	@$(BIN)/python -m refinecam_lib.reproduce.book $(ARGS)
 
 clean:  ## delete .venv, caches and the last runs' figures; data and the reference stay
 	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build book

@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 
 import refinecam_lib  # noqa: F401 - before anything imports torchvision
-from refinecam_lib.cam import Capture
-from refinecam_lib.checks import InputError, one_of
-from refinecam_lib.datasets import batch_of
-from refinecam_lib.explain import REFINED, variant_maps
-from refinecam_lib.fit import device_of
-from refinecam_lib.inference import engine_version
-from refinecam_lib.models import MODELS, load_model, normalise, spec_of
-from refinecam_lib.synthetic import SyntheticShapes
+from refinecam_lib.capture import Capture
+from refinecam_lib.datasets.sample import batch_of
+from refinecam_lib.datasets.shapes import SyntheticShapes
+from refinecam_lib.errors import InputError, one_of
+from refinecam_lib.explanation import REFINED, explain
+from refinecam_lib.networks.inference import engine_version
+from refinecam_lib.networks.loading import load_model, normalise
+from refinecam_lib.networks.zoo import MODELS, spec_of
+from refinecam_lib.training.loop import device_of
 
 from .parts import PARTS, Subject
 from .timing import Floor, Row, compare
@@ -53,7 +54,7 @@ def memory(model: torch.nn.Module, inputs: torch.Tensor, layers: Sequence[str], 
     after = {}
     for i in range(explanations):
         capture = Capture(model, inputs[i % len(inputs)][None], torch.tensor([0]), layers)
-        variant_maps(capture, "GradCAM++", REFINED)
+        explain(capture, "GradCAM++", REFINED)
         if i + 1 in (mark, explanations):
             del capture
             gc.collect()

@@ -15,11 +15,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from refinecam_lib.datasets import batch_of
-from refinecam_lib.inference import VARIABLE, forward
-from refinecam_lib.layers import evaluating
-from refinecam_lib.models import MODELS, load_model, normalise, spec_of
-from refinecam_lib.synthetic import SyntheticShapes
+from refinecam_lib.datasets.sample import batch_of
+from refinecam_lib.datasets.shapes import SyntheticShapes
+from refinecam_lib.networks.inference import VARIABLE, forward
+from refinecam_lib.networks.layers import evaluating
+from refinecam_lib.networks.loading import load_model, normalise
+from refinecam_lib.networks.zoo import MODELS, spec_of
 
 from .__main__ import FOLDER
 

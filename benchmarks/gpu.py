@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from refinecam_lib import paths
-from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED, SLOW
-from refinecam_lib.fit import device_of
-from refinecam_lib.models import MODELS
-from refinecam_lib.shards import plan
-from refinecam_lib.sweep import measured
+from refinecam_lib.explanation import BASE, CAMS, OTHERS, REFINED, SLOW
+from refinecam_lib.networks.zoo import MODELS
+from refinecam_lib.sweeps.run import measured
+from refinecam_lib.sweeps.shard import plan
+from refinecam_lib.training.loop import device_of
 
 from .__main__ import report, run, subject, table
 from .parts import PARTS

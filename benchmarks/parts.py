@@ -10,12 +10,11 @@ import torch
 from pytorch_grad_cam.utils.image import scale_cam_image
 from torch import Tensor, nn
 
-from refinecam_lib.cam import Capture, Maps
-from refinecam_lib.explain import BASE, METHODS, REFINED, Variant, variant_maps
+from refinecam_lib import public
+from refinecam_lib.capture import Capture, Maps
+from refinecam_lib.explanation import BASE, METHODS, REFINED, Explanation, Variant, explain
 from refinecam_lib.metrics import complexity, measure, pearson
 from refinecam_lib.road import FRACTIONS, impute, keep_masks, removal_order, road_noise, road_probabilities
-
-from . import public
 
 GRADIENT = ("GradCAM", "GradCAM++", "LayerCAM")
 SIX = [(method, variant) for method in GRADIENT for variant in (BASE, REFINED)]
@@ -55,7 +54,7 @@ class Subject:
     def maps(self) -> Tensor:
         """The six maps without ties, (6,N,H,W): what both sides measure."""
         capture = self.capture(list(range(len(self.inputs))))
-        return torch.stack([tie_free(variant_maps(capture, method, variant)) for method, variant in SIX])
+        return torch.stack([tie_free(explain(capture, method, variant).maps) for method, variant in SIX])
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -173,7 +172,7 @@ def _coherency_exact(kinds: Sequence[tuple[str, Variant]], s: Subject, i: int) -
     capture, differences = s.capture([i]), []
     for method, variant in kinds:
         maps = s.maps[SIX.index((method, variant)), i : i + 1]
-        again = variant_maps(capture.masked(maps, layers=variant.layers(s.layers)), method, variant)
+        again = explain(capture.masked(maps, layers=variant.layers(s.layers)), method, variant).maps
         theirs = public.coherency_and_drop(
             s.public, s.singles[i], s.classes[i], maps.cpu().numpy(), s.layers, method, variant == REFINED
         )
@@ -187,7 +186,7 @@ def _coherency_ours(s: Subject, batch: list[int]) -> Callable:
 
     def run() -> dict[str, Tensor]:
         masked = capture.masked(maps, layers=s.layers[:1])
-        again = variant_maps(masked, "LayerCAM", BASE)
+        again = explain(masked, "LayerCAM", BASE).maps
         drop = (before - masked.probability).clamp_min(0)
         return {"coherency": (pearson(again, maps) + 1) / 2, "complexity": complexity(maps), "drop": drop}
 
@@ -213,8 +212,8 @@ def _six_ours(s: Subject, batch: list[int], as_in_rows: bool = False) -> Callabl
         capture, rows = s.capture(batch), []
         for k, (name, variant) in enumerate(SIX):
             method = name if as_in_rows else METHODS[name].function
-            variant_maps(capture, method, variant)
-            row = measure(capture, method, variant, maps[k], fractions=s.fractions).iloc[0]
+            explain(capture, method, variant)
+            row = measure(Explanation(capture, method, variant, maps[k]), fractions=s.fractions).iloc[0]
             removed = [f"{order}_{round(100 * k)}" for order in ("lerf", "morf") for k in FRACTIONS]
             lerf, morf = np.split(row[removed].to_numpy(float), 2)
             drop = max(row["probability"] - row["probability_masked"], 0)

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import refinecam_lib  # noqa: F401 - before anything imports torchvision
-from refinecam_lib.cam import Capture, forward_chunk
-from refinecam_lib.explain import BASE, CAMS, OTHERS, REFINED
-from refinecam_lib.measurements import load_once
-from refinecam_lib.models import load_model, spec_of
-from refinecam_lib.shards import Shard, plan
-from refinecam_lib.sweep import measured
+from refinecam_lib.capture import Capture
+from refinecam_lib.explanation import BASE, CAMS, OTHERS, REFINED
+from refinecam_lib.networks.inference import forward_chunk
+from refinecam_lib.networks.loading import load_model
+from refinecam_lib.networks.zoo import spec_of
+from refinecam_lib.sweeps.measurements import load_once
+from refinecam_lib.sweeps.run import measured
+from refinecam_lib.sweeps.shard import Shard, plan
 
 PAPER = ("vgg11", "resnet18", "swin_tiny", "convnext_tiny")
 """The paper's four networks."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from refinecam_lib import road
+from refinecam_lib import public, road
 
-from . import public
 from .parts import Part, Subject
 
 CHUNKS = (4, 8, 16, 32)

@@ -1,51 +1,18 @@
-"""Evaluate and refine class activation maps: the library behind the notebooks of arXiv 2605.14641."""
+"""Evaluate and refine class activation maps: the library behind the notebooks of arXiv 2605.14641.
 
-import importlib.util
-import sys
-from collections.abc import Callable
-from functools import partial
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+>>> import refinecam_lib as rc                                    # costs nothing until a name is used
+>>> capture = rc.Capture(model, inputs, target, layers)
+>>> explanation = rc.explain(capture, "LayerCAM", rc.REFINED)
+>>> rc.scores(rc.measure(explanation))                           # one row per image
+
+The public names are listed in __init__.pyi.
+"""
+
+import lazy_loader
+
+from .networks.torchvision_import import install
 
 __version__ = "0.1.0"
 
-_declared: list[object] = []
-
-
-def _declaring(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
-    """Execute torchvision's module; where it misses its compiled operators, declare them and execute it again."""
-    try:
-        execute(module)
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        import torch
-
-        for name in [name for name in sys.modules if name.startswith("torchvision.")]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.append(library)  # the declaration lives as long as this object
-        execute(module)
-
-
-class _Torchvision(MetaPathFinder):
-    """Make torchvision importable beside a CPU build of torch too, whenever it is first imported.
-
-    PyPI's wheel has operators compiled for CUDA, which such a torch can't load. The import then stops at operators that
-    only detection models use. Declared without a kernel, they let it pass.
-    """
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name != "torchvision":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec and spec.loader:
-            spec.loader.exec_module = partial(_declaring, spec.loader.exec_module)  # type: ignore[method-assign]
-        return spec
-
-
-sys.meta_path.insert(0, _Torchvision())
+install()
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cam import Capture, Maps, grad_cam
-from .checks import InputError, rng, seed_of
-from .inference import forward
-from .layers import evaluating
+from .cams import grad_cam
+from .capture import Capture, Maps
+from .errors import InputError, rng, seed_of
+from .networks.inference import forward
+from .networks.layers import evaluating
 
 SAMPLES = 25
 """Forwards of LIME and KernelShap an image: captum's default, which for about 100 superpixels is under-determined."""

@@ -1,6 +1,8 @@
-"""Where data, results, figures and notebooks are, each moved by an environment variable; and how a file is written."""
+"""Where data, results, figures and notebooks are, how a file is written, and the commit."""
 
+import functools
 import os
+import subprocess
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ VARIABLES: list[str] = []
 
 
 def _place(variable: str, usual: Path) -> Path:
-    """Absolute, for a notebook runs in a folder of its own."""
+    """Return an absolute folder, because a notebook runs in a folder of its own."""
     VARIABLES.append(variable)
     return Path(os.environ.get(variable) or usual).expanduser().absolute()
 
@@ -24,28 +26,28 @@ ROWS = _place("REFINECAM_ROWS", DATA / "rows")
 FIGURES = _place("REFINECAM_FIGURES", ROOT / "figures")
 NOTEBOOKS = _place("REFINECAM_NOTEBOOKS", ROOT / "notebooks")
 PAPER = DATA / "reference"
-"""The paper's printed numbers, as csv."""
+"""The paper's printed numbers as csv."""
 REFERENCE = FIGURES / "reference"
-"""The committed results of this project, one folder a profile."""
+"""This project's committed results, one folder per profile."""
 FRESH = "REFINECAM_FRESH"
-"""The environment variable by which the runner has sweeps ignore committed rows."""
+"""The environment variable that makes sweeps ignore committed rows."""
 
 
 def shown(path: Path) -> str:
-    """A path for people: relative to the checkout where it lies in it."""
+    """Return a path for messages, relative to the checkout if it lies inside."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def write_whole(path: Path, save: Callable[[Path], object], synced: bool = True) -> None:
-    """Let `save(path)` write beside the file, then put it in place: a kill leaves the old file or the new one.
+    """Call `save` on a temporary path, then move the file into place. A kill leaves the old file or the new one.
 
-    synced: so does a power cut; where many small files can be made again, some ms each are better saved.
+    synced: Also survive a power cut. It costs some milliseconds per file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # of this writer alone, on whatever machine
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # unique, also across machines
     try:
         save(part)
-        part.chmod(0o644)  # safetensors leaves it to its owner alone
+        part.chmod(0o644)  # safetensors lets only the owner read
         if synced:
             with part.open("r+b") as file:
                 os.fsync(file.fileno())
@@ -53,3 +55,24 @@ def write_whole(path: Path, save: Callable[[Path], object], synced: bool = True)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@functools.cache
+def commit() -> str:
+    """Return the current commit, `abc1234` or `abc1234-dirty`, or `unknown` outside a git checkout.
+
+    Changes in figures/ and data/rows/ do not count as dirty, because they are results.
+    """
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    try:
+        head = git("rev-parse", "--short=7", "HEAD")
+    except FileNotFoundError:
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    outputs = (":(exclude)figures", ":(exclude)data/rows")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *outputs)
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")

@@ -1,36 +1,38 @@
-"""ROAD (eq. 5): remove pixels most relevant first and least relevant first, impute them, and ask the network again."""
+"""ROAD (eq. 5): remove pixels most or least relevant first, impute them, and run the network again.
+
+Source: Rong et al. 2022, https://arxiv.org/abs/2202.00449
+"""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from . import checks
-from .cam import forward_chunk
-from .checks import InputError
-from .imputation import impute
-from .inference import forward
-
-__all__ = [
-    "FRACTIONS",
-    "impute",
-    "keep_masks",
-    "keep_percentiles",
-    "keep_ranks",
-    "removal_order",
-    "road_noise",
-    "road_probabilities",
-]
+from .errors import InputError, rng
+from .imputation.impute import impute
+from .networks.inference import forward, forward_chunk
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.8)
+"""The shares of pixels that ROAD removes."""
+Keep = Callable[[Tensor, Sequence[int], Sequence[float]], Tensor]
+"""Maps (B,H,W), B seeds and K fractions -> masks (B,2K,H,W) of the pixels that stay."""
 
 
-def removal_order(maps: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-    """Rank of each pixel by relevance, 0 = most relevant; ties in an order drawn from each map's seed.
+def removal_order(maps: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Rank each pixel by relevance; 0 is the most relevant.
 
-    maps (B,H,W) finite; seeds: B integers. Returns ranks (B,H,W) int64, each of 0..H*W-1 once, on the maps' device.
-    A constant map gives a random order. Raises InputError on a wrong shape, NaN, infinities or a wrong number of seeds.
+    Args:
+        maps: Finite maps (B,H,W). A constant map gives a random order.
+        seeds: One integer per map. Ties are broken in an order drawn from it.
+
+    Returns:
+        Ranks (B,H,W), int64, each of 0..H*W-1 once, on the maps' device.
+
+    Raises:
+        InputError: The shape is wrong, a value is NaN or infinite, or the number of seeds is wrong.
+
     Departs from the published code, which cuts at percentiles and so removes wrong shares of maps with ties.
     """
     if maps.ndim != 3 or 0 in maps.shape:
@@ -38,7 +40,7 @@ def removal_order(maps: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     if not bool(torch.isfinite(maps).all()):
         raise InputError("maps hold NaN or infinite values; allowed: finite values")
     if len(seeds) != len(maps):
-        raise InputError(f"{len(seeds)} seeds for {len(maps)} maps; allowed: one for each map")
+        raise InputError(f"Expected one seed per map, got {len(seeds)} seeds for {len(maps)} maps.")
     flat = maps.detach().flatten(1)
     size = flat.shape[1]
     shuffled = torch.from_numpy(np.stack([_ties(int(seed), size) for seed in seeds])).to(flat.device)
@@ -48,27 +50,34 @@ def removal_order(maps: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     return ranks.view(maps.shape)
 
 
-@lru_cache(maxsize=32)  # the maps of an image are measured one after the other, with its seed
+@lru_cache(maxsize=32)  # all maps of an image use its seed
 def _ties(seed: int, size: int) -> np.ndarray:
-    return checks.rng(seed, "ties").permutation(size)
+    return rng(seed, "ties").permutation(size)
 
 
-def _descending(values: torch.Tensor) -> torch.Tensor:
-    """Indices that sort each row of values (B,N), the largest first, equal ones in the order in which they come."""
+def _descending(values: Tensor) -> Tensor:
+    """Return indices that sort each row of values (B,N) in descending order. Equal values keep their order."""
     if values.dtype != torch.float32 or values.device.type != "cpu":
         return values.argsort(dim=1, descending=True, stable=True)
-    # Whole numbers in the order of the values and then of their places: no two are equal, so numpy's fastest sort will do.
-    bits = (values + 0.0).view(torch.int32)  # + 0.0 makes one zero of two
+    # Combine each value's bits with its place into one integer. No two are equal, so numpy's fastest sort is stable.
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     keys = (~ascending << 32) | torch.arange(values.shape[1])
     return torch.from_numpy(np.sort(keys.numpy(), 1)) & 0xFFFFFFFF
 
 
-def keep_masks(ranks: torch.Tensor, fractions: Sequence[float] = FRACTIONS) -> torch.Tensor:
-    """Masks of the kept pixels: K with the most relevant pixels removed (MoRF), then K with the least relevant (LeRF).
+def keep_masks(ranks: Tensor, fractions: Sequence[float] = FRACTIONS) -> Tensor:
+    """Mask the pixels that stay after removing the most relevant (MoRF) and after removing the least relevant (LeRF).
 
-    ranks (B,H,W) from `removal_order`; fractions: K shares k in (0, 1). Returns bool (B,2K,H,W), True = kept; exactly
-    round(k*H*W) pixels are removed, LeRF in exactly the reverse order of MoRF. Raises InputError on other fractions.
+    Args:
+        ranks: (B,H,W) from `removal_order`.
+        fractions: K shares between 0 and 1. Exactly round(k*H*W) pixels are removed.
+
+    Returns:
+        Masks (B,2K,H,W), True where a pixel stays: K for MoRF, then K for LeRF, in exactly the reverse order.
+
+    Raises:
+        InputError: A fraction is not between 0 and 1.
     """
     _check(fractions)
     size = ranks[0].numel()
@@ -82,59 +91,61 @@ def _check(fractions: Sequence[float]) -> None:
         raise InputError(f"fractions {tuple(fractions)}; allowed: one or more, each between 0 and 1, both excluded")
 
 
-def keep_ranks(maps: torch.Tensor, seeds: Sequence[int], fractions: Sequence[float]) -> torch.Tensor:
-    """Masks (B,2K,H,W) of the pixels that ROAD keeps, by rank: `keep_masks` of `removal_order`."""
+def keep_ranks(maps: Tensor, seeds: Sequence[int], fractions: Sequence[float]) -> Tensor:
+    """Mask the pixels that stay, by rank: `keep_masks` of `removal_order`."""
     return keep_masks(removal_order(maps, seeds), fractions)
 
 
-def keep_percentiles(maps: torch.Tensor, seeds: Sequence[int], fractions: Sequence[float]) -> torch.Tensor:
-    """The same masks as the published code makes them, by thresholds at percentiles; for the audit.
+def road_noise(seeds: Sequence[int], shape: tuple[int, ...], std: float = 0.01) -> Tensor:
+    """Draw the noise of noisy linear imputation: one normal field per seed, float32 (B, *shape).
 
-    Of a map with ties they remove other shares than asked for, up to all; an image without a known pixel is imputed
-    by 0, the mean colour, where the published code has a singular system. `seeds` decide nothing.
-    """
-    kept = 1 - torch.tensor(list(fractions), dtype=torch.double, device=maps.device)
-    parts = []
-    for values in (maps.double().flatten(1), 1 - maps.double().flatten(1)):
-        thresholds = torch.quantile(values, kept, dim=1).T
-        parts.append(values[:, None] < thresholds[:, :, None])
-    return torch.cat(parts, 1).unflatten(2, maps.shape[1:])
+    All masks of an image share one field (common random numbers), so noise does not blur LeRF - MoRF.
 
-
-def road_noise(seeds: Sequence[int], shape: tuple[int, ...], std: float = 0.01) -> torch.Tensor:
-    """The noise of noisy linear imputation: one normal field for each seed, float32 (B, *shape).
-
-    shape (C,H,W); std in units of the normalised image. The same field serves all masks of an image: common random
-    numbers, so that the noise doesn't blur the difference of LeRF and MoRF.
+    Args:
+        seeds: B integers.
+        shape: (C,H,W).
+        std: Standard deviation in units of the normalised image.
     """
     return torch.from_numpy(np.stack([_noise(int(seed), shape) for seed in seeds])) * std
 
 
 @lru_cache(maxsize=32)
 def _noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    return checks.rng(seed, "road noise").standard_normal(shape, dtype="float32")
+    return rng(seed, "road noise").standard_normal(shape, dtype="float32")
 
 
 def road_probabilities(
-    model: torch.nn.Module,
-    inputs: torch.Tensor,
-    target: torch.Tensor,
-    maps: torch.Tensor,
+    model: nn.Module,
+    inputs: Tensor,
+    target: Tensor,
+    maps: Tensor,
     seeds: Sequence[int],
     fractions: Sequence[float] = FRACTIONS,
     chunk: int | None = None,
-    keep: Callable[[torch.Tensor, Sequence[int], Sequence[float]], torch.Tensor] = keep_ranks,
-    without: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax probability of the target after MoRF and after LeRF removal; ROAD = mean(lerf - morf) (eq. 5).
+    keep: Keep = keep_ranks,
+    without: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute the target's softmax probability after MoRF and after LeRF removal. ROAD is mean(lerf - morf) (eq. 5).
 
-    inputs (B,C,H,W) normalised; target (B,) int; maps (B,H,W), higher = more relevant; seeds: B integers, for ties and
-    noise; fractions: K shares removed; chunk: images in one forward, so that memory stays flat (None: `forward_chunk`);
-    keep: which pixels stay. without: the inputs without their object, where that is known, whose pixels removed ones
-    then show instead of imputed ones ("exact removal").
-    Returns (morf (B,K), lerf (B,K)). Raises InputError as `removal_order`,
-    `keep_masks` and `impute` do, and where the batch sizes differ.
-    Source: Rong et al. 2022. Departs from the published code, which halves the difference and cuts at percentiles.
+    Args:
+        model: A classifier.
+        inputs: Normalised images (B,C,H,W).
+        target: Class indices (B,).
+        maps: (B,H,W), higher is more relevant.
+        seeds: B integers, for ties and noise.
+        fractions: K shares of pixels to remove.
+        chunk: Images per forward pass; None takes `forward_chunk`.
+        keep: Which pixels stay.
+        without: The inputs without their object (B,C,H,W), where known. Removed pixels then show it instead of imputed
+            values ("exact removal").
+
+    Returns:
+        morf (B,K) and lerf (B,K), probabilities.
+
+    Raises:
+        InputError: Batch sizes differ, or a map or fraction is not allowed.
+
+    Departs from the published code, which halves the difference and cuts at percentiles.
     """
     sizes = {len(inputs), len(target), len(maps), len(seeds)}
     if inputs.ndim != 4 or len(sizes) > 1 or 0 in sizes or inputs.shape[2:] != maps.shape[1:]:

@@ -8,12 +8,16 @@ import torch
 from PIL import Image
 from pytorch_grad_cam import XGradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from tiny_networks import LAYERS, batch, tiny_net
 
-from refinecam_lib import explain, paths, refine, reproduce
-from refinecam_lib.cam import Capture
-from refinecam_lib.models import normalise, spec_of
-from refinecam_lib.synthetic import SyntheticShapes
-from tests.networks import LAYERS, batch, tiny_net
+from refinecam_lib import explanation as explain
+from refinecam_lib import paths
+from refinecam_lib import refinement as refine
+from refinecam_lib.capture import Capture
+from refinecam_lib.datasets.shapes import SyntheticShapes
+from refinecam_lib.networks.loading import normalise
+from refinecam_lib.networks.zoo import spec_of
+from refinecam_lib.reproduce import __main__ as reproduce
 
 
 def blocks(page):

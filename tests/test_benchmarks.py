@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from networks import LAYERS, batch, tiny_net
 from pytorch_grad_cam.metrics.perturbation_confidence import RemoveMostRelevantFirst
+from tiny_networks import LAYERS, batch, tiny_net
 
 import benchmarks.parts
 from benchmarks import gpu, public
@@ -14,7 +14,7 @@ from benchmarks.__main__ import main, memory, report, run, table
 from benchmarks.parts import PARTS, Subject, tie_free
 from benchmarks.timing import Floor, compare, ratio
 from refinecam_lib import paths
-from refinecam_lib.cam import Capture
+from refinecam_lib.capture import Capture
 
 
 @pytest.fixture(scope="module")

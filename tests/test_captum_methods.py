@@ -10,18 +10,19 @@ import timm
 import torch
 from torch import nn
 
-from refinecam_lib import cam
+from refinecam_lib import cams
 from refinecam_lib import captum_methods as methods
-from refinecam_lib.cam import Capture
-from refinecam_lib.checkpoints import checkpoint_path
-from refinecam_lib.checks import InputError, rng, seed_of
-from refinecam_lib.datasets import batch_of
-from refinecam_lib.explain import METHODS, variant_maps
-from refinecam_lib.layers import evaluating
-from refinecam_lib.models import MODELS, load_model, normalise, spec_of
-from refinecam_lib.refine import to_map
+from refinecam_lib.capture import Capture
+from refinecam_lib.datasets.sample import batch_of
+from refinecam_lib.datasets.shapes import SyntheticShapes
+from refinecam_lib.errors import InputError, rng, seed_of
+from refinecam_lib.explanation import METHODS, explain
+from refinecam_lib.networks.checkpoints import checkpoint_path
+from refinecam_lib.networks.layers import evaluating
+from refinecam_lib.networks.loading import load_model, normalise
+from refinecam_lib.networks.zoo import MODELS, spec_of
+from refinecam_lib.refinement import to_map
 from refinecam_lib.road import removal_order
-from refinecam_lib.synthetic import SyntheticShapes
 
 TARGET = torch.tensor([3, 1])
 FAMILIES = [
@@ -53,7 +54,7 @@ def family(request) -> Capture:
             nn.init.normal_(norm.bias, std=0.3)
     with torch.no_grad():
         model.train()(torch.randn(8, 3, side, side))
-    return Capture(model.eval(), torch.randn(2, 3, side, side), TARGET, spec.layers, seeds=[7, 8])
+    return Capture(model.eval(), torch.randn(2, 3, side, side), TARGET, spec.layers, ids=[7, 8])
 
 
 class Curved(nn.Module):
@@ -107,7 +108,7 @@ def test_guided_grad_cam_of_channels_last_layers_permutes_first():
     model = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, num_classes=5).eval()
     capture = Capture(model, torch.randn(2, 3, 56, 56), TARGET, ("layers.0.blocks.1.norm1", "layers.3.blocks.1.norm1"))
     gradient = methods.guided_gradient(capture).sum(1)
-    for raw, grad_cam in zip(methods.guided_grad_cam(capture), cam.grad_cam(capture)):
+    for raw, grad_cam in zip(methods.guided_grad_cam(capture), cams.grad_cam(capture)):
         up = grad_cam.repeat_interleave(56 // grad_cam.shape[1], 1).repeat_interleave(56 // grad_cam.shape[2], 2)
         assert close(raw, (gradient * up).abs(), 1e-6)
 
@@ -115,7 +116,7 @@ def test_guided_grad_cam_of_channels_last_layers_permutes_first():
 def test_the_guided_gradient_is_computed_once_for_all_layers(curved):
     calls = []
     curved.model.fc.register_forward_hook(lambda *_: calls.append(None))
-    variant_maps(curved, "GuidedGradCAM")
+    explain(curved, "GuidedGradCAM")
     assert len(curved.maps(methods.guided_grad_cam)) == 2
     assert len(calls) == 2  # Grad-CAM's forward and the guided one
 
@@ -150,7 +151,7 @@ def baselines(capture: Capture) -> torch.Tensor:
 def test_deep_lift_equals_captum_where_captum_takes_the_network_as_it_is(name):
     torch.manual_seed(0)
     model = MODELS[name].build(5, False).eval()
-    capture = Capture(model, torch.randn(2, 3, 64, 64), TARGET, MODELS[name].layers, seeds=[7, 8])
+    capture = Capture(model, torch.randn(2, 3, 64, 64), TARGET, MODELS[name].layers, ids=[7, 8])
     ours = methods.deep_lift(capture)[0]
     separate = copy.deepcopy(model)
     for module in separate.modules():
@@ -170,7 +171,7 @@ def test_deep_lift_attributions_sum_to_the_difference_of_the_outputs(curved, act
     model = Curved(activation, nn.AvgPool2d).eval()
     with torch.no_grad():
         model.conv1.weight *= 5  # beyond ReLU6's 6
-    capture = Capture(model.double(), 3 * curved.inputs.double(), TARGET, curved.layers, seeds=[7, 8])
+    capture = Capture(model.double(), 3 * curved.inputs.double(), TARGET, curved.layers, ids=[7, 8])
     twin = methods.deep_lift_copy(model, capture.inputs[:1])
     base = baselines(capture).double()
     with torch.no_grad():
@@ -193,7 +194,7 @@ def test_deep_lift_keeps_what_others_send_back_to_an_activations_input(curved):
             self.act = nn.ReLU()
 
     model = Curved(Gated(), nn.AvgPool2d).double().eval()
-    capture = Capture(model, curved.inputs.double(), TARGET, curved.layers, seeds=[7, 8])
+    capture = Capture(model, curved.inputs.double(), TARGET, curved.layers, ids=[7, 8])
     base = baselines(capture).double()
     with torch.no_grad():
         difference = (model(capture.inputs) - model(base)).gather(1, TARGET[:, None])[:, 0]
@@ -227,10 +228,10 @@ def test_the_copy_for_deep_lift_shares_weights_and_leaves_the_model(curved):
 def moved_by_rounding(capture: Capture, method: str) -> float:
     """How far the maps move when each pixel moves by one rounding step, in the precision that the method computes in."""
     entry = METHODS[method]
-    given = entry.on(capture)
+    given = capture.double if entry.double else capture
     up = torch.rand(given.inputs.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     inputs = torch.nextafter(given.inputs, torch.where(up, torch.inf, -torch.inf).to(given.inputs))
-    other = Capture(given.model, inputs, given.target, given.layers, given.seeds)
+    other = Capture(given.model, inputs, given.target, given.layers, given.ids)
     maps = [to_map(each.maps(entry.function)[0], each.size) for each in (given, other)]
     return float((maps[1] - maps[0]).abs().max())
 
@@ -263,7 +264,7 @@ def planted() -> tuple[Capture, torch.Tensor]:
     image = torch.nn.functional.interpolate(torch.randn(1, 3, 5, 5), size=(40, 40), mode="bicubic")
     mask = methods.superpixels(image[0])
     weights = 3 * torch.randn(int(mask.max()) + 1)
-    return Capture(Additive(mask, weights), image, [0], ("layer",), seeds=[3]), weights[mask].abs()
+    return Capture(Additive(mask, weights), image, [0], ("layer",), ids=[11]), weights[mask].abs()
 
 
 def test_kernel_shap_recovers_planted_weights():
@@ -289,7 +290,7 @@ def test_superpixel_methods_equal_captum_with_the_same_draws(name):
     capture, _ = planted()
     ours = METHODS[name].function(capture)[0]
     rng = torch.random.get_rng_state()
-    torch.manual_seed(seed_of(3, name))
+    torch.manual_seed(seed_of(capture.seeds[0], name))
     kind = {"LIME": captum.attr.Lime, "KernelShap": captum.attr.KernelShap}[name]
     mask = methods.superpixels(capture.inputs[0])[None, None]
     oracle = kind(capture.model).attribute(capture.inputs, target=0, feature_mask=mask, n_samples=25)
@@ -316,7 +317,7 @@ def test_superpixels_that_no_sample_tells_apart_have_one_value_and_rounding_keep
     capture.model.weights = capture.model.weights * (
         1 + 1e-7 * torch.randn(capture.model.weights.shape, generator=generator)
     )
-    again = methods.kernel_shap(Capture(capture.model, capture.inputs, [0], ("layer",), seeds=[3]), samples=8)[0]
+    again = methods.kernel_shap(Capture(capture.model, capture.inputs, [0], ("layer",), capture.ids), samples=8)[0]
     assert torch.equal(removal_order(maps, [0]), removal_order(again, [0]))
 
 
@@ -360,4 +361,4 @@ def test_too_few_samples_are_refused(curved, samples):
 def test_bad_targets_are_refused_by_every_method(curved, name):
     bad = Capture(curved.model, curved.inputs, torch.tensor([0, 4]), curved.layers)
     with pytest.raises(InputError, match=r"0\.\.4 for outputs of shape \(2, 4\)"):
-        variant_maps(bad, name)
+        explain(bad, name)

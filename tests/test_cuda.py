@@ -3,18 +3,24 @@
 import pandas as pd
 import pytest
 import torch
-from networks import LAYERS, batch, tiny_net
 from test_train import TINY
+from tiny_networks import LAYERS, batch, tiny_net
 from toys import SPEC, Toy, plan, write_checkpoint
 
-from refinecam_lib import fit, measurements, models, multigrid_numba, paths, shards, sweep
-from refinecam_lib.cam import Capture
-from refinecam_lib.checkpoints import checkpoint_path
-from refinecam_lib.datasets import batch_of
-from refinecam_lib.explain import BASE, CONTROLS, METHODS, REFINED, variant_maps
+from refinecam_lib import paths
+from refinecam_lib.capture import Capture
+from refinecam_lib.datasets.sample import batch_of
+from refinecam_lib.datasets.shapes import SyntheticShapes
+from refinecam_lib.explanation import BASE, CONTROLS, METHODS, REFINED, Explanation, explain
+from refinecam_lib.imputation import cpu as multigrid_numba
 from refinecam_lib.metrics import measure
-from refinecam_lib.models import MODELS, load_model, normalise, spec_of
-from refinecam_lib.synthetic import SyntheticShapes
+from refinecam_lib.networks import zoo
+from refinecam_lib.networks.checkpoints import checkpoint_path
+from refinecam_lib.networks.loading import load_model, normalise
+from refinecam_lib.networks.zoo import MODELS, spec_of
+from refinecam_lib.sweeps import measurements, registry
+from refinecam_lib.sweeps import run as sweep
+from refinecam_lib.training import loop as fit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 GPU = "cuda"
@@ -32,7 +38,7 @@ def captured(device: str, dtype: torch.dtype = torch.float64) -> Capture:
 def test_every_method_gives_the_cpus_maps_on_the_device(method):
     refines = (METHODS | CONTROLS)[method].refines
     for variant in (BASE, REFINED) if refines else (BASE,):
-        here, there = (variant_maps(captured(device), method, variant) for device in ("cpu", GPU))
+        here, there = (explain(captured(device), method, variant).maps for device in ("cpu", GPU))
         assert there.device.type == GPU and there.dtype == torch.float64
         # LIME's regression stops at a duality gap, not at the last bit.
         torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-5 if method == "LIME" else 1e-7)
@@ -54,7 +60,9 @@ def test_every_measurement_is_the_cpus(method, variant, monkeypatch):
     frames, on_cpu = [], []
     for device in ("cpu", GPU):
         capture = captured(device)
-        frames.append(measure(capture, method, variant, variant_maps(capture, method, variant), capture.truth))
+        frames.append(
+            measure(Explanation(capture, method, variant, explain(capture, method, variant).maps), capture.truth)
+        )
         on_cpu.append(len(solved))
     compare(*frames, atol=1e-6)
     assert on_cpu[1] == on_cpu[0] > 0, "the GPU's imputation is its own"
@@ -68,16 +76,16 @@ def test_shipped_networks_measure_alike(name, monkeypatch):
     for device in ("cpu", GPU):
         inputs = normalise(images.to(device), spec).contiguous(memory_format=torch.channels_last)
         capture = Capture(load_model(name, device=device), inputs, target.to(device), spec.layers)
-        maps = variant_maps(capture, "LayerCAM", REFINED)
+        maps = explain(capture, "LayerCAM", REFINED).maps
         assert maps.device.type == torch.device(device).type
-        frames.append(measure(capture, "LayerCAM", REFINED, maps, masks.to(device)))
+        frames.append(measure(Explanation(capture, "LayerCAM", REFINED, maps), masks.to(device)))
     compare(*frames, atol=1e-3)
 
 
 def test_a_sweep_runs_on_the_device_and_gives_the_cpus_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    monkeypatch.setitem(shards.DATASETS, "toy", Toy)
-    monkeypatch.setitem(models.MODELS, "tiny", SPEC)
+    monkeypatch.setitem(registry.DATASETS, "toy", Toy)
+    monkeypatch.setitem(zoo.MODELS, "tiny", SPEC)
     write_checkpoint(tmp_path, seed=0)
     measured, devices = measurements.measure, []
 
@@ -102,7 +110,7 @@ def test_memory_of_the_device_stays_flat():
     held = []
     for _ in range(12):
         capture = captured(GPU, torch.float32)
-        measure(capture, "LayerCAM", REFINED, variant_maps(capture, "LayerCAM", REFINED))
+        measure(explain(capture, "LayerCAM", REFINED))
         del capture
         held.append(torch.cuda.memory_allocated())
     assert held[2] == held[-1]

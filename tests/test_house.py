@@ -12,8 +12,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from refinecam_lib import __version__, parameters, paths, reference
-from refinecam_lib.provenance import commit
+from refinecam_lib import __version__, paths
+from refinecam_lib.paths import commit
+from refinecam_lib.reproduce import parameters, reference
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 

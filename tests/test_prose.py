@@ -8,24 +8,27 @@ import shlex
 import pandas as pd
 import pytest
 
-from refinecam_lib import parameters, paths, plans, reproduce
-from refinecam_lib.bird_score import per_explanation
-from refinecam_lib.bird_score import summary as bird_summary
-from refinecam_lib.checkpoints import checkpoint_path
-from refinecam_lib.explain import CAMS, TRIVIAL
-from refinecam_lib.metrics import scores
-from refinecam_lib.models import MODELS
-from refinecam_lib.plots import TITLES
-from refinecam_lib.results import look_up
-from refinecam_lib.statistics import correlations, paired_test
+from refinecam_lib import paths
+from refinecam_lib.analysis.plots import TITLES
+from refinecam_lib.analysis.statistics import correlations, paired_test
+from refinecam_lib.explanation import CAMS, TRIVIAL
+from refinecam_lib.funnybirds.score import per_explanation
+from refinecam_lib.funnybirds.score import summary as bird_summary
+from refinecam_lib.networks.checkpoints import checkpoint_path
+from refinecam_lib.networks.zoo import MODELS
+from refinecam_lib.reproduce import __main__ as reproduce
+from refinecam_lib.reproduce import parameters
+from refinecam_lib.scoring import scores
+from refinecam_lib.sweeps import experiments
+from refinecam_lib.sweeps.store import look_up
 
 STANDARD = paths.REFERENCE / "standard"
 ROWS = {
-    "fig1": ("03_trivial_cams", plans.fig1_plan, True),
-    "stress": ("03_trivial_cams", plans.stress_plan, False),
-    "fig3a": ("04_metric_correlation", plans.table1_plan, True),
-    "fig3b": ("04_metric_correlation", plans.birds_plan, False),
-    "table1": ("07_refinecam_benchmark", plans.table1_plan, False),
+    "fig1": ("03_trivial_cams", experiments.fig1_plan, True),
+    "stress": ("03_trivial_cams", experiments.stress_plan, False),
+    "fig3a": ("04_metric_correlation", experiments.table1_plan, True),
+    "fig3b": ("04_metric_correlation", experiments.birds_plan, False),
+    "table1": ("07_refinecam_benchmark", experiments.table1_plan, False),
 }
 """What stands behind a figure: the notebook, its plan, and whether only the shallowest Base maps."""
 
@@ -43,7 +46,7 @@ def committed(name, profile="standard"):
     """The committed rows behind a figure, with the notebook's own parameters."""
     book, planned, base = ROWS[name]
     values = parameters.chosen(profile, [book])[1][book]
-    found = look_up(plans.planned(planned, values))
+    found = look_up(experiments.planned(planned, values))
     assert not found.missing and found.committed == len(found.rows), f"rows of {name} that are not committed"
     rows = found.rows
     return rows[(rows["layer"] == 0) & (rows["aggregate"] == "none")] if base else rows

@@ -6,10 +6,13 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
-from networks import LAYERS, TinyNet, batch, tiny_net
+from tiny_networks import LAYERS, TinyNet, batch, tiny_net
 
-from refinecam_lib import checkpoints, datasets, models, paths, shards
-from refinecam_lib.explain import BASE, REFINED
+from refinecam_lib import paths
+from refinecam_lib.datasets import sample as datasets
+from refinecam_lib.explanation import BASE, REFINED
+from refinecam_lib.networks import checkpoints, zoo
+from refinecam_lib.sweeps import registry, shard
 
 
 class Toy:
@@ -25,7 +28,7 @@ class Toy:
         return datasets.Sample(image, i % 6, f"toy-{i}", mask, {"size": "small"})
 
 
-SPEC = models.ModelSpec("tiny", lambda classes, pretrained: TinyNet(classes), LAYERS)
+SPEC = zoo.ModelSpec("tiny", lambda classes, pretrained: TinyNet(classes), LAYERS)
 
 
 def write_checkpoint(folder, seed):
@@ -38,12 +41,12 @@ def write_checkpoint(folder, seed):
 def register(folder):
     """Put the toys into this process's registries, their checkpoint and results into a folder."""
     paths.RESULTS, paths.ROWS, paths.CHECKPOINTS = folder / "results", folder / "committed", folder
-    shards.DATASETS["toy"], models.MODELS["tiny"] = Toy, SPEC
+    registry.DATASETS["toy"], zoo.MODELS["tiny"] = Toy, SPEC
     write_checkpoint(folder, seed=0)
 
 
 def plan(images=6, size=2, methods=("LayerCAM", "RandomCAM"), **options):
-    return shards.plan("tiny", methods, images, [BASE, REFINED], dataset="toy", size=size, **options)
+    return shard.plan("tiny", methods, images, [BASE, REFINED], dataset="toy", size=size, **options)
 
 
 def same(a, b):

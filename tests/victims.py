@@ -19,8 +19,10 @@ from pathlib import Path
 import torch
 import toys
 
-from refinecam_lib import fit, paths, sweep
-from refinecam_lib.recipe import Recipe
+from refinecam_lib import paths
+from refinecam_lib.sweeps import run as sweep
+from refinecam_lib.training import loop as fit
+from refinecam_lib.training.recipe import Recipe
 
 
 def killed(work: Callable[[], object], after: float | None = None) -> bool:

@@ -1,0 +1,32 @@
+from .analysis.statistics import paired_test as paired_test
+from .analysis.statistics import summary as summary
+from .capture import Capture as Capture
+from .datasets.pictures import open_picture as open_picture
+from .datasets.sample import Sample as Sample
+from .datasets.sample import batch_of as batch_of
+from .datasets.shapes import SyntheticShapes as SyntheticShapes
+from .errors import InputError as InputError
+from .explanation import BASE as BASE
+from .explanation import METHODS as METHODS
+from .explanation import REFINED as REFINED
+from .explanation import Explainer as Explainer
+from .explanation import Explanation as Explanation
+from .explanation import Method as Method
+from .explanation import Variant as Variant
+from .explanation import explain as explain
+from .explorer.widget import explore as explore
+from .metrics import measure as measure
+from .networks.layers import layers_of as layers_of
+from .networks.loading import load_classifier as load_classifier
+from .networks.loading import load_model as load_model
+from .networks.loading import normalise as normalise
+from .networks.zoo import spec_of as spec_of
+from .refinement import AGGREGATES as AGGREGATES
+from .refinement import refine as refine
+from .reproduce.products import Report as Report
+from .scoring import CONVENTIONS as CONVENTIONS
+from .scoring import scores as scores
+from .sweeps.run import sweep as sweep
+from .sweeps.shard import plan as plan
+
+__version__: str

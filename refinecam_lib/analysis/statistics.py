@@ -1,0 +1,234 @@
+"""Intervals, paired tests and correlations: what a table needs to say which differences are real."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import scipy
+
+from ..errors import InputError, one_of, rng
+
+CORRELATIONS = {
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "kendall": "kendalltau",
+}
+"""Correlation -> its function in scipy.stats, which is imported when it is first used."""
+
+
+FEW = 100
+"""Up to so many rows Kendall's correlation is computed from all pairs."""
+
+
+def bootstrap_interval(
+    values: np.ndarray, images: np.ndarray | None = None, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of values (n,), resampling images; NaN values are left out.
+
+    images: the image of each value, where an image has several, as of several networks: these are drawn together.
+    NaN for a single image, of which nothing can be told. Raises InputError where no value is left.
+    """
+    values = np.asarray(values, float)
+    known = np.isfinite(values)
+    if not known.any():
+        raise InputError("no finite value to draw an interval from; allowed: at least one")
+    image = np.arange(known.sum()) if images is None else pd.factorize(np.asarray(images)[known])[0]
+    sums, counts = np.bincount(image, values[known]), np.bincount(image)
+    if len(sums) < 2:
+        return np.nan, np.nan
+    drawn = rng("bootstrap", seed).integers(0, len(sums), (draws, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    return middle(means, level)
+
+
+def summary(rows: pd.DataFrame, score: str, by: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation over images, n and the bootstrap 95 % interval (low, high) of a score for each group.
+
+    rows: columns `score`, those of `by`, and image where an image has several rows in a group, as of several networks.
+    Values that are not finite are left out, and n counts the rest. Raises InputError where there is no row.
+    """
+    if rows.empty:
+        raise InputError(f"no row to average {score} over; allowed: at least one")
+    rows = rows.reset_index(drop=True)
+    images = rows["image"].to_numpy() if "image" in rows else np.arange(len(rows))
+
+    def one(values: pd.Series) -> pd.Series:
+        values = values[np.isfinite(values)]
+        low, high = bootstrap_interval(values, images[values.index]) if len(values) else (np.nan, np.nan)
+        return pd.Series({"mean": values.mean(), "std": values.std(ddof=0), "n": len(values), "low": low, "high": high})
+
+    table = rows.groupby(list(by), sort=False)[score].apply(one).unstack()
+    return table.astype({"n": int})
+
+
+def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[str, str]) -> pd.DataFrame:
+    """Wilcoxon's signed-rank test of `pair[1]` against `pair[0]` (values of column aggregate), image by image.
+
+    Returns, for each group of `by`: n pairs, the mean difference and its bootstrap 95 % interval, the matched-pairs
+    rank-biserial correlation (effect size, -1..1, positive where pair[1] is higher), p, and p corrected by Holm over
+    all groups. Pairs with an undefined score are left out; groups without a difference have p = 1, and groups in which
+    every pair is left out come last, with n = 0 and NaN. Raises InputError for a name in `pair` that no row has, and
+    where a group has several rows of an image, as of several networks.
+    """
+    if rows.duplicated([*by, "image", "aggregate"]).any():
+        raise InputError(f"several rows an image and aggregate in a group by {', '.join(by)}; allowed: one")
+    for name in pair:
+        one_of("aggregate", name, rows["aggregate"].unique())
+    wide = rows.pivot_table(index=[*by, "image"], columns="aggregate", values=score, sort=False)
+    records = []
+    for group, frame in wide.reindex(columns=list(pair)).dropna().groupby(list(by), sort=False):
+        difference = (frame[pair[1]] - frame[pair[0]]).to_numpy()
+        low, high = bootstrap_interval(difference)
+        moved = difference[difference != 0]
+        p, effect = 1.0, 0.0
+        if len(moved):
+            ranks = scipy.stats.rankdata(np.abs(moved))
+            effect = float((ranks * np.sign(moved)).sum() / ranks.sum())
+            p = float(scipy.stats.wilcoxon(moved).pvalue)
+        records.append([*group, len(difference), difference.mean(), low, high, effect, p])
+    tested = {tuple(record[: len(by)]) for record in records}
+    for group, aggregates in rows.groupby(list(by), sort=False)["aggregate"]:
+        if set(pair) <= set(aggregates) and group not in tested:
+            records.append([*group, 0, *[np.nan] * 5])
+    table = pd.DataFrame(records, columns=[*by, "n", "difference", "low", "high", "effect", "p"])
+    table["p_holm"] = holm(table["p"].to_numpy())
+    return table
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction of p values (m,), in [0,1]; NaN, of no test, stays and doesn't count."""
+    p = np.asarray(p, float)
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN come last
+    stepped = np.maximum.accumulate((len(order) - np.arange(len(order))) * p[order])
+    corrected = np.full_like(p, np.nan)
+    corrected[order] = np.minimum(stepped, 1)
+    return corrected
+
+
+def correlation(x: np.ndarray, y: np.ndarray, kind: str = "pearson") -> float:
+    """Pearson, Spearman or Kendall correlation of the pairs in which both are finite, in [-1,1]; NaN below 3 pairs."""
+    test = getattr(scipy.stats, CORRELATIONS[one_of("correlation", kind, CORRELATIONS)])
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    both = np.isfinite(x) & np.isfinite(y)
+    if both.sum() < 3 or np.ptp(x[both]) == 0 or np.ptp(y[both]) == 0:
+        return float("nan")
+    return float(test(x[both], y[both])[0])
+
+
+def correlations_with_first(table: np.ndarray) -> dict[str, np.ndarray]:
+    """All three correlations of the first column (n,) with each other column (n,S) of a table, (S,) each.
+
+    The same numbers as `correlation`, many times faster, because no p value is computed. Rows with a value that is not
+    finite are left out; NaN below 3 rows, and where a column is constant.
+    """
+    table = table[np.isfinite(table).all(1)]
+    if len(table) < 3:
+        return {kind: np.full(table.shape[1] - 1, np.nan) for kind in CORRELATIONS}
+    ranks = scipy.stats.rankdata(table, axis=0)
+    if len(table) <= FEW:  # signs of all pairs
+        kendall = _cosines(np.sign(table[:, None] - table[None]).reshape(-1, table.shape[1]))
+    else:
+        kendall = np.array([correlation(column, table[:, 0], "kendall") for column in table[:, 1:].T])
+    return {"pearson": _pearson(table), "spearman": _pearson(ranks), "kendall": kendall}
+
+
+def _pearson(table: np.ndarray) -> np.ndarray:
+    constant = np.ptp(table, axis=0) == 0
+    found = _cosines(table - table.mean(0))
+    return np.where(constant[0] | constant[1:], np.nan, found)
+
+
+def _cosines(table: np.ndarray) -> np.ndarray:
+    """The cosine of the first column with each other, NaN where one is zero."""
+    norms = np.linalg.norm(table, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.clip(table[:, 0] @ table[:, 1:] / (norms[0] * norms[1:]), -1, 1)
+
+
+def correlations(
+    rows: pd.DataFrame,
+    scores: Sequence[str],
+    truth: str = "cosine",
+    reference: str = "arcc",
+    draws: int = 400,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well each score agrees with the truth (Fig. 3), with intervals from a bootstrap over images.
+
+    rows: columns image, model, method, `truth` and `scores`, all higher is better. Returns one row for each score, kind
+    (CORRELATIONS) and level ("explanation": over all rows; "method mean": over the means of the methods): value, the
+    mean over models; std, over models; low, high; and difference, `reference`'s correlation minus the score's, with
+    low_difference and high_difference, for both are drawn on the same images. Rows in which any score is
+    undefined are left out, and so are models on which a score has no correlation, unless it has none on any (NaN then):
+    all scores are compared on the same n rows. Of a single image the bounds are NaN.
+    Raises InputError for a reference that is none of the scores, and where no row is left.
+    """
+    own = list(scores).index(one_of("reference", reference, scores))
+    rows = rows[np.isfinite(rows[[truth, *scores]].to_numpy(float)).all(1)]
+    if rows.empty:
+        raise InputError(f"no row in which {truth} and every score are defined; allowed: at least one")
+    values = rows[[truth, *scores]].to_numpy(float)
+    method, names = pd.factorize(rows["method"])
+    image, images = pd.factorize(rows["image"])
+    model, models = pd.factorize(rows["model"])
+    rows_of = [np.flatnonzero(image == i) for i in range(len(images))]
+
+    def measured(pick: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+        """(level, kind) -> correlations (models, scores)."""
+        found: dict[tuple[str, str], list] = {}
+        for k in range(len(models)):
+            own = pick[model[pick] == k]
+            levels = {"explanation": values[own], "method mean": _group_means(values[own], method[own], len(names))}
+            for level, table in levels.items():
+                for kind, row in correlations_with_first(table).items():
+                    found.setdefault((level, kind), []).append(row)
+        return {key: np.array(tables) for key, tables in found.items()}
+
+    generator = rng("correlations", seed)
+    drawn_images = generator.integers(len(images), size=(draws, len(images)))
+    resampled = [measured(np.concatenate([rows_of[i] for i in draw])) for draw in drawn_images]
+    records = []
+    for (level, kind), found in measured(np.arange(len(rows))).items():
+        defined = np.isfinite(found)
+        counted = (defined | ~defined.any(0)).all(1)
+        found, n = found[counted], int(counted[model].sum())
+        drawn = np.stack([each[level, kind][counted].mean(0) for each in resampled])
+        if len(images) < 2:
+            drawn = np.full_like(drawn, np.nan)
+        value = found.mean(0)
+        for k, score in enumerate(scores):
+            low, high = middle(drawn[:, k])
+            low_difference, high_difference = middle(drawn[:, own] - drawn[:, k])
+            record = {"level": level, "kind": kind, "score": score, "value": value[k], "std": found[:, k].std()}
+            record |= {"low": low, "high": high, "difference": value[own] - value[k]}
+            record |= {"low_difference": low_difference, "high_difference": high_difference}
+            records.append(record | {"n": n})
+    return pd.DataFrame(records)
+
+
+def _group_means(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    """Mean of each column in each group; NaN for an empty group."""
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, groups, values)
+    sizes = np.bincount(groups, minlength=count)[:, None]
+    return sums / np.where(sizes > 0, sizes, np.nan)
+
+
+def middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The bounds of the middle `level` of resampled values (n,), without those not finite; NaN where none is left."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.nan, np.nan
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def accuracy(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The share of correct predictions in each group: n, accuracy in [0,1] and its Wilson 95 % interval (low, high)."""
+
+    def one(correct: pd.Series) -> pd.Series:
+        low, high = scipy.stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(method="wilson")
+        return pd.Series({"n": len(correct), "accuracy": correct.mean(), "low": low, "high": high})
+
+    table = rows.assign(correct=rows["correct"].astype(bool)).groupby(list(by), sort=False)["correct"].apply(one)
+    return table.unstack().astype({"n": int})

@@ -1,0 +1,254 @@
+"""Run a network once and keep what every method and every layer needs.
+
+>>> capture = Capture(model, inputs, target, layers=("layer1", "layer2", "layer3", "layer4"))
+>>> capture.activations[0].shape, capture.gradients[0].shape      # (B,C,h,w) each, shallow to deep
+"""
+
+import copy
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .errors import InputError, images, seed_of
+from .networks.curvature import ConstantWeights
+from .networks.layers import evaluating, is_channels_last, named_layers, to_nchw
+
+Maps = list[Tensor]
+
+
+class Capture:
+    """One batch of images in one network: logits, activations, gradients and maps. Each is computed on first use.
+
+    Args:
+        model: A classifier (B,3,H,W) -> logits (B,K). It comes back unchanged.
+        inputs: Normalised images (B,3,H,W).
+        target: Class indices (B,).
+        layers: Dotted names of modules, shallow to deep.
+        ids: One id per image. Random numbers depend on it, not on the image's place in the batch. The default is a
+            hash of the image.
+        seed: Another seed draws other random numbers.
+        truth: Ground-truth masks (B,H,W) for the metrics and for the controls that need them.
+
+    Raises:
+        InputError: Inputs, target, ids or layers do not fit together or do not fit the network.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        target: Tensor,
+        layers: Sequence[str],
+        ids: Sequence[Hashable] | None = None,
+        seed: int = 0,
+        truth: Tensor | None = None,
+    ):
+        self.model, self.layers, self.seed, self.truth = model, tuple(layers), seed, truth
+        self.inputs = images(inputs).detach()
+        wanted = getattr(getattr(model, "patch_embed", None), "img_size", None)  # timm's transformers
+        if wanted and getattr(model.patch_embed, "strict_img_size", False) and self.size != tuple(wanted):
+            raise InputError(
+                f"images of {self.size[0]}x{self.size[1]} px; allowed by this model: {wanted[0]}x{wanted[1]}"
+            )
+        self.target = torch.as_tensor(target, device=inputs.device).long()
+        if self.target.shape != (len(inputs),):
+            raise InputError(
+                f"target of shape {tuple(self.target.shape)} for {len(inputs)} images; allowed: one class each"
+            )
+        if ids is not None and len(ids) != len(inputs):
+            raise InputError(f"Expected one id per image, got {len(ids)} ids for {len(inputs)} images.")
+        self._ids = None if ids is None else list(ids)
+        self.steps: list[str] = ["clean"] * len(inputs)
+        self.first_layer = 0
+        """The position of layers[0] among the layers that variants count. See `masked`."""
+        self._maps: dict[Callable, Maps] = {}
+        self.channel_logits: dict[int, list[Tensor]] = {}
+        """Layer number -> logits of ScoreCAM's masked images. They do not depend on the target."""
+        self._double_network: list[nn.Module] = []  # at most one; shared with captures made from this one
+        named_layers(model, layers)
+
+    @property
+    def ids(self) -> list[Hashable]:
+        """One id per image."""
+        if self._ids is None:
+            self._ids = [sha256(x.contiguous().cpu().numpy().tobytes()).hexdigest()[:16] for x in self.inputs]
+        return self._ids
+
+    def seeds_of(self, step: str) -> list[int]:
+        """Return one seed per image for a step that draws random numbers."""
+        return [seed_of(self.seed, each, step) for each in self.ids]
+
+    @property
+    def seeds(self) -> list[int]:
+        """One seed per image, for methods that draw random numbers. The masked image has others."""
+        return [seed_of(self.seed, each, step) for each, step in zip(self.ids, self.steps)]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.inputs.shape[-2], self.inputs.shape[-1]
+
+    @cached_property
+    def _forward(self) -> tuple[list[Tensor], Tensor]:
+        return self._run()
+
+    def _run(self) -> tuple[list[Tensor], Tensor]:
+        """Run the network and return the layers' outputs and the logits, attached to the graph."""
+        # The fused attention kernels have no second derivative, which ShapleyCAM needs.
+        attention = sdpa_kernel(SDPBackend.MATH)
+        with torch.enable_grad(), evaluating(self.model), attention, recording(self.model, self.layers) as outputs:
+            logits = self.model(self.inputs)
+        if list(outputs) != list(self.layers):
+            raise InputError(
+                f"layers {list(self.layers)} run in the order {list(outputs)}; allowed: layers that run, shallow to deep"
+            )
+        if logits.ndim != 2 or not 0 <= int(self.target.min()) <= int(self.target.max()) < logits.shape[1]:
+            raise InputError(
+                f"target classes {int(self.target.min())}..{int(self.target.max())} for outputs of shape "
+                f"{tuple(logits.shape)}; allowed: logits (B, K) and classes 0..K-1"
+            )
+        for name, output in outputs.items():
+            if len(output) != len(self.inputs):  # for example the windows of an image
+                raise InputError(
+                    f"layer {name!r} returns shape {tuple(output.shape)} for {len(self.inputs)} images; "
+                    "allowed: layers with one output an image"
+                )
+        return list(outputs.values()), logits
+
+    @property
+    def logits(self) -> Tensor:
+        """(B,K), detached."""
+        _, logits = self.graph if "graph" in self.__dict__ else self._forward  # both have the same
+        return logits.detach()
+
+    @property
+    def probability(self) -> Tensor:
+        """Softmax probability of the target class, (B,)."""
+        return self.logits.softmax(1).gather(1, self.target[:, None])[:, 0]
+
+    @cached_property
+    def activations(self) -> Maps:
+        """Each layer's output as (B,C,h,w), detached."""
+        return self.as_maps([a.detach() for a in self._forward[0]])
+
+    @cached_property
+    def gradients(self) -> Maps:
+        """The gradient of the target's logit at each layer's output, (B,C,h,w). One backward pass serves all layers."""
+        outputs, logits = self._forward
+        with torch.enable_grad():
+            score = logits.gather(1, self.target[:, None]).sum()
+        return self.as_maps(torch.autograd.grad(score, outputs, retain_graph=True))
+
+    @cached_property
+    def graph(self) -> tuple[list[Tensor], Tensor]:
+        """The layers' outputs in their own layout and the logits, attached. It can be differentiated twice."""
+        with ConstantWeights():
+            return self._run()
+
+    @property
+    def double(self) -> "Capture":
+        """The same capture in float64, on a float64 copy of the network that related captures share."""
+        return self if self.inputs.dtype == torch.double else self._double
+
+    @cached_property
+    def _double(self) -> "Capture":
+        if not self._double_network:
+            self._double_network.append(double_copy(self.model))
+        inputs = self.inputs.double().contiguous()
+        twin = Capture(self._double_network[0], inputs, self.target, self.layers, self.ids, self.seed, self.truth)
+        twin.first_layer, twin.steps = self.first_layer, self.steps
+        return twin
+
+    def as_maps(self, tensors: Sequence[Tensor]) -> Maps:
+        """Bring tensors from the layout of the layers' outputs into (B,C,h,w)."""
+        prefix = getattr(self.model, "num_prefix_tokens", None)
+        channels_last = is_channels_last(self.model)
+        return [to_nchw(tensor, self.size, prefix, channels_last) for tensor in tensors]
+
+    def maps(self, method: Callable[["Capture"], Maps]) -> Maps:
+        """Return the method's raw maps, one per layer. They are computed once and serve every variant."""
+        if method not in self._maps:
+            self._maps[method] = method(self)
+        return self._maps[method]
+
+    def of_target(
+        self, target: Tensor, ids: Sequence[Hashable] | None = None, steps: Sequence[str] | None = None
+    ) -> "Capture":
+        """Explain the same forward pass for other classes (B,). Other `ids` or `steps` draw other random numbers."""
+        target = torch.as_tensor(target, device=self.inputs.device).long()
+        if target.shape != self.target.shape or not 0 <= int(target.min()) <= int(target.max()) < self.logits.shape[1]:
+            raise InputError(
+                f"target {target.tolist()}; allowed: {len(self.inputs)} classes of 0..{self.logits.shape[1] - 1}"
+            )
+        other = copy.copy(self)
+        other.__dict__.pop("gradients", None)
+        other.target, other._maps = target, {}
+        other._ids, other.steps = list(ids or self.ids), list(steps or self.steps)
+        if "_double" in self.__dict__:
+            other._double = self._double.of_target(target, ids, steps)
+        return other
+
+    def masked(self, maps: Tensor, layers: Sequence[str] | None = None) -> "Capture":
+        """Capture each image multiplied by its map (B,H,W): X ⊙ M, where 0 is the mean colour.
+
+        layers: The last few of this capture's layers, where the maps of the others are not needed.
+        """
+        inputs = (self.inputs * maps[:, None]).contiguous(memory_format=torch.channels_last)
+        layers = self.layers if layers is None else layers
+        masked = Capture(self.model, inputs, self.target, layers, self.ids, self.seed, self.truth)
+        masked.first_layer = self.first_layer + self.layers.index(masked.layers[0])
+        masked.steps = ["masked"] * len(inputs)
+        masked._double_network = self._double_network
+        return masked
+
+
+@contextmanager
+def recording(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Record the outputs of `layers` in the forward passes inside. No hook outlives the context.
+
+    The first layer's output becomes a leaf that requires a gradient, so autograd keeps nothing below it.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            if not isinstance(output, Tensor):
+                raise InputError(
+                    f"layer {name!r} returns a {type(output).__name__}; allowed: layers that return a tensor"
+                )
+            if name in outputs:
+                raise InputError(f"layer {name!r} runs more than once in a forward pass; allowed: layers that run once")
+            outputs[name] = output if outputs and output.requires_grad else output.detach().requires_grad_()
+            return outputs[name].clone()  # later modules may work in place
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(record(name)) for name in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def double_copy(model: nn.Module) -> nn.Module:
+    """Copy a network in float64 and leave `model` as it was.
+
+    The copy shares its hooks with `model`: a hook added to `model` later runs in both, and a removed one in neither.
+    """
+    attributes = [(name, value) for module in model.modules() for name, value in vars(module).items()]
+    tensors = [*model.parameters(), *model.buffers(), *(v for _, v in attributes if isinstance(v, Tensor))]
+    memo: dict[int, object] = {id(tensor): _double(tensor) for tensor in tensors}
+    memo |= {id(value): value for name, value in attributes if "_hooks" in name}
+    return copy.deepcopy(model, memo=memo)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    # In channels-last, torch's float64 convolutions take twice as long.
+    value = tensor.detach().double().contiguous() if tensor.is_floating_point() else tensor
+    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value

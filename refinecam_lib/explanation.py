@@ -1,0 +1,199 @@
+"""Explain a batch by a named method, alone (Base) or combined over layers (RefineCAM).
+
+>>> capture = Capture(model, inputs, target, layers)
+>>> explain(capture, "LayerCAM", REFINED).maps                   # (B,H,W) in [0,1]
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from . import cams, captum_methods, controls
+from .capture import Capture, Maps
+from .errors import InputError, one_of
+from .refinement import Power, known_aggregates, refine, to_map
+
+Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the registry."""
+
+    function: Callable[[Capture], Maps]
+    """Returns raw maps."""
+    refines: bool = True
+    """Whether it returns one map per layer."""
+    double: bool = False
+    """Whether it runs in float64, on a float64 copy of the network."""
+
+    def raw_maps(self, capture: Capture) -> Maps:
+        """Return the raw maps of the capture, one per layer if the method refines."""
+        return (capture.double if self.double else capture).maps(self.function)
+
+
+METHODS: dict[str, Method] = {
+    "GradCAM": Method(cams.grad_cam),
+    "HiResCAM": Method(cams.hires_cam),
+    "GradCAM++": Method(cams.grad_cam_pp, double=True),
+    "LayerCAM": Method(cams.layer_cam),
+    "ScoreCAM": Method(cams.score_cam),
+    "ShapleyCAM": Method(cams.shapley_cam),
+    "GuidedGradCAM": Method(captum_methods.guided_grad_cam),
+    "LIME": Method(captum_methods.lime, refines=False),
+    "DeepLift": Method(captum_methods.deep_lift, refines=False, double=True),
+    "InputXGradient": Method(captum_methods.input_x_gradient, refines=False),
+    "IntegratedGradients": Method(captum_methods.integrated_gradients, refines=False),
+    "KernelShap": Method(captum_methods.kernel_shap, refines=False),
+    "RandomCAM": Method(controls.random_cam, refines=False),
+    "HalfCAM": Method(controls.half_cam, refines=False),
+    "All1sCAM": Method(controls.all_ones_cam, refines=False),
+}
+"""Name -> method. Add your own here to use it by name everywhere."""
+
+CAMS = ("GradCAM++", "LayerCAM", "ScoreCAM", "ShapleyCAM", "GuidedGradCAM")
+"""The paper's five methods with a map for each layer."""
+OTHERS = ("LIME", "DeepLift", "InputXGradient", "IntegratedGradients", "KernelShap")
+"""The paper's five methods with one map."""
+SLOW = ("ScoreCAM", "LIME", "KernelShap", "IntegratedGradients")
+"""Methods that need dozens to hundreds of forward passes per map."""
+TRIVIAL = ("RandomCAM", "HalfCAM", "All1sCAM")
+"""The paper's trivial maps, which explain nothing."""
+
+CONTROLS: dict[str, Method] = {
+    "GroundTruth": Method(controls.ground_truth, refines=False),
+    "InvertedTruth": Method(controls.inverted_truth, refines=False),
+    "CentreGaussian": Method(controls.centre_gaussian, refines=False),
+    "EdgeDetector": Method(controls.edge_detector, refines=False),
+}
+"""Maps that explain nothing or know the answer. They test the metrics."""
+
+
+def method_of(method: str | Callable[[Capture], Maps]) -> Method:
+    """Return the method of this name, or wrap a function of your own.
+
+    "LayerCAM^0.125" raises LayerCAM's maps to that power.
+
+    Raises:
+        InputError: The name is unknown. The message suggests the nearest name.
+    """
+    if callable(method):
+        return Method(method)
+    name, raised, exponent = str(method).partition("^")
+    known = METHODS | CONTROLS
+    entry = known[one_of("method", name, known)]
+    if not raised:
+        return entry
+    with contextlib.suppress(ValueError):
+        if 0 < (power := float(exponent)) < math.inf:
+            return Method(Power(entry.function, power), entry.refines, entry.double)
+    raise InputError(f"method {method!r}; allowed: a number above 0 after '^', as in 'LayerCAM^0.125'")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which map of a method: that of one layer, alone or combined with the maps of all deeper layers."""
+
+    layer: int = 0
+    """The number of the layer; 0 is the shallowest."""
+    aggregate: str = "none"
+    """"none" for the layer alone (Base), or a name in AGGREGATES (RefineCAM)."""
+
+    def __post_init__(self) -> None:
+        one_of("aggregate", self.aggregate, ["none", *known_aggregates()])
+
+    def layers(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the layers that this variant needs, out of all `names`."""
+        if not 0 <= self.layer < len(names):
+            raise InputError(f"layer number {self.layer}; allowed: 0..{len(names) - 1} ({', '.join(names)})")
+        return tuple(names[self.layer : self.layer + 1] if self.aggregate == "none" else names[self.layer :])
+
+
+BASE, REFINED = Variant(), Variant(aggregate="product")
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The maps of a batch, and what they were made from."""
+
+    capture: Capture
+    method: str | Callable[[Capture], Maps]
+    variant: Variant
+    maps: Tensor
+    """(B,H,W) in [0,1]. A map without contrast is 0 everywhere. A map that is not finite holds NaN."""
+
+
+def explain(
+    capture: Capture, method: str | Callable[[Capture], Maps] = "LayerCAM", variant: Variant = BASE
+) -> Explanation:
+    """Explain a batch by a method, for one variant.
+
+    Args:
+        capture: The batch. It must contain the variant's layer and, to refine, every deeper layer. Only captured layers
+            are combined.
+        method: A name in METHODS or CONTROLS, or a function of a capture.
+        variant: The layer and the aggregate.
+
+    Raises:
+        InputError: The name is unknown, the layer was not captured, or a method with one map should be refined.
+    """
+    entry = method_of(method)
+    raw = entry.raw_maps(capture)
+    start = variant.layer - capture.first_layer
+    if not entry.refines:
+        if variant != BASE:
+            raise InputError(
+                f"method {method!r} has no map for each layer, so {variant} has no meaning; allowed: {BASE}"
+            )
+        start = 0
+    if not 0 <= start < len(raw):
+        raise InputError(f"{variant} of a capture with layers {list(capture.layers)}; allowed: one of its layers")
+    if variant.aggregate == "none":
+        maps = to_map(raw[start], capture.size)
+    else:
+        maps = refine([to_map(each, capture.size) for each in raw[start:]], variant.aggregate)
+    return Explanation(capture, method, variant, maps.to(capture.inputs.dtype))
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A network with a method. `attribute` follows captum, so captum's metrics and visualisers accept it.
+
+    >>> explainer = Explainer(model, "LayerCAM", layers, aggregate="product")
+    >>> explainer.attribute(inputs, target=208)                   # (B,1,H,W) in [0,1]
+    """
+
+    model: nn.Module
+    method: str | Callable[[Capture], Maps]
+    layers: tuple[str, ...]
+    aggregate: str = "none"
+    layer: int = 0
+    """The number of the layer in `layers`; 0 is the shallowest."""
+
+    def __post_init__(self) -> None:
+        method_of(self.method)
+        self.variant.layers(self.layers)
+
+    @property
+    def variant(self) -> Variant:
+        """The variant of the method."""
+        return Variant(self.layer, self.aggregate)
+
+    def attribute(self, inputs: Inputs, target: int | Tensor, seed: int = 0) -> Inputs:
+        """Return maps (B,1,H,W) in [0,1] of normalised images (B,3,H,W) for one class, or for one class per image.
+
+        As in captum, a tuple of one tensor gives a tuple of one tensor.
+        """
+        if isinstance(inputs, tuple):
+            if len(inputs) != 1:
+                raise InputError(f"a tuple of {len(inputs)} inputs; allowed: one tensor (B,3,H,W)")
+            return (self.attribute(inputs[0], target, seed),)
+        if (target := torch.as_tensor(target)).numel() == 1:
+            target = target.reshape(1).expand(len(inputs))
+        capture = Capture(self.model, inputs, target, self.variant.layers(self.layers), seed=seed)
+        return explain(capture, self.method, Variant(0, self.aggregate)).maps[:, None]

@@ -1,0 +1,55 @@
+"""Checkpoints: a network's weights as fp16 safetensors, and beside them a JSON card that says how they were made."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from .. import paths
+from ..errors import InputError
+
+
+def checkpoint_path(name: str, weights: str = "synthetic") -> Path:
+    """Where the shipped weights of a network are: those for the shapes ("synthetic") or for the birds."""
+    return paths.CHECKPOINTS / (f"{name}.safetensors" if weights == "synthetic" else f"{name}_{weights}.safetensors")
+
+
+def write_checkpoint(model: nn.Module, path: Path, card: dict) -> dict:
+    """Write a network as fp16 safetensors with its JSON card beside it; returns the card with its sha256."""
+    state = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in model.state_dict().items()}
+    paths.write_whole(path, lambda part: safetensors.torch.save_file(state, part))
+    card = card | {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    paths.write_whole(path.with_suffix(".json"), lambda part: part.write_text(json.dumps(card, indent=1) + "\n"))
+    return card
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors and the card of a checkpoint whose sha256 is checked; raises InputError where a file is not whole."""
+    card_path = path.with_suffix(".json")
+    for file in (path, card_path):
+        if not file.is_file():
+            shipped = ", ".join(sorted(p.stem for p in paths.CHECKPOINTS.glob("*.safetensors"))) or "none"
+            raise InputError(f"no checkpoint file {str(file)!r}; shipped checkpoints: {shipped}")
+    try:
+        card = json.loads(card_path.read_text())
+        expected = card["sha256"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"checkpoint card {card_path.name} is not a card: {error}; restore it from git") from error
+    content = path.read_bytes()  # read once: what is hashed is what is loaded, whatever replaces the file meanwhile
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise InputError(f"checkpoint {path.name} has sha256 {found[:12]}..., its card says {expected[:12]}...")
+    try:
+        return safetensors.torch.load(content), card
+    except safetensors.SafetensorError as error:
+        raise InputError(f"checkpoint {path.name} is not a safetensors file: {error}") from error

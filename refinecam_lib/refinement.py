@@ -1,0 +1,75 @@
+"""Combine the map of a layer with the maps of all deeper layers (eqs. 7 to 9)."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .capture import Capture, Maps
+from .errors import one_of
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Scale each map (...,H,W) to [0,1]. A constant map becomes 0. A map that is not finite holds NaN."""
+    low = maps.amin((-2, -1), keepdim=True)
+    span = maps.amax((-2, -1), keepdim=True) - low
+    return torch.where(span == 0, 0, (maps - low) / torch.where(span == 0, 1, span))
+
+
+def to_map(raw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Turn raw maps (B,h,w) into maps (B,H,W) in [0,1]: ReLU, min-max, bilinear interpolation, min-max."""
+    scaled = min_max(raw.relu())
+    return min_max(F.interpolate(scaled[:, None], size=size, mode="bilinear", align_corners=False)[:, 0])
+
+
+def product(maps: Tensor) -> Tensor:
+    """Multiply maps (N,B,H,W) in [0,1] over the first axis, RefineCAM (eq. 7)."""
+    return maps.prod(0)
+
+
+def geometric_mean(maps: Tensor) -> Tensor:
+    """Take the N-th root of the product of maps (N,B,H,W) in [0,1] (eq. 8)."""
+    return maps.log().mean(0).exp()  # the product itself would underflow
+
+
+def inverse_exp_mean(maps: Tensor) -> Tensor:
+    """Compute 1 / ln(mean(exp(1/L))) over maps L (N,B,H,W) in [0,1] (eq. 9). It is 0 where a factor is 0.
+
+    Departs from the published code, where exp(1/L) overflows below L = 0.0113. This is a log-sum-exp.
+    """
+    return 1 / ((1 / maps).logsumexp(0) - math.log(len(maps)))
+
+
+AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "product": product,
+    "geometric_mean": geometric_mean,
+    "inverse_exp_mean": inverse_exp_mean,
+}
+"""Name -> function of maps (N,B,H,W) that returns (B,H,W). Add your own here to use it by name everywhere."""
+AUDITED: dict[str, Callable[[Tensor], Tensor]] = {}
+"""Aggregates that only the audit uses. `sweeps.published` adds them."""
+
+
+def known_aggregates() -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return all aggregates by name."""
+    return AGGREGATES | AUDITED
+
+
+def refine(maps: Sequence[Tensor], aggregate: str = "product") -> Tensor:
+    """Combine maps (B,H,W) in [0,1] of a layer and all deeper layers, then min-max. One map stays as it is."""
+    known = known_aggregates()
+    return min_max(known[one_of("aggregate", aggregate, known)](torch.stack(list(maps))))
+
+
+@dataclass(frozen=True)
+class Power:
+    """A method whose maps are raised to a power: the same order of pixels, other magnitudes (Fig. 4)."""
+
+    method: Callable[[Capture], Maps]
+    exponent: float = 1 / 8
+
+    def __call__(self, capture: Capture) -> Maps:
+        return [to_map(raw, capture.size) ** self.exponent for raw in capture.maps(self.method)]

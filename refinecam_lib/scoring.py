@@ -1,0 +1,106 @@
+"""Turn measurements into scores under a named convention (eqs. 1 to 6).
+
+Scores are never stored, so every figure can be drawn under another convention without measuring again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .errors import InputError, one_of
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How scores follow from measurements."""
+
+    average_drop: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """Takes the target's probability on the clean and on the masked image."""
+    coherency: Callable[[np.ndarray], np.ndarray]
+    """Takes Pearson's r, NaN where it is undefined."""
+    road_scale: float
+    harmonic: Callable[..., np.ndarray]
+    """The harmonic mean of its arguments."""
+
+
+def drop_of_clean(clean: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    """Divide the drop in probability by the clean image's probability."""
+    return np.maximum(clean - masked, 0) / np.where(clean > 0, clean, 1)
+
+
+def drop_of_masked(clean: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    """Divide the drop in probability by the masked image's probability, as eq. 1 is printed."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(clean > masked, (clean - masked) / masked, 0.0)
+
+
+def coherency(undefined: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function (r + 1) / 2 that gives `undefined` where r is not defined."""
+    return lambda r: np.where(np.isnan(r), undefined, (r + 1) / 2)
+
+
+def harmonic(*terms: np.ndarray) -> np.ndarray:
+    """Compute the harmonic mean of terms clipped to [0,1]. It is 0 where a term is 0 or NaN."""
+    shares = np.stack([np.clip(np.nan_to_num(term, nan=0.0), 0, 1) for term in terms])
+    positive = (shares > 0).all(0)
+    return np.where(positive, len(terms) / (1 / np.where(shares > 0, shares, 1)).sum(0), 0.0)
+
+
+def harmonic_as_printed(*terms: np.ndarray) -> np.ndarray:
+    """Compute the harmonic mean without clipping. It is NaN where a term is not positive or not finite."""
+    printed = np.stack(terms)
+    defined = (np.isfinite(printed) & (printed > 0)).all(0)
+    return np.where(defined, len(terms) / (1 / np.where(defined, printed, 1)).sum(0), np.nan)
+
+
+CONVENTIONS: dict[str, Convention] = {
+    "recommended": Convention(drop_of_clean, coherency(undefined=0.0), 1.0, harmonic),
+    "paper": Convention(drop_of_masked, lambda r: r, 1.0, harmonic_as_printed),
+    "published_code": Convention(drop_of_clean, coherency(undefined=0.5), 0.5, harmonic),
+}
+"""recommended: ours (see the README). paper: eqs. 1 to 6 as printed. published_code: the official code's, clipped."""
+
+SCORES = ("average_drop", "complexity", "coherency", "road", "adcc", "arcc")
+
+
+def scores(rows: pd.DataFrame, convention: str = "recommended") -> pd.DataFrame:
+    """Compute scores of measured rows under a named convention.
+
+    Args:
+        rows: Rows that `metrics.measure` made.
+        convention: A name in CONVENTIONS.
+
+    Returns:
+        A frame with the index of `rows` and the columns average_drop and complexity (lower is better), coherency, road,
+        adcc and arcc (higher is better). Rows without a measurement ("not finite") have NaN. Where the map or the map of
+        the masked image has no contrast, `recommended` gives Coherency 0, and so ADCC and ARCC 0.
+
+    Raises:
+        InputError: The convention is unknown, or a column is missing.
+    """
+    rules = CONVENTIONS[one_of("convention", convention, CONVENTIONS)]
+    morf = [name for name in rows if str(name).startswith("morf_")]
+    lerf = [name for name in rows if str(name).startswith("lerf_")]
+    needed = ["probability", "probability_masked", "mean_activation", "pearson"]
+    missing = [name for name in needed if name not in rows] + ([] if morf and lerf else ["morf_*", "lerf_*"])
+    if missing:
+        raise InputError(f"rows without the columns {', '.join(missing)}; allowed: rows that `measure` made")
+    clean, masked, mean, r = (rows[name].to_numpy(float) for name in needed)
+    drop = rules.average_drop(clean, masked)
+    agreement = rules.coherency(r)
+    road = rules.road_scale * (rows[lerf].to_numpy(float) - rows[morf].to_numpy(float)).mean(1)
+    table = pd.DataFrame(
+        {
+            "average_drop": drop,
+            "complexity": mean,
+            "coherency": agreement,
+            "road": road,
+            "adcc": rules.harmonic(agreement, 1 - mean, 1 - drop),
+            "arcc": rules.harmonic(agreement, 1 - mean, road),
+        },
+        index=rows.index,
+    )
+    table.loc[np.isnan(clean)] = np.nan
+    return table

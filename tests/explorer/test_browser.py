@@ -1,0 +1,184 @@
+"""The explorer in a real browser: JupyterLab on localhost, its controls driven in headless Chromium."""
+
+import base64
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import pytest
+from PIL import Image
+
+from refinecam_lib import paths
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH; install it to drive the explorer"),
+]
+
+
+class Page:
+    """A page of a headless Chromium, over the DevTools protocol."""
+
+    def __init__(self, address):
+        websocket = pytest.importorskip("websocket", reason="the package websocket-client comes with JupyterLab")
+        self.socket = websocket.create_connection(address, timeout=60, suppress_origin=True)
+        self.numbers = itertools.count(1)
+
+    def send(self, method, **parameters):
+        number = next(self.numbers)
+        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self.socket.recv())
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def js(self, expression):
+        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def until(self, expression, seconds=60):
+        """Wait until an expression is true and return how long it took."""
+        start = time.perf_counter()
+        while not self.js(expression):
+            if time.perf_counter() - start > seconds:
+                pytest.fail(f"not within {seconds} s: {expression}; {self.js('document.body.innerText')[:2000]}")
+            time.sleep(0.02)
+        return time.perf_counter() - start
+
+    def choose(self, label, option):
+        """Choose an option of the dropdown that is labelled so, as a user does."""
+        assert self.js(f"""(() => {{
+            const select = {CONTROL % label}.querySelector("select");
+            const option = [...select.options].find(o => o.text.startsWith({json.dumps(option)}));
+            if (!option) return false;
+            select.value = option.value;
+            select.dispatchEvent(new Event("change", {{bubbles: true}}));
+            return true;
+        }})()"""), f"no {option!r} in {label!r}"
+
+    def screenshot(self, path):
+        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
+
+
+CONTROL = '[...document.querySelectorAll(".widget-inline-hbox")].find(c => c.innerText.trim().startsWith("%s"))'
+TABLE = '(document.querySelector(".jp-OutputArea table")?.closest(".widget-html-content")?.innerText ?? "")'
+STATUS = '[...document.querySelectorAll(".widget-html-content")].map(e => e.innerText).join(" | ").slice(0, 400)'
+IMAGES = '[...document.querySelectorAll(".jp-OutputArea img")].map(i => i.src)'
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A JupyterLab that serves a notebook with the explorer; yields its address."""
+    cell = nbformat.v4.new_code_cell("from refinecam_lib.explorer.widget import explore\n\nexplore()")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "explorer.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--no-browser", "--allow-root", "--expose-app-in-browser", f"--notebook-dir={tmp_path}"]
+    options += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--IdentityProvider.token="]
+    options += ["--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    home = {
+        name: str(tmp_path / "jupyter") for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+    }
+    environment = os.environ | home | {"PYTHONPATH": str(paths.ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
+    with open(tmp_path / "lab.log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options], cwd=tmp_path, env=environment, stdout=log, stderr=log
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/api", timeout=5):
+                    break
+                assert server.poll() is None, (tmp_path / "lab.log").read_text()
+                time.sleep(0.1)
+            yield address
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A page in a headless Chromium of its own."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run"]
+    command += [f"--user-data-dir={tmp_path / 'chromium'}", "--window-size=1280,1500", "--lang=en", "about:blank"]
+    browser = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        line = next(line for line in browser.stderr if "DevTools listening on" in line)
+        host = re.search(r"ws://([^/]+)/", line)[1]
+        with urllib.request.urlopen(f"http://{host}/json", timeout=10) as answer:
+            target = next(target for target in json.load(answer) if target["type"] == "page")
+        yield Page(target["webSocketDebuggerUrl"])
+    finally:
+        browser.terminate()
+        browser.wait(30)
+
+
+def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
+    page.send("Page.navigate", url=f"{lab}/lab/tree/explorer.ipynb")
+    page.until('!!window.jupyterapp && !!document.querySelector(".jp-CodeCell")')
+    page.until("""[...window.jupyterapp.shell.widgets("main")].some(
+        w => w.sessionContext?.session?.kernel?.status === "idle" && (window.jupyterapp.shell.activateById(w.id), true)
+    )""")
+    page.js("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.until(f'{TABLE}.includes("ARCC") && {IMAGES}.length === 7', 180)
+    assert page.js(TABLE).startswith("chelsea: efficientnet_lite0 says tiger cat")
+    tables, pictures = [page.js(TABLE)], [page.js(IMAGES)]
+
+    def changed(what):
+        took = page.until(f"{TABLE} !== {json.dumps(tables[-1])}")
+        tables.append(page.js(TABLE))
+        pictures.append(page.js(IMAGES))
+        print(f"{what}: {took:.2f} s")
+
+    page.choose("method", "GradCAM")
+    changed("another method")
+    assert "GradCAM from layer blocks.1" in tables[-1] and pictures[-1][1:3] != pictures[-2][1:3]
+    page.choose("from layer", "2:")
+    changed("a deeper layer")
+    page.until(f"{IMAGES}.length === 5")  # two factors less
+    page.choose("aggregate", "geometric")
+    changed("another aggregate")
+    page.choose("picture", "coffee")
+    changed("another picture")
+    assert "says espresso" in tables[-1] and pictures[-1][0] != pictures[-2][0]
+    upload = tmp_path / "mine.png"
+    Image.linear_gradient("L").resize((300, 260)).save(upload)
+    page.js("HTMLInputElement.prototype.click = function () { window.chooser = this; }; 0")  # instead of a dialogue
+    page.js('[...document.querySelectorAll("button")].find(b => b.innerText.includes("your picture")).click()')
+    chooser = page.send("Runtime.evaluate", expression="window.chooser")["result"]["objectId"]
+    page.send("DOM.setFileInputFiles", objectId=chooser, files=[str(upload)])
+    changed("an upload")
+    assert tables[-1].startswith("mine.png: ")
+    page.choose("picture", "coffee")
+    changed("back")
+    page.choose("class", "cup")
+    changed("another class")
+    assert "says cup" in tables[-1]
+    page.choose("convention", "paper")
+    changed("another convention")
+    page.screenshot(tmp_path / "explorer.png")
+
+    page.choose("method", "ScoreCAM")
+    page.until(f'{STATUS}.includes("images through the network")')
+    page.screenshot(tmp_path / "progress.png")
+    page.js('[...document.querySelectorAll("button")].find(b => b.innerText.trim() === "stop").click()')
+    page.until(f'{STATUS}.includes("stopped after")', 10)
+    assert "ScoreCAM" not in page.js(TABLE)
+    page.choose("method", "HiResCAM")
+    changed("another method after a stop")
+    assert len(set(tables)) == len(tables) - 1  # back to coffee

@@ -1,0 +1,251 @@
+"""The explorer without a browser: what it shows is what the library measures, and its work can be stopped."""
+
+import base64
+import datetime
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from captum.metrics import sensitivity_max
+from matplotlib.figure import Figure
+from PIL import Image
+from tiny_networks import LAYERS, batch, tiny_net
+
+from refinecam_lib.capture import Capture
+from refinecam_lib.datasets.photographs import BUNDLED
+from refinecam_lib.datasets.pictures import open_picture
+from refinecam_lib.errors import InputError
+from refinecam_lib.explanation import METHODS, Explainer, Variant, explain
+from refinecam_lib.explorer.widget import NO_FACTORS, Explorer, explore
+from refinecam_lib.explorer.workbench import Choice, Workbench, score_table, watched
+from refinecam_lib.metrics import measure
+from refinecam_lib.networks.loading import load_classifier, normalise, transform_of
+from refinecam_lib.networks.zoo import ModelSpec
+from refinecam_lib.reproduce import products as notebook
+from refinecam_lib.scoring import scores
+
+SPEC = ModelSpec("tiny", lambda classes, pretrained: tiny_net(num_classes=classes), LAYERS, size=48, resize=56)
+NETWORKS = {"tiny": lambda: (SPEC, tiny_net()), "other": lambda: (SPEC, tiny_net(seed=1))}
+
+
+@pytest.fixture
+def explorer():
+    return Explorer(["chelsea", "coffee"], NETWORKS, "GradCAM")
+
+
+def test_it_shows_what_the_library_measures(explorer):
+    explorer.layer.value = 1
+    explorer.aggregate.value = "geometric_mean"
+    explorer.picture.value = "coffee"
+    explorer.wait()
+    model = tiny_net()
+    picture = transform_of(SPEC)(open_picture("coffee"))
+    inputs = normalise(picture[None], SPEC)
+    target = model(inputs).argmax(1)
+    assert int(target) == explorer.target.value and len(explorer.target.options) == 5
+    capture = Capture(model, inputs, target, LAYERS)
+    for name, variant in {"Base": Variant(1), "RefineCAM": Variant(1, "geometric_mean")}.items():
+        explanation = explain(capture, "GradCAM", variant)
+        torch.testing.assert_close(explorer.shown.maps[name], explanation.maps[0])
+        row = measure(explanation)
+        pd.testing.assert_frame_equal(explorer.shown.rows.loc[[name]].reset_index(drop=True), row)
+    assert list(explorer.shown.factors) == list(LAYERS[1:]) and "geometric mean" in explorer.table.value
+
+
+def test_a_network_in_training_mode_comes_back_as_it_was():
+    model = tiny_net().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    bench = Workbench(["chelsea"], {"mine": lambda: (SPEC, model)})
+    choice = Choice("chelsea", "mine", None, "GradCAM", 0, "product")
+    assert bench.top(choice) == Workbench(["chelsea"], {"mine": lambda: (SPEC, tiny_net())}).top(choice)
+    assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_table_says_which_is_better_and_what_is_undefined(explorer):
+    rows = explorer.shown.rows
+    table, values = score_table(rows), scores(rows)
+    for score, title in (("average_drop", "Average Drop ↓"), ("arcc", "ARCC ↑")):
+        base, refined = values[score].round(2)
+        best = min(base, refined) if "↓" in title else max(base, refined)
+        bold = [cell for cell in table.loc[title, ["Base", "RefineCAM"]] if "<b>" in cell]
+        assert bold == ([f"<b>{best:.2f}</b>"] if base != refined else [])
+    negative = rows.assign(pearson=-0.5)
+    assert list(score_table(negative, "paper").loc["ARCC ↑", ["Base", "RefineCAM"]]) == ["undefined", "undefined"]
+
+
+def test_a_new_convention_or_opacity_runs_nothing(explorer):
+    calls = []
+    _, model = explorer.bench.network("tiny")
+    before = explorer.table.value, explorer.maps.children[1].children[1].value, len(explorer.maps.children)
+    with watched(model, calls.append):
+        explorer.convention.value, explorer.opacity.value = "published_code", 1.0
+    explorer.wait()
+    after = explorer.table.value, explorer.maps.children[1].children[1].value, len(explorer.maps.children)
+    assert not calls and before[0] != after[0] and before[1] != after[1] and before[2] == after[2] == 3
+    shown = np.asarray(Image.open(io.BytesIO(after[1])))
+    assert shown.shape == (48, 48, 3)
+
+
+def test_what_was_measured_is_kept(explorer):
+    explorer.method.value = "ScoreCAM"
+    explorer.wait()
+    explorer.picture.value = "coffee"
+    explorer.wait()
+    calls = []
+    with watched(explorer.bench.network("tiny")[1], calls.append):
+        explorer.picture.value = "chelsea"
+        explorer.wait()
+    assert explorer.shown.choice.method == "ScoreCAM" and sum(calls) == 2  # the five classes, and the capture's forward
+
+
+def test_random_maps_are_drawn_anew_on_the_masked_picture(explorer):
+    explorer.method.value = "RandomCAM"
+    explorer.wait()
+    assert abs(explorer.shown.rows["pearson"].item()) < 0.1 and NO_FACTORS in explorer.table.value
+    assert list(explorer.shown.maps) == ["Base"] and not explorer.factors.children
+
+
+def test_slow_work_stops_between_forward_passes_and_leaves_no_hook(explorer):
+    _, model = explorer.bench.network("tiny")
+    shown, seen = explorer.shown, []
+
+    def stop_at_the_third(images):
+        seen.append(images)
+        if len(seen) == 3:
+            explorer.stop.click()
+
+    with watched(model, stop_at_the_third):
+        explorer.method.value = "ScoreCAM"
+        explorer.wait()
+    assert "stopped after" in explorer.status.value and 3 <= len(seen) <= 4
+    assert explorer.shown is shown and explorer.stop.disabled and not model._forward_pre_hooks
+    explorer.method.value = "LayerCAM"
+    explorer.wait()
+    assert explorer.shown.choice.method == "LayerCAM"
+
+
+def test_a_newer_choice_replaces_the_work_that_runs(explorer):
+    explorer.method.value = "ScoreCAM"
+    explorer.network.value = "other"
+    explorer.method.value = "HiResCAM"
+    explorer.wait()
+    choice = explorer.shown.choice
+    assert (choice.network, choice.method) == ("other", "HiResCAM")
+    assert choice.target == explorer.target.options[0][1] == explorer.target.value
+
+
+def test_an_upload_is_shown_and_one_that_is_no_picture_is_refused(explorer):
+    file = io.BytesIO()
+    Image.linear_gradient("L").save(file, "png")
+    about = {"type": "image/png", "size": 1, "last_modified": datetime.datetime.now(datetime.UTC)}
+    explorer.upload.value = ({"name": "coffee", "content": file.getvalue(), **about},)
+    explorer.wait()
+    assert explorer.shown.choice.picture == "coffee'" and set(explorer.bench.pictures) == {
+        "chelsea",
+        "coffee",
+        "coffee'",
+    }
+    explorer.upload.value = ({"name": "x.png", "content": b"no picture", **about},)
+    assert "can't be read" in explorer.status.value
+
+
+def test_an_error_becomes_the_status_line():
+    def fails():
+        raise OSError("no route to <host>")
+
+    explorer = Explorer(["chelsea"], {"tiny": NETWORKS["tiny"], "far": fails}, "GradCAM")
+    explorer.network.value = "far"
+    explorer.wait()
+    assert explorer.status.value == "OSError: no route to &lt;host&gt;" and explorer.shown.choice.network == "tiny"
+    explorer.network.value = "tiny"
+    explorer.wait()
+    assert explorer.status.value.endswith(" s")
+
+
+def test_where_widgets_do_not_run_it_is_a_picture(explorer, monkeypatch):
+    bundle = explorer._repr_mimebundle_()
+    assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
+    assert "chelsea: tiny says class" in bundle["text/plain"]
+    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).width > 300
+    assert isinstance(explore(["chelsea"], NETWORKS, "GradCAM"), Explorer)
+    monkeypatch.setenv(notebook.PRODUCTS, "somewhere")  # as in the runner
+    monkeypatch.setattr(Explorer, "__init__", None)  # no widget is made, whose state an executed copy would keep
+    figure = explore(["chelsea"], NETWORKS, "GradCAM")
+    assert isinstance(figure, Figure) and [axis.get_title() for axis in figure.axes][:3] == [
+        "picture",
+        "Base",
+        "RefineCAM",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"method": "GradCam"}, "Did you mean 'GradCAM'"),
+        ({"aggregate": "sum"}, "unknown aggregate 'sum'"),
+        ({"layer": 7}, "layer number 7; allowed: 0..3"),
+        ({"pictures": []}, "without a picture"),
+        ({"method": "GroundTruth"}, "the map of the ground truth of images without masks"),
+        ({"pictures": ["no/such.jpg"]}, "picture 'no/such.jpg' is not a file; allowed: a path, or one of chelsea"),
+    ],
+)
+def test_bad_input_is_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        Explorer(**{"pictures": ["chelsea"], "networks": NETWORKS, "method": "GradCAM"} | wrong)
+
+
+def test_a_method_that_is_not_in_the_list_is_offered_beside_it():
+    explorer = Explorer(["chelsea"], NETWORKS, "LayerCAM^0.5")
+    assert explorer.method.options == (*METHODS, "LayerCAM^0.5") and explorer.shown.choice.method == "LayerCAM^0.5"
+
+
+def test_every_method_can_be_chosen():
+    bench = Workbench(["chelsea"], NETWORKS)
+    for method in METHODS:
+        explained = bench.explain(Choice("chelsea", "tiny", 2, method, 0, "product"))
+        assert set(explained.maps) == ({"Base", "RefineCAM"} if METHODS[method].refines else {"Base"}), method
+
+
+def test_pictures_are_upright_and_rgb(tmp_path):
+    for name in BUNDLED:
+        assert open_picture(name).mode == "RGB"
+    lying = Image.new("L", (40, 20))
+    exif = lying.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    lying.save(tmp_path / "phone.jpg", exif=exif)
+    assert open_picture(tmp_path / "phone.jpg").size == (20, 40)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"text.png' can't be read"):
+        open_picture(tmp_path / "text.png")
+    Image.fromarray(np.full((20, 20), 999, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep.png' can't be read: .*'I;16'; allowed: 8 bits a channel"):
+        open_picture(tmp_path / "deep.png")
+
+
+def test_any_network_of_timm_comes_with_its_preprocessing_and_layers():
+    spec, model = load_classifier("regnetx_002", pretrained=False)
+    assert (spec.size, spec.resize, spec.interpolation, spec.squash) == (224, 256, "bicubic", False)
+    assert len(spec.layers) == 4 and not model.training and not any(p.requires_grad for p in model.parameters())
+    assert load_classifier("resnet18", pretrained=False)[0].layers == LAYERS
+    with pytest.raises(InputError, match=r"unknown network 'resnt50'. Did you mean 'resnet50'\? Allowed: resnet18, "):
+        load_classifier("resnt50")
+    with pytest.raises(InputError, match=r"'resnet18.nope': timm has no such weights; allowed: .*resnet18\.tv_in1k"):
+        load_classifier("resnet18.nope")
+    with pytest.raises(InputError, match="has no such weights; allowed: a network of which timm has weights"):
+        load_classifier("ghostnet_050")
+    with pytest.raises(InputError, match="gives features, not classes; allowed: a classifier"):
+        load_classifier("vit_small_patch14_dinov2", pretrained=False)
+
+
+def test_captums_metrics_take_the_explainer():
+    inputs, target = batch(2)
+    explainer = Explainer(tiny_net(), "GradCAM", LAYERS, aggregate="product")
+    torch.manual_seed(0)
+    change = sensitivity_max(explainer.attribute, inputs, n_perturb_samples=2, target=target)
+    assert change.shape == (2,) and (change > 0).all()
+    (maps,) = explainer.attribute((inputs,), target)
+    torch.testing.assert_close(maps, explainer.attribute(inputs, target))
+    with pytest.raises(InputError, match="a tuple of 2 inputs; allowed: one tensor"):
+        explainer.attribute((inputs, inputs), target)

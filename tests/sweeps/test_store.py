@@ -1,0 +1,283 @@
+"""Rows are found by image, whatever measured them; committed ones first; of other versions and other code none."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+import pytest
+import torch
+from test_sweep import toy  # noqa: F401 - a fixture
+from toys import plan, same
+
+from refinecam_lib import paths
+from refinecam_lib import refinement as refine
+from refinecam_lib.datasets import photographs
+from refinecam_lib.errors import InputError
+from refinecam_lib.explanation import BASE, REFINED, Variant
+from refinecam_lib.reproduce import verify
+from refinecam_lib.sweeps import measurements, published, registry, shard, version
+from refinecam_lib.sweeps import run as sweep
+from refinecam_lib.sweeps import store as results
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The shards that are measured while the test runs."""
+    seen, measure = [], measurements.measure_shard
+    monkeypatch.setattr(
+        measurements, "measure_shard", lambda shard, rounding=None: seen.append(shard) or measure(shard, rounding)
+    )
+    return seen
+
+
+def committed(planned):
+    rows = sweep.sweep(planned)
+    results.commit_rows(planned)
+    for file in paths.RESULTS.rglob("*.parquet"):
+        file.unlink()
+    return rows
+
+
+@pytest.mark.parametrize("store", [committed, sweep.sweep])
+def test_more_images_measure_only_those(measured, store):
+    store(plan(images=5, size=2))
+    measured.clear()
+    rows = sweep.sweep(plan(images=7, size=3))
+    assert sorted(i for shard in measured for i in shard.numbers) == [5, 5, 6, 6], "two methods"
+    measured.clear()
+    whole = committed(plan(images=7, size=7, seed=0))
+    same(rows, whole)
+
+
+def test_another_variant_measures_only_that(measured):
+    sweep.sweep(shard.plan("tiny", ["LayerCAM"], 4, [BASE], "toy"))
+    measured.clear()
+    rows = sweep.sweep(shard.plan("tiny", ["LayerCAM"], 5, [BASE, REFINED], "toy"))
+    wanted = {(shard.numbers, shard.variants) for shard in measured}
+    assert wanted == {((0, 1, 2, 3), (REFINED,)), ((4,), (BASE, REFINED))} and len(rows) == 10
+
+
+def test_a_method_less_or_another_order_measures_nothing(measured):
+    rows = committed(plan())
+    measured.clear()
+    fewer = sweep.sweep(plan(methods=["RandomCAM"], images=3, size=1)[::-1])
+    assert not measured and set(fewer["image"]) == {"toy-0", "toy-1", "toy-2"}
+    expected = rows[(rows["method"] == "RandomCAM") & rows["image"].isin(fewer["image"])].reset_index(drop=True)
+    same(fewer, expected)
+
+
+def test_committed_rows_win_over_local_ones_but_for_a_fresh_run(monkeypatch):
+    rows = sweep.sweep(plan())
+    results.commit_rows(plan())
+    path = results.committed_file(plan()[0])
+    setups = json.loads(pyarrow.parquet.read_schema(path).metadata[b"setups"])
+    changed = pd.read_parquet(path).assign(probability=0.125)
+    results.write_committed(changed, setups, path)
+    assert (sweep.sweep(plan())["probability"] == 0.125).all()
+    monkeypatch.setenv(paths.FRESH, "1")
+    same(sweep.sweep(plan()), rows)
+    with results.committed_only():
+        assert len(results.committed_rows(plan()[0])) == 12
+    assert len(results.committed_rows(plan()[0])) == 0
+
+
+def test_rows_of_another_version_are_ignored_and_go(monkeypatch, measured):
+    committed(plan())
+    monkeypatch.setitem(shard.RESULTS_VERSION, "scores", 99)
+    measured.clear()
+    sweep.sweep(plan())
+    assert len(measured) == len(plan())
+    results.commit_rows(plan())
+    setups = json.loads(pyarrow.parquet.read_schema(results.committed_file(plan()[0])).metadata[b"setups"])
+    assert {setup["version"] for setup in setups.values()} == {99}
+    assert set(pd.read_parquet(results.committed_file(plan()[0]))["setup"]) == set(setups)
+
+
+def test_local_rows_of_other_code_are_not_taken_for_todays(monkeypatch, measured):
+    sweep.sweep(plan())
+    measured.clear()
+    sweep.sweep(plan())
+    assert not measured
+    for module in (version, shard):
+        monkeypatch.setattr(module, "code_version", lambda: "another")
+    sweep.sweep(plan())
+    assert len(measured) == len(plan())
+
+
+def test_the_code_of_a_row_is_that_of_what_measures_it():
+    parts = version.sources_of(version.MEASURES)
+    assert {"refinecam_lib.metrics", "refinecam_lib.road", "refinecam_lib.cams", "refinecam_lib.datasets.crowd"} <= set(
+        parts
+    )
+    assert not {
+        "refinecam_lib.analysis.plots",
+        "refinecam_lib.reproduce",
+        "refinecam_lib.explorer.widget",
+        "refinecam_lib.training",
+    } & set(parts)
+    assert (
+        "#" not in parts["refinecam_lib.networks.memory"]
+        and "one layer's output" not in parts["refinecam_lib.networks.memory"]
+    )
+
+
+def test_committed_rows_keep_every_bit_of_a_whole_number():
+    rows = sweep.sweep(plan()).assign(keeps=[float(2**33 + 1)] * 17 + [np.nan], setup=plan()[0].setup)
+    path = paths.ROWS / "scores-toy-tiny.parquet"
+    results.write_committed(rows, {}, path)
+    kept = pd.read_parquet(path)
+    assert kept["keeps"].dtype == "float64" and kept["keeps"].iloc[0] == 2**33 + 1 and kept["keeps"].isna().sum() == 1
+    assert kept["probability"].dtype == "float32"
+
+
+def test_a_committed_file_that_is_not_whole_says_how_to_restore_it():
+    committed(plan())
+    path = results.committed_file(plan()[0])
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="is not whole .*Restore it: git checkout"):
+        sweep.sweep(plan())
+
+
+def test_a_retried_failure_counts_no_more(monkeypatch):
+    measure = measurements.measure_shard
+    monkeypatch.setattr(measurements, "measure_shard", lambda shard, rounding=None: 1 / 0)
+    assert (sweep.sweep(plan(images=2))["status"] == "failed").all()
+    monkeypatch.setattr(measurements, "measure_shard", measure)
+    again = sweep.sweep(plan(images=2, size=1), retry_failed=True)
+    assert set(again["status"]) == {"ok"} and set(sweep.sweep(plan(images=2))["status"]) == {"ok"}
+
+
+def test_stored_maps_draw_what_live_ones_do():
+    layers = [Variant(k) for k in range(4)]
+    rows = committed(shard.plan("tiny", ["LayerCAM"], 2, layers, "toy", measurement="maps"))
+    maps = measurements.stored_maps(rows, (48, 48))
+    work = measurements.Work(plan(methods=["LayerCAM"])[0])
+    for variant in (BASE, REFINED):
+        live = measurements.explain(work.capture, "LayerCAM", variant).maps
+        stored = maps[0] if variant == BASE else refine.refine(list(maps), variant.aggregate)
+        assert torch.allclose(stored, live, atol=2e-3)
+
+
+def test_rounding_moves_a_row_that_follows_the_last_bits_and_no_other(monkeypatch):
+    planned = shard.plan("tiny", ["LayerCAM"], 2, [BASE, REFINED], "toy", measurement="rounding")
+    assert (sweep.sweep(planned)["moved"] < 1e-3).all()
+    plain, drawn = measurements.measure, np.random.default_rng(0)
+    monkeypatch.setattr(measurements, "measure", lambda *a: plain(*a).assign(morf_40=drawn.uniform(0, 1, 2)))
+    monkeypatch.setattr(paths, "RESULTS", paths.RESULTS / "other")
+    moved = sweep.sweep(planned)
+    assert (moved["moved"] > 0.01).all() and set(moved["column"]) == {"morf_40"}
+
+
+def proof(**options):
+    return verify.prove(plan(), minutes=0.2, seed=0, n_jobs=1, **options)
+
+
+def test_the_proof_covers_networks_and_aggregates_and_finds_the_rows_the_same():
+    committed(plan())
+    found = proof()
+    assert found.ok and "18 are the same" in found.lines[1] and len(found.details) == 18
+    short = verify.prove(plan(), minutes=0, seed=0, n_jobs=1)
+    assert {line.split(", ")[-1] for line in short.details} == {"none: same", "product: same"}
+    assert [line for line in verify.prove(plan(), 0, seed=0, n_jobs=1).details] == list(short.details)
+
+
+def breaks(monkeypatch, broken):
+    if broken == "aggregate":
+        monkeypatch.setitem(refine.AGGREGATES, "product", lambda maps: maps.mean(0))
+    elif broken == "order":
+        keep = published.keep_ranks
+        monkeypatch.setattr(published, "keep_ranks", lambda maps, *rest: keep(-maps, *rest))
+    else:
+        normalise = measurements.normalise
+        monkeypatch.setattr(measurements, "normalise", lambda images, spec: normalise(images, spec) * 1.05)
+
+
+@pytest.mark.parametrize("broken", ["aggregate", "order", "normalisation"])
+def test_the_proof_fails_where_the_code_is_wrong(monkeypatch, broken):
+    committed(plan())
+    breaks(monkeypatch, broken)
+    found = proof()
+    assert not found.ok
+    assert any("LayerCAM, toy-" in line and "differs: " in line for line in found.lines)
+
+
+def test_a_class_or_a_set_of_bits_is_the_same_or_not(monkeypatch):
+    (single, *_) = plan(methods=["LayerCAM"])[0].singly()
+    here = sweep.measured(single).assign(keeps=2.0**31)
+    assert verify.compare(single, here.iloc[0], here).kind == "same"
+    monkeypatch.setattr(verify, "measured", lambda shard, rounding=None: here)
+    moved = here.assign(keeps=2.0**31 + 1).iloc[0]
+    found = verify.compare(single, moved, here)
+    assert found.kind == "differs" and found.column == "keeps"
+
+
+def test_a_row_that_rounding_decides_is_counted_and_no_failure(monkeypatch):
+    rows = committed(plan())
+    measure, drawn = measurements.measure_shard, np.random.default_rng(0)
+
+    def shaken(shard, rounding=None):  # one image's row follows the last bits of its input
+        row = measure(shard, rounding)
+        decided = (row["image"] == "toy-1") & (row["aggregate"] == "product")
+        return row.assign(morf_40=row["morf_40"].where(~decided, drawn.uniform(0, 1)))
+
+    monkeypatch.setattr(measurements, "measure_shard", shaken)
+    found = proof()
+    (line,) = [line for line in found.details if "ill-conditioned" in line]
+    assert found.ok and "LayerCAM, toy-1, layer 0, product" in line and "rounding moves the row by" in line
+    monkeypatch.setattr(verify, "LIMIT", 0.0001)
+    assert not proof().ok, "too many of them are a failure"
+    assert len(rows) == 18
+
+
+def test_a_fresh_run_is_compared_with_what_is_committed(monkeypatch):
+    committed(plan())
+    monkeypatch.setenv(paths.FRESH, "1")
+    sweep.sweep(plan())
+    found = verify.compared(plan())
+    assert found.ok and "18 are the same" in found.lines[1]
+    for file in paths.RESULTS.rglob("*.parquet"):
+        file.unlink()
+    breaks(monkeypatch, "aggregate")
+    sweep.sweep(plan())
+    assert not verify.compared(plan()).ok
+    assert verify.stored(plan()) == {"committed": 0, "local": 18, "missing": 0}
+
+
+def test_photographs_are_drawn_without_the_pictures_and_never_measured(tmp_path, monkeypatch):
+    root = tmp_path / "pictures"
+    root.mkdir()
+    from PIL import Image
+
+    for name, shade in (("n01440764_tench", 20), ("n01484850_great_white_shark", 90), ("n01491361_tiger_shark", 160)):
+        Image.new("RGB", (60, 50), (shade, 99, 30)).save(root / f"{name}.png")
+    monkeypatch.setenv("IMAGENET_ROOT", str(root))
+    monkeypatch.setattr(registry, "weights_of", lambda dataset: "synthetic")
+    monkeypatch.setattr(measurements, "weights_of", lambda dataset: "synthetic")
+    monkeypatch.setattr(shard, "weights_of", lambda dataset: "synthetic")
+
+    def planned(n):
+        return shard.plan("tiny", ["RandomCAM"], n, [BASE], "imagenet", size=2)
+
+    def ids(n):
+        return [image for shard in planned(n) for image in shard.images]
+
+    before = ids(2)
+    photographs.write_listing("imagenet", before)
+    listed = (paths.ROWS / "photographs-imagenet.csv").read_text()
+    assert listed.startswith("image,file,target\n") and listed.count("\n") == 3 and "/" not in listed
+    monkeypatch.delenv("IMAGENET_ROOT")
+    assert ids(2) == before and not photographs.available("imagenet")
+    with pytest.raises(
+        InputError, match=r"n = 3 photographs of 'imagenet'; allowed: 1..2, committed; set IMAGENET_ROOT"
+    ):
+        planned(3)
+    with pytest.raises(InputError, match="is not here, only its committed rows are. Set IMAGENET_ROOT"):
+        sweep.sweep(planned(2))
+    assert "can't be verified here: set IMAGENET_ROOT" in verify.prove(planned(2), 0).lines[-1]
+    other = root / f"{before[0].partition('@')[0]}.png"
+    Image.new("RGB", (60, 50), (1, 2, 3)).save(other)
+    monkeypatch.setenv("IMAGENET_ROOT", str(root))
+    assert ids(2)[0] != before[0] and ids(2)[1] == before[1], "another file of the same name is another image"
