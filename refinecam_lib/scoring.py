@@ -42,10 +42,11 @@ def coherency(undefined: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def harmonic(*terms: np.ndarray) -> np.ndarray:
-    """Compute the harmonic mean of terms clipped to [0,1]. It is 0 where a term is 0 or NaN."""
-    shares = np.stack([np.clip(np.nan_to_num(term, nan=0.0), 0, 1) for term in terms])
+    """Compute the harmonic mean of terms clipped to [0,1]. It is 0 where a term is 0, and NaN where a term is NaN."""
+    shares = np.clip(np.stack(terms), 0, 1)
     positive = (shares > 0).all(0)
-    return np.where(positive, len(terms) / (1 / np.where(shares > 0, shares, 1)).sum(0), 0.0)
+    mean = np.where(positive, len(terms) / (1 / np.where(shares > 0, shares, 1)).sum(0), 0.0)
+    return np.where(np.isnan(shares).any(0), np.nan, mean)
 
 
 def harmonic_as_printed(*terms: np.ndarray) -> np.ndarray:
@@ -62,6 +63,16 @@ CONVENTIONS: dict[str, Convention] = {
 }
 """recommended: ours (see the README). paper: eqs. 1 to 6 as printed. published_code: the official code's, clipped."""
 
+UNDEFINED = {"0": 0.0, "one half": 0.5, "left out": np.nan}
+"""What Coherency is where Pearson's r is undefined, because a map or the map of the masked image has no contrast."""
+ROAD_SCALES = {"eq. 5": 1.0, "halved": 0.5}
+GRID: dict[str, Convention] = {
+    f"undefined r {r}, ROAD {road}": Convention(drop_of_clean, coherency(value), scale, harmonic)
+    for r, value in UNDEFINED.items()
+    for road, scale in ROAD_SCALES.items()
+}
+"""Every combination of the two choices that the paper leaves open. `analysis.conventions` compares them."""
+
 SCORES = ("average_drop", "complexity", "coherency", "road", "adcc", "arcc")
 
 
@@ -70,7 +81,7 @@ def scores(rows: pd.DataFrame, convention: str = "recommended") -> pd.DataFrame:
 
     Args:
         rows: Rows that `metrics.measure` made.
-        convention: A name in CONVENTIONS.
+        convention: A name in CONVENTIONS or GRID.
 
     Returns:
         A frame with the index of `rows` and the columns average_drop and complexity (lower is better), coherency, road,
@@ -80,7 +91,8 @@ def scores(rows: pd.DataFrame, convention: str = "recommended") -> pd.DataFrame:
     Raises:
         InputError: The convention is unknown, or a column is missing.
     """
-    rules = CONVENTIONS[one_of("convention", convention, CONVENTIONS)]
+    known = CONVENTIONS | GRID
+    rules = known[one_of("convention", convention, known)]
     morf = [name for name in rows if str(name).startswith("morf_")]
     lerf = [name for name in rows if str(name).startswith("lerf_")]
     needed = ["probability", "probability_masked", "mean_activation", "pearson"]
