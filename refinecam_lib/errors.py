@@ -16,6 +16,10 @@ class InputError(ValueError):
     """Bad input. The message says what was expected, what was given and what to do."""
 
 
+class Stopped(RuntimeError):
+    """Work that stopped although its input is good. Finished parts are kept, and the same call resumes."""
+
+
 def one_of(kind: str, name: str, allowed: Iterable[str]) -> str:
     """Return `name` if it is allowed. Otherwise raise InputError and suggest the nearest allowed name."""
     allowed = list(allowed)

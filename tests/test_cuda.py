@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_train import TINY
 from tiny_networks import LAYERS, batch, tiny_net
-from toys import SPEC, Toy, plan, write_checkpoint
+from toys import SPEC, TOY, plan, write_checkpoint
 
 from refinecam_lib import paths
 from refinecam_lib.capture import Capture
@@ -84,7 +84,7 @@ def test_shipped_networks_measure_alike(name, monkeypatch):
 
 def test_a_sweep_runs_on_the_device_and_gives_the_cpus_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    monkeypatch.setitem(registry.DATASETS, "toy", Toy)
+    monkeypatch.setitem(registry.DATASETS, "toy", TOY)
     monkeypatch.setitem(zoo.MODELS, "tiny", SPEC)
     write_checkpoint(tmp_path, seed=0)
     measured, devices = measurements.measure, []

@@ -1,4 +1,4 @@
-"""`pip install` of the library alone: its core imports with nothing but its own dependencies."""
+"""After `pip install` of the library alone, its core imports with its own dependencies only."""
 
 import importlib.metadata
 import json
@@ -6,14 +6,15 @@ import os
 import subprocess
 import sys
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from refinecam_lib import paths
 from tests.test_house import requirements
 
-NOTEBOOKS = {"book", "explorer"}
-"""What needs the notebooks' packages when it is imported."""
+NOTEBOOKS = {"refinecam_lib.reproduce.book", "refinecam_lib.explorer.widget"}
+"""The modules that need the notebooks' packages when they are imported."""
 
 PROGRAM = """
 import importlib, importlib.machinery, json, pkgutil, sys
@@ -29,9 +30,9 @@ for i in finders:
     sys.meta_path[i] = Installed
 import refinecam_lib
 needs = {}
-for module in pkgutil.iter_modules(refinecam_lib.__path__):
+for module in pkgutil.walk_packages(refinecam_lib.__path__, "refinecam_lib."):
     try:
-        importlib.import_module(f"refinecam_lib.{module.name}")
+        importlib.import_module(module.name)
     except ModuleNotFoundError as error:
         needs[module.name] = error.name
 print(json.dumps([len(finders), needs]))
@@ -39,7 +40,7 @@ print(json.dumps([len(finders), needs]))
 
 
 def installed_with(names):
-    """The distributions that come with some, as their metadata says for this machine."""
+    """Return distributions and everything that they require, as their metadata says for this machine."""
     found, waiting = set(), set(names)
     while waiting:
         name = waiting.pop()
@@ -75,7 +76,7 @@ def test_the_core_imports_without_the_notebooks_packages():
 
 
 def test_torchvision_loads_where_its_compiled_operators_do_not(tmp_path):
-    """As beside a CPU build of torch: a torchvision that describes an operator which nothing has defined."""
+    """With a CPU build of torch, torchvision may describe an operator that nothing has defined."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("from . import operators\nloaded = True\n")
     describe = (
@@ -94,10 +95,19 @@ def test_torchvision_loads_where_its_compiled_operators_do_not(tmp_path):
     assert error("import refinecam_lib, torchvision; assert torchvision.loaded and torchvision.operators.nms") == ""
 
 
-def test_the_runners_command_line_imports_no_torch():
-    code = (
-        "import sys, refinecam_lib.reproduce; print([m for m in ('torch', 'pandas', 'nbformat') if m in sys.modules])"
-    )
+COMMANDS = ["run", "measure", "status", "commit", "verify", "accept", "check", "book"]
+
+
+@pytest.mark.parametrize("words", [[], *([command] for command in COMMANDS)])
+def test_help_imports_no_torch(words):
+    code = f"""
+import contextlib, sys
+from refinecam_lib.reproduce.__main__ import main
+with contextlib.suppress(SystemExit):
+    main({[*words, "--help"]})
+print([m for m in ("torch", "pandas", "numpy", "nbformat", "papermill") if m in sys.modules])
+"""
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
     done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
-    assert done.stdout == "[]\n"
+    assert done.stdout.startswith("usage: python -m refinecam_lib.reproduce") and done.stdout.endswith("\n[]\n")
+    assert set(COMMANDS) <= set(done.stdout.split()) or words

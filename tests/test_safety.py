@@ -1,4 +1,4 @@
-"""Nothing runs that came as data, and a notebook's run leaves no trace outside its checkout."""
+"""Data files are never run as code, and a notebook writes nothing outside its checkout."""
 
 import ast
 import os
@@ -21,7 +21,7 @@ UNSAFE_READERS = {"yaml.load", "yaml.unsafe_load", "pd.read_pickle", "pandas.rea
 
 
 def dangers(source):
-    """What in a module could run code that comes from a file: (line, what) each."""
+    """Yield (line, what) for each statement that could run code from a file."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
@@ -51,11 +51,11 @@ def test_no_code_from_data_files():
     found = {str(path): list(dangers(path.read_text(encoding="utf-8"))) for path in modules}
     assert len(found) > 60 and not {name: hits for name, hits in found.items() if hits}
     loads = [path.name for path in modules if re.search(r"(?<!safetensors\.)torch\.load\(", path.read_text("utf-8"))]
-    assert loads == ["zoo.py", "loop.py"], "our own training state, and the one third-party file"
+    assert loads == ["zoo.py", "loop.py"], "our own training state, and one third-party file"
 
 
 class Bomb:
-    """Pickled as a call that would leave a file."""
+    """Unpickling it makes a folder."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -88,7 +88,7 @@ def test_imagenet_weights_are_read_as_tensors_alone(monkeypatch):
 
 
 def state(folder):
-    """Path -> (time of change, size) of every file below a folder, but for git's own and caches of bytecode."""
+    """Return path -> (time of change, size) of every file below a folder, except git's and bytecode."""
     skipped = {".git", "__pycache__"}
     return {
         path: (found.st_mtime_ns, found.st_size)
@@ -115,8 +115,8 @@ def test_a_notebook_writes_only_inside_the_checkout(tmp_path):
     command += ["--set", "n_images=2", "n_jobs=2", "images=0", "methods=LayerCAM,GradCAM++", "shown=LayerCAM"]
     done = subprocess.run(command, cwd=copy, env=own, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not list(home.rglob("*")), "the user's home is left alone"
-    # torch's import makes an empty folder there, for a compiler that isn't used.
+    assert not list(home.rglob("*")), "nothing is written to the user's home"
+    # Importing torch makes an empty folder there for a compiler that isn't used.
     assert not [path for path in temporary.rglob("*") if path.is_file()], "nothing temporary is left"
     changed = {path.relative_to(copy) for path, facts in state(copy).items() if before.get(path) != facts}
     assert {path.parts[0] for path in changed} == {".cache", "data", "figures"}

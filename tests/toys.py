@@ -28,6 +28,7 @@ class Toy:
         return datasets.Sample(image, i % 6, f"toy-{i}", mask, {"size": "small"})
 
 
+TOY = registry.DataSet("toy", Toy)
 SPEC = zoo.ModelSpec("tiny", lambda classes, pretrained: TinyNet(classes), LAYERS)
 
 
@@ -41,7 +42,7 @@ def write_checkpoint(folder, seed):
 def register(folder):
     """Put the toys into this process's registries, their checkpoint and results into a folder."""
     paths.RESULTS, paths.ROWS, paths.CHECKPOINTS = folder / "results", folder / "committed", folder
-    registry.DATASETS["toy"], zoo.MODELS["tiny"] = Toy, SPEC
+    registry.DATASETS["toy"], zoo.MODELS["tiny"] = TOY, SPEC
     write_checkpoint(folder, seed=0)
 
 

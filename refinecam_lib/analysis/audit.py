@@ -12,7 +12,7 @@ import pandas as pd
 from ..errors import rng
 from ..explanation import CAMS, OTHERS, TRIVIAL
 from ..scoring import CONVENTIONS, scores
-from ..sweeps.experiments import HAZE
+from ..sweeps.experiments import EIGHTH_ROOT
 from ..sweeps.run import sweep
 from ..sweeps.shard import Shard
 from .statistics import correlation
@@ -63,7 +63,7 @@ class Draw:
 
     def moved(self, score: str) -> float:
         """How far the haze of Fig. 4 moves a score, the mean over images of the absolute change."""
-        return _mean(np.abs(self.of(score, HAZE) - self.of(score, "GradCAM++")))
+        return _mean(np.abs(self.of(score, EIGHTH_ROOT) - self.of(score, "GradCAM++")))
 
 
 def _mean(values: np.ndarray) -> float:

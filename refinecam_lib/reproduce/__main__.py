@@ -1,9 +1,8 @@
-"""Run the notebooks and say whether their tables and a sample of measured rows are the committed ones.
+"""Run the notebooks, and measure, check and accept what they stand on.
 
     python -m refinecam_lib.reproduce --profile photographs --only 07 --set n_images=50
 
-Notebooks draw from the rows in data/rows; --fresh measures everything again, from generating the images on.
-Exit codes: 0 done; 1 a notebook failed; 2 bad input; 3 done, but results differ from the committed ones.
+Exit codes: 0 done; 1 stopped or a notebook failed; 2 bad input; 3 results differ from the committed ones; 130 Ctrl-C.
 """
 
 import argparse
@@ -13,69 +12,60 @@ import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import paths
-from ..errors import InputError
-from . import manifest, reference
+from ..errors import InputError, Stopped
+from . import reference
 from .parameters import Notebook, cells_of, chosen
-from .progress import Progress
-from .screen import Run, report, screen, verdict
+from .screen import Progress, Run, report, screen, verdict
 
-# Torch and pandas are imported inside functions: --help, --list and refusals don't wait for them.
+# Torch and pandas are imported inside functions, so --help, --list and refusals are fast.
 if TYPE_CHECKING:
     from ..sweeps.shard import Shard
     from .runner import Outcome
     from .verify import Proof
 
-Values = Mapping[str, Mapping[str, object]]
+Parameters = Mapping[str, Mapping[str, object]]
 
 
-def run(
-    notebooks: Sequence[Notebook],
-    profile: str,
-    values: Values,
-    at_once: int = 1,
-    minutes: float = 0.0,
-    seed: int = 0,
-    fresh: bool = False,
-) -> int:
-    """Run the notebooks, write their manifest and report.txt into `figures/<profile>`, and print the last screen.
+def run(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Parameters) -> int:
+    """Run the notebooks and compare their tables with the reference.
 
-    A failed notebook leaves its earlier products and their lines in the manifest alone.
-
-    Args:
-        notebooks: in the order in which they start.
-        profile: names the folder, and the reference to compare with.
-        values: each notebook's parameters, by its name.
-        at_once: how many notebooks run at the same time.
-        minutes: how long a sample of stored rows is measured again; 0 for not at all.
-        seed: draws that sample.
-        fresh: compare all rows with the committed ones instead. The kernels know by paths.FRESH.
-
-    Returns:
-        The exit code.
+    Products, manifest and report.txt go to `figures/<profile>`. A failed notebook's earlier products stay.
     """
-    folder = paths.FIGURES / profile
+    if options.list:
+        for book in notebooks:
+            print(f"{book.name}: {book.title}")
+            for name, value in values[book.name].items():
+                print(f"    {name}: {book.types[name]} = {value!r}")
+        return 0
+    if options.at_once < 1:
+        raise InputError(f"Expected 1 notebook or more after --at-once, got {options.at_once}. Pass 1 or 2.")
+    if options.fresh:
+        os.environ[paths.FRESH] = "1"
+    fresh = bool(os.environ.get(paths.FRESH))
+    from . import verify
+
+    folder = paths.FIGURES / options.profile
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     print(f"{len(notebooks)} notebooks; looking up their measured rows", file=sys.stderr, flush=True)
     shards = planned(notebooks, values)
-    stored = _stored(shards)
-    outcomes = _outcomes(notebooks, profile, values, at_once)
+    stored = verify.stored(shards)
+    outcomes = _outcomes(notebooks, options.profile, values, options.at_once)
     passed = [name for name, outcome in outcomes.items() if not outcome.code]
-    tables = list(reference.compared(profile, passed))
-    sampled = bool(minutes) and not fresh
-    proof = None
-    if shards and (sampled or fresh) and len(passed) == len(outcomes):
-        proof = _proof(shards, minutes, seed, fresh)
-    done = Run(profile, outcomes, tables, stored, proof, fresh, time.monotonic() - start)
+    tables = list(reference.compared(options.profile, passed))
+    wanted = shards and (options.minutes or fresh) and len(passed) == len(outcomes)
+    proof = _proof(shards, options.minutes, options.seed, fresh) if wanted else None
+    done = Run(options.profile, outcomes, tables, stored, proof, fresh, time.monotonic() - start)
     (folder / "report.txt").write_text(report(done), encoding="utf-8")
     print("\n".join(screen(done)))
     return verdict(done)[0]
 
 
-def planned(notebooks: Sequence[Notebook], values: Values) -> "list[Shard]":
+def planned(notebooks: Sequence[Notebook], values: Parameters) -> "list[Shard]":
     """Return the shards that the notebooks sweep, without repeats. One that can't be planned says so when it runs."""
     from ..sweeps.experiments import plan_of
 
@@ -88,13 +78,7 @@ def planned(notebooks: Sequence[Notebook], values: Values) -> "list[Shard]":
     return list(shards)
 
 
-def _stored(shards: "Sequence[Shard]") -> dict[str, int]:
-    from .verify import stored
-
-    return stored(shards)
-
-
-def _outcomes(notebooks: Sequence[Notebook], profile: str, values: Values, at_once: int) -> "dict[str, Outcome]":
+def _outcomes(notebooks: Sequence[Notebook], profile: str, values: Parameters, at_once: int) -> "dict[str, Outcome]":
     """Run the notebooks, enter each into the manifest as it ends, and return the outcomes in the notebooks' order."""
     from .runner import run_notebooks
 
@@ -103,7 +87,7 @@ def _outcomes(notebooks: Sequence[Notebook], profile: str, values: Values, at_on
         book.name: sum(cell["cell_type"] == "code" and bool(cell["source"].strip()) for cell in cells_of(book.path))
         for book in notebooks
     }
-    known = manifest.read(paths.REFERENCE / profile)["notebooks"]
+    known = reference.read_manifest(paths.REFERENCE / profile)["notebooks"]
     progress = Progress(cells, {name: entry["seconds"] for name, entry in known.items()}, at_once)
     try:
         for book, outcome in run_notebooks(notebooks, values, folder, at_once, progress):
@@ -111,14 +95,14 @@ def _outcomes(notebooks: Sequence[Notebook], profile: str, values: Values, at_on
             progress("ended", book.name)
             if outcome.code:
                 progress.say(f"error: {book.name}: {outcome.error}")
-            manifest.note(folder, profile, book, values[book.name], outcome)
+            reference.note(folder, profile, book, values[book.name], outcome)
     finally:
-        progress.close()
+        progress.say(end="")
     return {book.name: outcomes[book.name] for book in notebooks}
 
 
-def _proof(shards: "Sequence[Shard]", minutes: float, seed: int, fresh: bool) -> "Proof":
-    """Measure a sample again, or compare a fresh run's rows. Bad input is a failed proof: the run's screen still comes."""
+def _proof(shards: "Sequence[Shard]", minutes: float, seed: int, fresh: bool = False) -> "Proof":
+    """Measure a sample again, or compare a fresh run's rows. Bad input fails the proof, not the run."""
     from . import verify
 
     try:
@@ -130,17 +114,18 @@ def _proof(shards: "Sequence[Shard]", minutes: float, seed: int, fresh: bool) ->
         return verify.Proof((f"stopped: {error}",), (), ok=False)
 
 
-def verify_only(notebooks: Sequence[Notebook], profile: str, values: Values, minutes: float, seed: int) -> int:
-    """Measure a sample of the stored rows again, print how it compares, and return the exit code."""
+def verify_rows(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Parameters) -> int:
+    """Measure a sample of the committed rows again and print how it compares."""
+    if not options.minutes:
+        raise InputError("Expected minutes above 0 after --minutes, got 0. Pass a number such as 3.")
     shards = planned(notebooks, values)
     if not shards:
         names = ", ".join(book.name for book in notebooks)
         raise InputError(f"Expected notebooks that measure rows, got {names}. Leave out --only to verify all rows.")
-    proof = _proof(shards, minutes, seed, fresh=False)
-    path = paths.FIGURES / profile / "verify.txt"
-    paths.write_whole(
-        path, lambda part: part.write_text("\n".join([*proof.lines, *proof.details]) + "\n", encoding="utf-8")
-    )
+    proof = _proof(shards, options.minutes, options.seed)
+    path = paths.FIGURES / options.profile / "verify.txt"
+    text = "\n".join([*proof.lines, *proof.details]) + "\n"
+    paths.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     print("\n".join(proof.lines))
     print(f"details in {paths.shown(path)}")
     print(f"samples: {int(proof.ok)} passed, {int(not proof.ok)} failed")
@@ -149,11 +134,66 @@ def verify_only(notebooks: Sequence[Notebook], profile: str, values: Values, min
     return 0 if proof.ok else 3
 
 
-def _room() -> int:
-    """How many notebooks have room at once: each takes some 5 GB, and leaves a core idle for much of its time."""
-    import psutil
+def measure(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Parameters) -> int:
+    """Measure the rows that the notebooks need."""
+    from ..sweeps.experiments import plan_of
+    from ..sweeps.run import sweep
+    from ..sweeps.status import engine
+    from ..sweeps.store import look_up
 
-    return 2 if (os.cpu_count() or 1) > 1 and psutil.virtual_memory().total > 15e9 else 1
+    shards = [shard for book in notebooks for shard in plan_of(book.name, values[book.name])]
+    if options.retry_failed:
+        open_, failed = set(look_up(shards).missing), look_up(shards, retry_failed=True).missing
+        shards = [shard for shard in dict.fromkeys(failed) if shard not in open_]
+    if not shards:
+        print("nothing failed" if options.retry_failed else "these notebooks measure no rows")
+        return 0
+    with engine(options.dask):
+        sweep(shards, options.jobs, options.retry_failed)
+    return 0
+
+
+def status(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Parameters) -> int:
+    """Print what is measured, what is missing, and what failed and why."""
+    from ..sweeps.experiments import plan_of
+    from ..sweeps.status import status
+
+    print("\n".join(status({book.name: plan_of(book.name, values[book.name]) for book in notebooks})))
+    return 0
+
+
+def commit(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Parameters) -> int:
+    """Put the measured rows into data/rows, to be committed."""
+    from ..sweeps.experiments import plan_of
+    from ..sweeps.store import commit_rows
+
+    shards = dict.fromkeys(shard for book in notebooks for shard in plan_of(book.name, values[book.name]))
+    for path in commit_rows(list(shards)):
+        print(f"wrote {paths.shown(path)}, {path.stat().st_size:,} bytes")
+    return 0
+
+
+def accept(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Parameters) -> int:
+    """Make the last run's products the committed reference."""
+    reference.accept(options.profile, options.only)
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Check that the reference's executed notebooks are copies of today's notebooks."""
+    problems = reference.outdated_reference()
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 3 if problems else 0
+
+
+def book(options: argparse.Namespace) -> int:
+    """Write the reference's executed notebooks as HTML pages."""
+    from .book import build
+
+    pages = build(options.to)
+    print(f"{len(pages) - 1} notebooks in {pages[0]}; open it in a browser")
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,91 +201,97 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
-def _list(notebooks: Sequence[Notebook], values: Values) -> None:
-    for book in notebooks:
-        print(f"{book.name}: {book.title}")
-        for name, value in values[book.name].items():
-            print(f"    {name}: {book.types[name]} = {value!r}")
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"Expected minutes of 0 or more, got {text}. Pass a number such as 3")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"Expected a whole number of 0 or more, got {text}. Pass one such as 7")
+    return value
+
+
+def _at_once() -> int:
+    """Return how many notebooks fit at once. Each takes about 5 GB and leaves a core idle for much of its time."""
+    import psutil
+
+    return 2 if (os.cpu_count() or 1) > 1 and psutil.virtual_memory().total > 15e9 else 1
 
 
 def _parser() -> _Parser:
-    about, *_, rows, codes = (__doc__ or "").splitlines()
-    parser = _Parser(prog="python -m refinecam_lib.reproduce", description=f"{about} {rows}", epilog=codes)
+    about, *_, codes = (__doc__ or "").splitlines()
     several: dict = {"nargs": "+", "action": "extend", "default": []}
-    parser.add_argument(
-        "--profile", default="standard", help="standard (default), photographs, paper: what is measured"
+    notebooks = _Parser(add_help=False)
+    notebooks.add_argument("--profile", default="standard", help="standard (default), photographs, paper: the scale")
+    notebooks.add_argument("--only", metavar="05", help="only these notebooks", **several)
+    values = _Parser(add_help=False)
+    values.add_argument("--set", metavar="NAME=VALUE", dest="settings", help="parameters of the notebooks", **several)
+    sample = _Parser(add_help=False)
+    sample.add_argument(
+        "--verify", "--minutes", type=_minutes, default=3.0, metavar="MINUTES", dest="minutes",
+        help="how long to measure a random sample of committed rows again; default 3",
+    )  # fmt: skip
+    drawn = random.randrange(1_000_000)
+    sample.add_argument("--seed", type=_seed, metavar="N", default=drawn, help="of that sample; default: drawn")
+    parser = _Parser(
+        prog="python -m refinecam_lib.reproduce",
+        description=f"{about} Without a command: run. `COMMAND --help` shows a command's options.",
+        epilog=codes,
     )
-    parser.add_argument("--only", metavar="05", help="these notebooks alone", **several)
-    parser.add_argument(
-        "--set", metavar="NAME=VALUE", dest="settings", help="parameters, in every notebook that has them", **several
-    )
-    parser.add_argument(
-        "--at-once", type=int, default=_room(), metavar="N",
-        help="notebooks that run at the same time; default 2 where there are two cores and 16 GB of memory, else 1",
-    )  # fmt: skip
-    parser.add_argument(
-        "--verify", type=float, default=3.0, metavar="MINUTES",
-        help="after the notebooks, measure a random sample of the stored rows again; default 3, 0 for none",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, metavar="N", help="draws that sample; default: another one each time")
-    parser.add_argument("--verify-only", action="store_true", help="run no notebook; only measure such a sample again")
-    parser.add_argument(
-        "--fresh", action="store_true",
-        help="don't read data/rows: measure everything again, from generating the images on, and compare all rows",
-    )  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="run nothing; show the notebooks and their parameters")
-    parser.add_argument("--status", action="store_true", help="run nothing; say what is measured and what is missing")
-    parser.add_argument("--accept", action="store_true", help="run nothing; make the last run the committed reference")
-    return parser
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-
-def _check(options: argparse.Namespace) -> None:
-    """Raise InputError for options that are out of range or exclude each other."""
-    if options.at_once < 1:
-        raise InputError(f"Expected 1 notebook or more after --at-once, got {options.at_once}. Pass 1 or 2.")
-    if not (math.isfinite(options.verify) and options.verify >= 0):
-        raise InputError(
-            f"Expected minutes of 0 or more after --verify, got {options.verify:g}. Pass a number such as 3, or 0 for none."
+    def command(function, *parents: _Parser, name: str = "", more: str = "") -> _Parser:
+        text = function.__doc__.splitlines()[0]
+        made = commands.add_parser(
+            name or function.__name__, parents=parents, help=text[0].lower() + text[1:], description=text + more
         )
-    if options.seed is not None and options.seed < 0:
-        raise InputError(f"Expected a whole number of 0 or more after --seed, got {options.seed}. Pass one such as 7.")
-    actions = [f"--{name.replace('_', '-')}" for name in ("list", "status", "accept", "verify_only", "fresh")
-               if getattr(options, name)]  # fmt: skip
-    if len(actions) > 1:
-        raise InputError(f"Expected one of {', '.join(actions)}, got {len(actions)} of them. Pass one.")
-    if options.verify_only and not options.verify:
-        raise InputError("Expected some minutes to verify in, got --verify 0 with --verify-only. Pass --verify 3.")
+        made.set_defaults(command=function)
+        return made
+
+    own = command(run, notebooks, values, sample, more=" Then measure a sample of the rows again (0 minutes: don't).")
+    own.add_argument(
+        "--at-once", type=int, default=_at_once(), metavar="N",
+        help="notebooks that run at the same time; default 2 with two cores and 16 GB of memory, else 1",
+    )  # fmt: skip
+    either = own.add_mutually_exclusive_group()
+    either.add_argument("--list", action="store_true", help="only show the notebooks and their parameters")
+    either.add_argument(
+        "--fresh", action="store_true",
+        help="do not read data/rows: measure everything again, starting from the images, and compare all rows",
+    )  # fmt: skip
+    own = command(measure, notebooks, values)
+    own.add_argument("--retry-failed", action="store_true", help="measure only the shards that failed")
+    own.add_argument("--jobs", type=int, default=1, help="processes (default 1; -1 for one per core)")
+    own.add_argument("--dask", metavar="ADDRESS", help="measure on the workers of this dask scheduler")
+    command(status, notebooks, values)
+    command(commit, notebooks, values)
+    command(verify_rows, notebooks, values, sample, name="verify")
+    command(accept, notebooks)
+    command(check)
+    command(book).add_argument("--to", type=Path, default=paths.ROOT / "book", help="folder to write, default book/")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words.insert(0, "run")
     try:
-        options = _parser().parse_args(arguments)
-        _check(options)
-        notebooks, values = chosen(options.profile, options.only, options.settings)
-        seed = random.randrange(1_000_000) if options.seed is None else options.seed
-        if options.list:
-            _list(notebooks, values)
-        elif options.status:
-            from ..sweeps.status import status
-
-            print("\n".join(status(notebooks, values)))
-        elif options.accept:
-            reference.accept(options.profile, options.only)
-        elif options.verify_only:
-            return verify_only(notebooks, options.profile, values, options.verify, seed)
-        else:
-            if options.fresh:
-                os.environ[paths.FRESH] = "1"
-            fresh = bool(os.environ.get(paths.FRESH))
-            return run(notebooks, options.profile, values, options.at_once, options.verify, seed, fresh)
-    except InputError as error:
+        options = _parser().parse_args(words)
+        if not hasattr(options, "profile"):
+            return options.command(options)
+        return options.command(options, *chosen(options.profile, options.only, getattr(options, "settings", ())))
+    except (InputError, Stopped) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print("\nstopped; the notebooks that had finished keep their results", file=sys.stderr)
+        print("\nstopped; what is finished is kept", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,6 @@
-"""A reading copy of the executed notebooks: HTML pages that open from the file system, with an index.
+"""The executed notebooks as HTML pages that open from the file system, with an index."""
 
-python -m refinecam_lib.reproduce.book            # figures/reference/*/notebooks -> book/index.html
-"""
-
-import argparse
 import html
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import nbconvert
@@ -22,14 +16,16 @@ STYLE = (
 
 
 def page(executed: Path, home: str = "../index.html") -> str:
-    """An executed notebook as one HTML page with its pictures inside and nothing loaded from elsewhere.
+    """Return an executed notebook as one HTML page with its pictures inside. Nothing is loaded from elsewhere.
 
-    home: where its link to the index leads. Widgets are shown as the static pictures beside them.
+    Args:
+        executed: the notebook. Widgets are shown as the static pictures beside them.
+        home: where the link to the index leads.
     """
     book = nbformat.read(executed, as_version=4)
     book.metadata.pop("widgets", None)  # without their state nbconvert takes the picture, which needs no script
     book.cells.insert(0, nbformat.v4.new_markdown_cell(f"[All notebooks]({home})"))
-    # Formulas and diagrams would be drawn by scripts from the network; the notebooks have none.
+    # These scripts would draw formulas and diagrams and come from the network. The notebooks have neither.
     exporter = nbconvert.HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
     text, _ = exporter.from_notebook_node(book, {"metadata": {"name": executed.stem}})
     return text.replace(".ipynb", ".html")
@@ -38,11 +34,14 @@ def page(executed: Path, home: str = "../index.html") -> str:
 def build(target: Path) -> list[Path]:
     """Write `target/<profile>/<notebook>.html` for every committed executed notebook, and `target/index.html`.
 
-    Returns the pages, the index first. Raises InputError where the reference has no executed notebook, and for a target
-    that is a file.
+    Returns:
+        The pages, the index first.
+
+    Raises:
+        InputError: the reference has no executed notebook, or the target is a file.
     """
     if target.exists() and not target.is_dir():
-        raise InputError(f"target {str(target)!r} is a file; allowed: a folder, new or not")
+        raise InputError(f"Expected a folder, new or not, got the file {str(target)!r}.")
     titles = {notebook.name: notebook.title for notebook in find_notebooks()}
     pages, rows = [target / "index.html"], []
     for folder in sorted(paths.REFERENCE.glob("*/notebooks")):
@@ -56,26 +55,8 @@ def build(target: Path) -> list[Path]:
             link = f'<a href="{profile}/{written.name}">{executed.stem}</a>'
             rows.append(f"<tr><td>{link}</td><td>{html.escape(titles.get(executed.stem, ''))}</td></tr>")
     if len(pages) == 1:
-        raise InputError(f"no executed notebook in {paths.REFERENCE}/*/notebooks; `make accept` puts them there")
+        raise InputError(f"No executed notebook in {paths.REFERENCE}/*/notebooks. `make accept` puts them there.")
     body = f"<h1>How to evaluate and refine your CAM, reproduced</h1><table>{''.join(rows)}</table>"
     head = f"<meta charset=utf-8><title>Notebooks</title><style>{STYLE}</style>"
     pages[0].write_text(f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>", encoding="utf-8")
     return pages
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m refinecam_lib.reproduce.book", description=__doc__.splitlines()[0])
-    parser.add_argument("--to", type=Path, default=paths.ROOT / "book", help="folder to write, default book/")
-    options = parser.parse_args(arguments)
-    try:
-        pages = build(options.to)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(pages) - 1} notebooks in {pages[0]}; open it in a browser")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The numbered notebooks and their parameters: defaults in the first cell, a profile's yaml, and settings by hand."""
+"""The numbered notebooks and their parameters: defaults in the first cell, a profile's yaml, and `--set`."""
 
 import ast
 import json
@@ -14,11 +14,13 @@ from ..errors import InputError, one_of
 
 STANDARD = "standard"
 """The profile of the notebooks' own defaults. It has no yaml file."""
+Values = dict[str, dict[str, object]]
+"""Notebook -> parameter -> value."""
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """A numbered notebook: its path, its title (the H1) and its parameters with their defaults."""
+    """A numbered notebook: its path, its title (the H1), and its parameters' defaults and types."""
 
     path: Path
     title: str
@@ -31,7 +33,7 @@ class Notebook:
 
 
 def cells_of(path: Path) -> list[dict]:
-    """Return the cells of a notebook as its json has them, each `source` as one text.
+    """Return the cells of a notebook as in its JSON, each `source` as one text.
 
     Raises:
         InputError: the file is not a notebook of format 4.
@@ -39,84 +41,89 @@ def cells_of(path: Path) -> list[dict]:
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         return [cell | {"source": "".join(cell["source"])} for cell in cells]
-    except (ValueError, KeyError, TypeError) as error:  # nbformat would do, but its import takes more than a second
-        raise InputError(
-            f"notebook {path.name} can't be read ({type(error).__name__}: {error}). Open it in JupyterLab and save it again."
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:  # importing nbformat takes more than a second
+        problem = f"notebook {path.name} can't be read ({type(error).__name__}: {error})"
+        raise InputError(f"{problem}. Open it in JupyterLab and save it again.") from error
 
 
 def read_notebook(path: Path) -> Notebook:
-    """Read a notebook's title and parameters; InputError if its first code cell isn't the one tagged `parameters`."""
+    """Read a notebook's title and parameters.
+
+    Raises:
+        InputError: the first code cell is not the only one tagged `parameters`, or a default is not a literal.
+    """
     cells = cells_of(path)
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1 or tagged[0] is not code[0]:
-        raise InputError(
-            f"notebook {path.name} has {len(tagged)} cells tagged 'parameters'; its first code cell alone must be"
-        )
-    defaults, types = {}, {}
+        problem = f"notebook {path.name} has {len(tagged)} cells tagged 'parameters'"
+        raise InputError(f"{problem}. Tag its first code cell, and no other.")
     try:
         lines = ast.parse(tagged[0]["source"]).body
     except SyntaxError as error:
         raise InputError(f"notebook {path.name}, line {error.lineno} of its parameters: {error.msg}") from error
+    defaults: dict[str, object] = {}
+    types = {}
     for line in lines:
         if isinstance(line, (ast.Assign, ast.AnnAssign)) and line.value is not None:
-            name = ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0])
+            annotated = isinstance(line, ast.AnnAssign)
+            name = ast.unparse(line.target if annotated else line.targets[0])  # type: ignore[union-attr]
             try:
                 defaults[name] = ast.literal_eval(line.value)
             except ValueError:
-                raise InputError(f"notebook {path.name}, parameter {name}; allowed: a literal as its default") from None
-            types[name] = (
-                ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else type(defaults[name]).__name__
-            )
+                raise InputError(f"notebook {path.name}, parameter {name}: its default is not a literal") from None
+            types[name] = ast.unparse(line.annotation) if annotated else type(defaults[name]).__name__  # type: ignore[union-attr]
     titles = (line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"].splitlines())
     title = next((line[2:].strip() for line in titles if line.startswith("# ")), path.stem)
     return Notebook(path, title, defaults, types)
 
 
 def find_notebooks(only: Sequence[str] = ()) -> list[Notebook]:
-    """Return the notebooks `NN_name.ipynb` or `NNb_name.ipynb` in order, or those of `only`: numbers (`5`, `05`) or names."""
+    """Return the notebooks `NN_name.ipynb` or `NNb_name.ipynb` in order.
+
+    Args:
+        only: numbers (`5`, `05`) or names; empty for all.
+
+    Raises:
+        InputError: there are no notebooks, or one of `only` is unknown.
+    """
     found = {path.stem: path for path in sorted(paths.NOTEBOOKS.glob("[0-9][0-9]*_*.ipynb"))}
     if not found:
-        raise InputError(f"no notebooks named NN_name.ipynb in {str(paths.NOTEBOOKS)!r}")
-    chosen = set()
-    for wanted in only:
-        number = [name for name in found if name.partition("_")[0].lstrip("0") == wanted.lstrip("0")]
-        chosen.update(number or [one_of("notebook", wanted, found)])
-    return [read_notebook(path) for name, path in found.items() if not only or name in chosen]
+        raise InputError(f"No notebooks named NN_name.ipynb in {str(paths.NOTEBOOKS)!r}")
+    wanted = set()
+    for each in only:
+        number = [name for name in found if name.partition("_")[0].lstrip("0") == each.lstrip("0")]
+        wanted.update(number or [one_of("notebook", each, found)])
+    return [read_notebook(path) for name, path in found.items() if not only or name in wanted]
 
 
 def profiles() -> list[str]:
-    """Return the profiles' names: standard, the notebooks' own defaults, and one for each yaml file beside them."""
+    """Return the names of the profiles: standard, and one per yaml file beside the notebooks."""
     return [STANDARD, *sorted({path.stem for path in paths.NOTEBOOKS.glob("*.yaml")} - {STANDARD})]
 
 
-def only_of(profile: str) -> list[str]:
-    """Return the numbers of the notebooks that a profile is for, its yaml's `only`; empty means all."""
+def chosen(profile: str, only: Sequence[str] = (), settings: Sequence[str] = ()) -> tuple[list[Notebook], Values]:
+    """Return the notebooks of `only`, or else those of the profile, and their parameters. See `parameters`."""
     one_of("profile", profile, profiles())
-    return [] if profile == STANDARD else _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[0]
-
-
-def chosen(
-    profile: str, only: Sequence[str] = (), settings: Sequence[str] = ()
-) -> tuple[list[Notebook], dict[str, dict[str, object]]]:
-    """Return the notebooks of `only`, else those that the profile is for, and their parameters."""
-    notebooks = find_notebooks(only or only_of(profile))
+    notebooks = find_notebooks(only or _read_yaml(profile)[0])
     return notebooks, parameters(notebooks, profile, settings)
 
 
-def parameters(
-    notebooks: Sequence[Notebook], profile: str, settings: Sequence[str] = ()
-) -> dict[str, dict[str, object]]:
-    """Return each notebook's parameters: its defaults, the profile's yaml (`all`, then its own), then `name=value`s.
+def parameters(notebooks: Sequence[Notebook], profile: str, settings: Sequence[str] = ()) -> Values:
+    """Return each notebook's parameters: its defaults, the profile's yaml (`all`, then its own section), the settings.
 
-    The standard profile has no yaml. Everything is checked before anything runs: InputError for an unknown profile, notebook or parameter, with the
-    nearest valid name, and for a value that isn't of its default's type.
+    Args:
+        notebooks: whose parameters.
+        profile: a name in `profiles()`.
+        settings: `name=value` texts.
+
+    Raises:
+        InputError: a profile, notebook or parameter is unknown, or a value is not of its default's type.
     """
     one_of("profile", profile, profiles())
     every = {book.name: set(book.defaults) - {"profile"} for book in find_notebooks()}
     every["all"] = set().union(*every.values())
-    overrides = _read_yaml(paths.NOTEBOOKS / f"{profile}.yaml")[1] if profile != STANDARD else {}
+    overrides = _read_yaml(profile)[1]
     for section, values in overrides.items():
         one_of(f"section of {profile}.yaml", section, every)
         for name in values:
@@ -126,7 +133,7 @@ def parameters(
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
-            raise InputError(f"setting {setting!r}; allowed: name=value")
+            raise InputError(f"Expected --set name=value, got {setting!r}.")
         given[one_of("parameter", name, allowed)] = text
     result = {}
     for book in notebooks:
@@ -134,45 +141,50 @@ def parameters(
         for name, value in {**overrides.get("all", {}), **overrides.get(book.name, {}), **given}.items():
             if name in values:
                 values[name] = typed(name, value, book.types[name], text=name in given)
-        if "profile" in values:
-            values["profile"] = profile
-        result[book.name] = values
+        result[book.name] = values | ({"profile": profile} if "profile" in values else {})
     return result
 
 
 def typed(name: str, value: object, kind: str, text: bool = False) -> object:
-    """Return `value` as a parameter of type `kind`: `int`, `float`, `str`, `bool`, `list`, `list[str]`, `str | None`.
+    """Convert a value to a parameter's type.
 
-    With `text` the value was typed on the command line: `50`, `.5`, `true`, `a,b`, and a text that names a file here is
-    made an absolute path, for a notebook runs in a folder of its own. InputError if it doesn't fit.
+    Args:
+        name: of the parameter.
+        value: as in the yaml, or as typed on the command line.
+        kind: `int`, `float`, `str`, `bool`, `list`, `list[str]`, `str | None` and the like.
+        text: whether it was typed: `50`, `.5`, `true`, `a,b`. A file's path becomes absolute, because a notebook runs
+            in a folder of its own.
+
+    Raises:
+        InputError: the value does not fit.
     """
     base = kind.replace("| None", "").strip().partition("[")[0]
     if "None" in kind and (value is None or (text and value == "None")):
         return None
-    if text and base != "str":
-        value = _parsed(str(value), base)
-    elif text and os.path.isfile(os.path.expanduser(str(value))):
-        value = os.path.abspath(os.path.expanduser(str(value)))
+    if text and base == "str":
+        path = os.path.expanduser(str(value))
+        value = os.path.abspath(path) if os.path.isfile(path) else value
+    elif text:
+        typed_in = str(value)
+        try:
+            value = ast.literal_eval(typed_in.title() if base == "bool" else typed_in)
+        except (ValueError, SyntaxError):
+            value = [part.strip() for part in typed_in.split(",")] if base == "list" else typed_in
+        if base == "list" and not isinstance(value, list):
+            value = list(value) if isinstance(value, tuple) else [value]
     if base == "float" and type(value) is int:
         value = float(value)
     accepted = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}.get(base, object)
     if not isinstance(value, accepted) or (base == "int" and isinstance(value, bool)):
-        raise InputError(f"parameter {name} = {value!r}; allowed: a value of type {kind}")
+        raise InputError(f"Expected a value of type {kind} for parameter {name}, got {value!r}.")
     return value
 
 
-def _parsed(text: str, base: str) -> object:
-    try:
-        value = ast.literal_eval(text.title() if base == "bool" else text)
-    except (ValueError, SyntaxError):
-        value = [part.strip() for part in text.split(",")] if base == "list" else text
-    if base == "list" and not isinstance(value, list):
-        value = list(value) if isinstance(value, tuple) else [value]
-    return value
-
-
-def _read_yaml(path: Path) -> tuple[list[str], dict[str, dict[str, object]]]:
-    """A profile's `only`, and its sections."""
+def _read_yaml(profile: str) -> tuple[list[str], Values]:
+    """Read a profile's `only` (empty for all notebooks), and its sections. The standard profile has neither."""
+    if profile == STANDARD:
+        return [], {}
+    path = paths.NOTEBOOKS / f"{profile}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -181,7 +193,7 @@ def _read_yaml(path: Path) -> tuple[list[str], dict[str, dict[str, object]]]:
     only = content.pop("only", [])
     if not isinstance(only, list) or not all(isinstance(values, dict) for values in content.values()):
         raise InputError(
-            f"{path.name}; allowed: sections 'all' or a notebook's name, each with lines 'parameter: value', and 'only', "
-            "a list of notebooks' numbers"
+            f"Expected in {path.name}: sections 'all' or a notebook's name with lines 'parameter: value', and 'only', "
+            "a list of notebooks' numbers."
         )
     return [str(number) for number in only], content

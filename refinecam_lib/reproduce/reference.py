@@ -1,20 +1,35 @@
-"""The committed reference: compare a run's tables with it, replace it by a run, and check its executed notebooks.
+"""The manifest of a run, and the committed reference: compare tables with it, replace it, check its notebooks.
 
-    python -m refinecam_lib.reproduce.reference
-
-Exit codes: 0 every executed notebook of the reference is of today's sources; 1 some are not.
+`figures/<profile>/manifest.json` holds each notebook's parameters and a hash of each product.
 """
 
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
 import shutil
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .. import paths
 from ..errors import InputError
-from . import manifest
+from ..paths import commit
 from .parameters import STANDARD, cells_of, find_notebooks
+
+if TYPE_CHECKING:
+    from .parameters import Notebook
+    from .runner import Outcome
+
+PACKAGES = ("torch", "torchvision", "timm", "captum", "numpy", "scipy", "pandas", "numba", "scikit-image", "papermill")
+"""The packages whose versions the manifest holds."""
+CELLS_WITHIN = 0.005
+"""How far a number in a table may be from the reference: absolute up to 1, relative above."""
+_UNCOMPARED = re.compile(r"(?<![a-z])(commit|seconds|date)(?![a-z])", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 class Compared(NamedTuple):
@@ -25,17 +40,73 @@ class Compared(NamedTuple):
     text: str
 
 
-def compared(profile: str, names: Iterable[str]) -> Iterator[Compared]:
-    """Compare the tables that the last run of these notebooks made with the reference of the profile."""
-    from .compare import compare_tables  # pandas takes a while to import
+def read_manifest(folder: Path) -> dict:
+    """Read the manifest of a folder of products. Without a file it has no notebooks.
 
+    Raises:
+        InputError: the file is not JSON.
+    """
+    path = folder / "manifest.json"
+    try:
+        return {"notebooks": {}, **json.loads(path.read_text(encoding="utf-8"))}
+    except FileNotFoundError:
+        return {"notebooks": {}}
+    except json.JSONDecodeError as error:
+        raise InputError(f"{paths.shown(path)} is not JSON ({error}). Delete it; a run makes it again.") from error
+
+
+def _write_manifest(folder: Path, manifest: Mapping) -> None:
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    paths.write_whole(folder / "manifest.json", lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def note(folder: Path, profile: str, book: "Notebook", values: Mapping[str, object], outcome: "Outcome") -> None:
+    """Enter a notebook's outcome into the manifest, and delete its products that it no longer makes.
+
+    A failed notebook keeps its earlier entry. Only its status and error are new.
+    """
+    manifest = read_manifest(folder)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    entry = manifest["notebooks"].get(book.name, {})
+    if outcome.code:
+        entry |= {"status": "failed", "error": outcome.error}
+    else:
+        for stale in set(entry.get("products", ())) - set(outcome.products):
+            (folder / stale).unlink(missing_ok=True)
+        hashes = {name: _digest(folder / name) for name in outcome.products}
+        entry = {"status": "done", "title": book.title, "seconds": outcome.seconds, "date": now}
+        entry |= {"commit": commit(), "parameters": dict(values), "products": hashes}
+    manifest["notebooks"][book.name] = entry
+    _write_manifest(folder, manifest | {"profile": profile, "date": now, "commit": commit(), "versions": versions()})
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, the platform, PACKAGES, and the engine of passes without gradients."""
+    from ..networks.inference import engine_version  # imports torch
+
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found | {"engine": engine_version()}
+
+
+def compared(profile: str, names: Iterable[str]) -> Iterator[Compared]:
+    """Compare the tables of these notebooks' last run with the reference of the profile."""
     folder, reference = paths.FIGURES / profile, paths.REFERENCE / profile
-    ours, theirs = manifest.read(folder)["notebooks"], manifest.read(reference)["notebooks"]
+    ours, theirs = read_manifest(folder)["notebooks"], read_manifest(reference)["notebooks"]
     for name in names:
         known = theirs.get(name, {})
         there = known.get("parameters", {})
-        other = [f"{key} = {value!r}, not {there[key]!r}" for key, value in ours[name]["parameters"].items()
-                 if key in there and there[key] != value]  # fmt: skip
+        other = [
+            f"{key} = {value!r}, not {there[key]!r}"
+            for key, value in ours[name]["parameters"].items()
+            if key in there and there[key] != value
+        ]
         for file in sorted({*ours[name]["products"], *known.get("products", ())}):
             if not file.endswith(".csv"):
                 continue
@@ -46,14 +117,44 @@ def compared(profile: str, names: Iterable[str]) -> Iterator[Compared]:
             elif not (reference / file).exists():
                 yield Compared(file, "not compared", f"it is not in the reference, {paths.shown(reference)}")
             else:
-                close, text = compare_tables(folder / file, reference / file)
-                yield Compared(file, "agrees" if close else "differs", text)
+                yield compare_tables(folder / file, reference / file)
+
+
+def compare_tables(made: Path, reference: Path) -> Compared:
+    """Compare two csv tables cell by cell.
+
+    Text must be equal, and numbers within CELLS_WITHIN. A rounded number in a cell with text (.37 ± .29) may also
+    differ by one unit of its last decimal. Columns named commit, seconds or date are left out.
+    """
+    import numpy as np
+    import pandas as pd  # slow to import
+
+    tables = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in (made, reference)]
+    ours, theirs = (table.drop(columns=[c for c in table if _UNCOMPARED.search(c)]) for table in tables)
+    if list(ours.columns) != list(theirs.columns) or len(ours) != len(theirs):
+        shapes = " and ".join(f"{len(table)} rows of ({', '.join(table.columns)})" for table in (ours, theirs))
+        return Compared(made.name, "differs", f"other rows or columns, here and in the reference: {shapes}")
+    close, largest, where = True, 0.0, ""
+    for row, column in np.argwhere((ours != theirs).to_numpy()):
+        here, there = ours.iat[row, column], theirs.iat[row, column]
+        place = f"{theirs.iat[row, 0]}, {theirs.columns[column]}: {here!r} here, {there!r} in the reference"
+        if _NUMBER.sub("#", here) != _NUMBER.sub("#", there):
+            return Compared(made.name, "differs", f"other text at {place}")
+        for a, b in zip(_NUMBER.findall(here), _NUMBER.findall(there)):
+            difference = abs(float(a) - float(b))
+            decimals = len(b.partition(".")[2])
+            rounding = 10.0**-decimals if decimals and b != there else 0.0
+            close &= difference <= max(CELLS_WITHIN * max(1.0, abs(float(b))), rounding) + 1e-9
+            if difference > largest:
+                largest, where = difference, place
+    text = f"largest difference {largest:.2g} at {where}" if largest else "identical"
+    return Compared(made.name, "agrees" if close else "differs", text)
 
 
 def outdated(folder: Path) -> list[str]:
     """Return the names of the executed notebooks in a folder that are not copies of today's notebooks.
 
-    Their cells are compared by type and source. Outputs, and the cell of parameters that papermill adds, do not count.
+    Cells are compared by type and source. Outputs do not count, nor does the cell of parameters that papermill adds.
     """
 
     def cells(path: Path) -> list[tuple[str, str]]:
@@ -65,24 +166,41 @@ def outdated(folder: Path) -> list[str]:
     return [c.stem for c, source in sources.items() if not source.exists() or cells(c) != cells(source)]
 
 
-def accept(profile: str, only: Sequence[str] = ()) -> None:
-    """Make the last run's products, executed notebooks and manifest the committed reference of `profile`.
+def outdated_reference() -> list[str]:
+    """Return one message per profile whose reference has executed notebooks that are not copies of today's."""
+    problems = []
+    for folder in sorted(paths.REFERENCE.glob("*/notebooks")):
+        if names := outdated(folder):
+            run = _command(folder.parent.name, [name.partition("_")[0] for name in names])
+            problems.append(
+                f"Expected the executed notebooks in {paths.shown(folder)} to have the cells of today's notebooks, but "
+                f"{', '.join(names)} differ. Run and accept them: {run}, then {run.replace('reproduce', 'accept')}."
+            )
+    return problems
 
-    Rows are left out: data/rows has them. Notebooks that the run left out keep their reference.
+
+def accept(profile: str, only: Sequence[str] = ()) -> None:
+    """Make the last run's products, executed notebooks and manifest the committed reference of a profile.
+
+    Rows stay out, because data/rows has them. Notebooks that the run left out keep their reference.
+
+    Args:
+        profile: whose run.
+        only: numbers or names of notebooks; empty for all.
 
     Raises:
-        InputError: there was no run, a notebook failed in it, or a file is no longer what the run made.
+        InputError: there was no run, a notebook failed in it, or a file has changed since.
     """
     source, target = paths.FIGURES / profile, paths.REFERENCE / profile
-    last, reference = manifest.read(source), manifest.read(target)
+    last, reference = read_manifest(source), read_manifest(target)
     names = {book.name for book in find_notebooks(only)}
     entries = {name: entry for name, entry in last["notebooks"].items() if name in names}
     if not entries:
-        raise InputError(
-            f"Expected a run of profile {profile} to accept, found none. Run it first: {_command(profile, only)}."
-        )
+        run = _command(profile, only)
+        raise InputError(f"Expected a run of profile {profile} to accept, found none. Run it first: {run}.")
     for name, entry in entries.items():
-        _must_be_as_made(source, profile, name, entry)
+        if problem := _problem(source, name, entry):
+            raise InputError(f"{problem} Run it again: {_command(profile, [name.partition('_')[0]])}.")
     (target / "notebooks").mkdir(parents=True, exist_ok=True)
     for name, entry in entries.items():
         for stale in reference["notebooks"].get(name, {}).get("products", ()):
@@ -91,32 +209,27 @@ def accept(profile: str, only: Sequence[str] = ()) -> None:
         for file in [*kept, f"notebooks/{name}.ipynb"]:
             shutil.copyfile(source / file, target / file)
         entries[name] = entry | {"products": kept}
-    manifest.write(target, last | {"notebooks": reference["notebooks"] | entries})
+    _write_manifest(target, last | {"notebooks": reference["notebooks"] | entries})
     print(f"{len(entries)} notebooks of profile {profile} are now the reference in {paths.shown(target)}")
 
 
-def _must_be_as_made(folder: Path, profile: str, name: str, entry: dict) -> None:
-    """Raise InputError unless a notebook of the last run succeeded and left exactly the files that are there now."""
-    again = f"Run it again: {_command(profile, [name.partition('_')[0]])}."
+def _problem(folder: Path, name: str, entry: Mapping) -> str:
+    """Say why a notebook of the last run cannot be accepted; empty if it can."""
     if entry["status"] != "done":
-        raise InputError(f"Expected a run whose notebooks all passed, but {name} failed. {again}")
-    for file, known in entry["products"].items():
-        path = folder / file
-        if not path.exists():
-            raise InputError(f"Expected {paths.shown(path)} as {name} made it, but the file is missing. {again}")
-        if (found := manifest.digest(path)) != known:
-            raise InputError(
-                f"Expected {paths.shown(path)} with the sha256 {known[:12]}... of its manifest.json, found "
-                f"{found[:12]}...: it was changed after the run. {again}"
-            )
+        return f"Expected a run whose notebooks all passed, but {name} failed."
     copy = folder / "notebooks" / f"{name}.ipynb"
-    if not copy.exists():
-        raise InputError(f"Expected the executed notebook {paths.shown(copy)}, but it is missing. {again}")
+    for path in [*(folder / file for file in entry["products"]), copy]:
+        if not path.exists():
+            return f"Expected {paths.shown(path)} as {name} made it, but the file is missing."
+    for file, known in entry["products"].items():
+        if (found := _digest(folder / file)) != known:
+            return (
+                f"Expected {paths.shown(folder / file)} with the sha256 {known[:12]}... of its manifest.json, found "
+                f"{found[:12]}...: it was changed after the run."
+            )
     if name in outdated(copy.parent):
-        raise InputError(
-            f"Expected {paths.shown(copy)} to have the cells of today's {name}.ipynb, but they differ: the notebook was "
-            f"edited after the run. {again}"
-        )
+        return f"Expected {paths.shown(copy)} to have the cells of today's {name}.ipynb, but they differ."
+    return ""
 
 
 def _command(profile: str, only: Sequence[str]) -> str:
@@ -124,23 +237,3 @@ def _command(profile: str, only: Sequence[str]) -> str:
     words = [] if profile == STANDARD else ["--profile", profile]
     words += ["--only", *only] if only else []
     return f'make reproduce ARGS="{" ".join(words)}"' if words else "make reproduce"
-
-
-def main() -> int:
-    """Name the executed notebooks of the reference that are not of today's sources; return the exit code."""
-    code = 0
-    for folder in sorted(paths.REFERENCE.glob("*/notebooks")):
-        if names := outdated(folder):
-            code, profile = 1, folder.parent.name
-            numbers = [name.partition("_")[0] for name in names]
-            print(
-                f"error: Expected the executed notebooks in {paths.shown(folder)} to have the cells of today's sources, "
-                f"but {', '.join(names)} differ. Run and accept them: {_command(profile, numbers)}, then "
-                f"{_command(profile, numbers).replace('reproduce', 'accept')}.",
-                file=sys.stderr,
-            )
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

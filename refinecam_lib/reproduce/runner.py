@@ -1,4 +1,4 @@
-"""Run notebooks by papermill, each in an environment of its own, and keep what one made only where it succeeded."""
+"""Run notebooks with papermill, each in its own process and environment. Products are kept only if it succeeds."""
 
 import contextlib
 import multiprocessing
@@ -15,8 +15,8 @@ from typing import Any
 
 from .. import paths
 from ..errors import InputError
-from . import products as notebook
 from .parameters import Notebook
+from .products import PRODUCTS
 
 FOLDERS = (*paths.VARIABLES, "IMAGENET_ROOT", "IMAGES_ROOT", "FUNNYBIRDS_ROOT", "WALDO_ROOT")
 """The environment variables that name a folder."""
@@ -28,12 +28,12 @@ HOMES = (
     "MPLCONFIGDIR",
     "NUMBA_CACHE_DIR",
 )
-"""Where tools write beside the results; the runner moves all into the checkout's ignored `.cache`."""
+"""The environment variables for tools' own files. The runner moves them into the checkout's ignored `.cache`."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of running one notebook: its exit code (0, 1 or 2), its error's line, its seconds and its products."""
+    """What running one notebook gave: exit code (0, 1 or 2), one line of error, seconds, names of products."""
 
     code: int
     error: str
@@ -43,24 +43,22 @@ class Outcome:
 
 @contextlib.contextmanager
 def _environment(products: Path) -> Iterator[None]:
-    """What the kernel inherits: where products go, this library first, and every tool's files in the checkout's cache."""
-    cache = paths.ROOT / ".cache"
-    values = {name: str(cache / name.lower()) for name in HOMES}
+    """Set what the kernel inherits: where products go, this library first, and tools' files in the checkout's cache."""
+    values = {name: str(paths.ROOT / ".cache" / name.lower()) for name in HOMES}
     for home in values.values():
         Path(home).mkdir(parents=True, exist_ok=True)
     library = str(Path(__file__).resolve().parent.parent.parent)
-    values["PYTHONPATH"] = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
-    values["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, not one that the user's home has by the same name
-    values[notebook.PRODUCTS] = str(products)
-    # The kernel runs in the notebooks' folder, and would look there for folders that are given relative to this one.
-    for name in FOLDERS:
-        if (given := os.environ.get(name)) and given != "crowd":  # WALDO_ROOT's word for no folder
+    values |= {
+        PRODUCTS: str(products),
+        "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")])),
+        "JUPYTER_PREFER_ENV_PATH": "1",  # this Python's kernel, not one of the same name in the user's home
+        "REFINECAM_QUIET": "1",  # no progress bars in executed copies
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # a waiting thread leaves its core to others
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # the user's own might leave figures out
+    }
+    for name in FOLDERS:  # the kernel's working folder is another one
+        if (given := os.environ.get(name)) and given != "crowd":  # WALDO_ROOT=crowd means no folder
             values[name] = str(Path(given).expanduser().absolute())
-    values["REFINECAM_QUIET"] = "1"  # no progress bars in executed copies
-    values["OMP_WAIT_POLICY"] = os.environ.get(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # a thread that waits leaves its core to others
-    values["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # or the user's own would leave the figures out
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -77,20 +75,18 @@ def run_notebooks(
     at_once: int,
     tell: Callable[[str, str], object] = lambda event, name: None,
 ) -> Iterator[tuple[Notebook, Outcome]]:
-    """Run notebooks in processes of their own and yield each with its outcome as it ends.
+    """Run notebooks, each in its own process, and yield each with its outcome as it ends.
 
     Args:
-        notebooks: they start in this order.
-        values: each notebook's parameters, by its name.
-        folder: the products go there.
-        at_once: how many run at the same time. Two that measure the same share the work (see `sweep`).
+        notebooks: in the order in which they start.
+        values: notebook -> its parameters.
+        folder: for products.
+        at_once: how many run at the same time. Two that measure the same rows share the work.
         tell: called with "started" and a notebook's name, with "cell" and the name after each of its cells, and with
             "waiting" and "" once a second.
     """
     context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    context.set_forkserver_preload(
-        ["refinecam_lib.reproduce.runner", "papermill"]
-    )  # imported once, not for each notebook
+    context.set_forkserver_preload(["refinecam_lib.reproduce.runner", "papermill"])  # imported once for all notebooks
     waiting = list(notebooks)
     running: dict[Connection, tuple[Notebook, BaseProcess]] = {}
     try:
@@ -118,7 +114,7 @@ def run_notebooks(
                 del running[pipe]
                 process.join()
                 yield book, told
-    finally:  # where this is stopped, a notebook hears of it by the same Ctrl-C and cleans up
+    finally:  # after Ctrl-C, notebooks get the same signal and clean up
         for _, process in running.values():
             process.join(10)
             process.terminate()
@@ -128,18 +124,24 @@ def _run_and_tell(
     pipe: Connection, environment: dict[str, str], book: Notebook, values: Mapping[str, object], folder: Path
 ) -> None:
     """Send None through the pipe after each cell, and the outcome at the end."""
-    os.environ.update(environment)  # as it is now, not as it was when the processes' common parent began
+    os.environ.update(environment)  # the common parent process started with an older one
     with contextlib.suppress(KeyboardInterrupt):
         pipe.send(run_notebook(book, values, folder, lambda: pipe.send(None)))
 
 
 def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, tell: Callable[[], object]) -> Outcome:
-    """Run one notebook in a temporary folder and move its products into `folder` only once it has succeeded.
+    """Run one notebook in a temporary folder, and move its products into `folder` if it succeeds.
 
-    The executed copy goes to `folder/notebooks`; that of a failed run is `NN_name.failed.ipynb`, beside the earlier one.
-    tell: called after each cell of code. What it raises is ignored.
+    The executed copy goes to `folder/notebooks`. After a failure it is named `NN_name.failed.ipynb`, and the earlier
+    copy stays.
+
+    Args:
+        book: the notebook.
+        values: its parameters.
+        folder: for products.
+        tell: called after each code cell. Its exceptions are ignored.
     """
-    import papermill  # slow to import, and not needed to list or to refuse
+    import papermill  # slow to import
     from nbclient.exceptions import DeadKernelError
 
     executed = folder / "notebooks" / book.path.name
@@ -182,7 +184,7 @@ def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, tel
 
 
 def _without_traces(copy: Path, products: Path, folder: Path) -> str:
-    """An executed notebook without times, and with this machine's paths made relative: it may be committed."""
+    """Return an executed notebook without times and with relative paths, so that it may be committed."""
     import nbformat
 
     book = nbformat.read(copy, as_version=4)

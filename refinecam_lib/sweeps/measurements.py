@@ -1,13 +1,12 @@
-"""What can be measured of a batch of images: each kind of measurement gives rows with columns of its own.
+"""What can be measured of a batch of images. Each kind of measurement gives rows with its own columns.
 
->>> rows = measure_shard(shard)                  # one row for each image and variant
+>>> rows = measure_shard(shard)                  # one row per image and variant
 """
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -19,42 +18,48 @@ from ..datasets.sample import PREDICTED, Sample, Samples, batch_of
 from ..datasets.shapes import SyntheticShapes
 from ..errors import InputError
 from ..explanation import Variant, explain, method_of
-from ..funnybirds.rows import BirdImages, SeenBirds
 from ..metrics import measure
 from ..networks.inference import forward
 from ..networks.loading import load_model, normalise, weights_hash
-from ..networks.zoo import ModelSpec, spec_of
+from ..networks.zoo import ModelSpec
 from ..refinement import to_map
-from ..reproduce.compare import differences
 from .published import instructions
 from .randomisation import cascade, similarity
-from .registry import DATASETS, weights_of
 from .shard import Shard
+from .store import differences
 from .version import KEYS
 
+CALIBRATION = 8
+"""Validation images that set the batch norms of a randomised network."""
+ROUNDINGS = 2
+"""How often `rounding` moves the input."""
 
-@lru_cache(maxsize=3)  # joblib would take the memory of more for a leak, and start the process anew
+
+@lru_cache(maxsize=3)  # joblib would take the memory of more networks for a leak and restart the process
 def load_once(name: str, weights: str, checkpoint: str, thread: int) -> nn.Module:
-    """The network, one for each thread: hooks that record a forward pass must not see another's."""
+    """Load a network, one per thread, because hooks must not see another thread's forward pass.
+
+    Raises:
+        InputError: the checkpoint file is not the planned one.
+    """
     before, model, after = weights_hash(name, weights), load_model(name, weights), weights_hash(name, weights)
-    for found in (before, after):  # and in between, for the file may be replaced at any moment
+    for found in (before, after):  # the file may be replaced while it is read
         if found != checkpoint:
             raise InputError(
-                f"checkpoint of {name} changed during the sweep: {found[:12]}..., planned {checkpoint[:12]}...; "
-                "start it again, or put the earlier file back"
+                f"The checkpoint of {name} changed during the sweep: planned {checkpoint[:12]}..., found {found[:12]}... "
+                "Start the sweep again, or restore the earlier file."
             )
     return model
 
 
 def read_samples(shard: Shard) -> tuple[Samples, list[Sample]]:
-    """The shard's data set, and its own samples of it."""
-    spec = spec_of(shard.model, weights_of(shard.dataset))
-    dataset = DATASETS[shard.dataset](max(shard.numbers) + 1, shard.seed, spec)
-    return dataset, [dataset[i] for i in shard.numbers]
+    """Return the shard's data set, and the shard's samples of it."""
+    samples = shard.data_set.samples(max(shard.numbers) + 1, shard.seed, shard.spec)
+    return samples, [samples[i] for i in shard.numbers]
 
 
 def names_of(shard: Shard, variant: Variant, samples: list[Sample]) -> pd.DataFrame:
-    """The columns that say what a row is of."""
+    """Return the columns that name each row."""
     names = pd.DataFrame([{"image": s.id, **s.info} for s in samples])
     fixed = {"dataset": shard.dataset, "model": shard.model, "method": shard.method, "seed": shard.seed}
     return names.assign(**fixed, layer=variant.layer, aggregate=variant.aggregate)
@@ -64,18 +69,20 @@ def names_of(shard: Shard, variant: Variant, samples: list[Sample]) -> pd.DataFr
 class Work:
     """A shard with its network and images in memory.
 
-    rounding: None, or a seed: every value of the normalised input is then moved by one float32 rounding step, up or
-    down at random. Rows that this moves are ill-conditioned.
+    Attributes:
+        shard: what to measure.
+        rounding: None, or a seed. Every value of the normalised input then moves by one float32 rounding step, up or
+            down at random. A row that this moves is ill-conditioned.
     """
 
     shard: Shard
     rounding: int | None = None
 
     def __post_init__(self) -> None:
-        shard, weights = self.shard, weights_of(self.shard.dataset)
+        shard, self.spec = self.shard, self.shard.spec
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.spec: ModelSpec = spec_of(shard.model, weights)
-        self.model = load_once(shard.model, weights, shard.checkpoint, threading.get_ident()).to(device)
+        self.place = shard.data_set.weights, shard.checkpoint, threading.get_ident()
+        self.model = load_once(shard.model, *self.place).to(device)
         self.dataset, self.samples = read_samples(shard)
         images, target, masks = batch_of(self.samples)
         inputs = normalise(images.to(device), self.spec)
@@ -91,38 +98,36 @@ class Work:
 
     @cached_property
     def capture(self) -> Capture:
-        """The capture that all of the shard's variants share."""
+        """The capture that all variants of the shard share."""
         ids = [s.id for s in self.samples]
         return Capture(self.model, self.inputs, self.target, self.spec.layers, ids, self.shard.seed, self.masks)
 
 
 def rounded(inputs: Tensor, seed: int) -> Tensor:
-    """The inputs with each value moved to the next float32 above or below it, at random."""
+    """Move each value to the next float32 above or below it, at random."""
     generator = torch.Generator().manual_seed(seed)
     up = torch.rand(inputs.shape, generator=generator) < 0.5
     return torch.where(up.to(inputs.device), torch.nextafter(inputs, inputs + 1), torch.nextafter(inputs, inputs - 1))
 
 
 def scores(work: Work) -> pd.DataFrame:
-    """What the scores are computed from, see `metrics.measure`; of birds also what `bird_score` needs."""
+    """Measure what scores are computed from, see `metrics.measure`, and the data set's further columns."""
     shard, capture, frames = work.shard, work.capture, []
-    seen = None
-    if shard.dataset == "birds":
-        key = f"{shard.model}-{shard.checkpoint[:16]}-{shard.reading}-{shard.data}"
-        seen = SeenBirds(capture, cast(BirdImages, work.dataset), shard.numbers, key)
+    key = f"{shard.model}-{shard.checkpoint[:16]}-{shard.reading}-{shard.data}"
+    more = shard.data_set.columns(work.dataset, capture, shard.numbers, key)
     keep, again = instructions(shard.defects)
     for variant in shard.variants:
         explanation = explain(capture, shard.method, variant)
         frame = measure(explanation, work.without, shard.fractions, keep, again)
         frame = frame.assign(target=work.target.numpy())
-        if seen:  # whose `correct` is of the label, not of the class that is explained
-            frame = frame.assign(**seen.columns(explanation))
+        if more:  # for birds, `correct` then refers to the label, not to the class that is explained
+            frame = frame.assign(**more(explanation))
         frames.append(pd.concat([names_of(shard, variant, work.samples), frame], axis=1))
     return pd.concat(frames, ignore_index=True)
 
 
 def predictions(work: Work) -> pd.DataFrame:
-    """The class that the network predicts, and the probability of the image's own class."""
+    """Measure the predicted class and the probability of the image's own class."""
     logits = forward(work.model, work.inputs).cpu()
     prediction = logits.argmax(1)
     return names_of(work.shard, Variant(), work.samples).assign(
@@ -135,7 +140,7 @@ def predictions(work: Work) -> pd.DataFrame:
 
 
 def maps(work: Work) -> pd.DataFrame:
-    """The raw map of a method at each variant's layer, divided by its maximum: float16 values, and their height and width."""
+    """Store the raw map at each variant's layer as float16, divided by its maximum, with its height and width."""
     frames, capture = [], work.capture
     raw = method_of(work.shard.method).raw_maps(capture)
     for variant in work.shard.variants:
@@ -156,7 +161,7 @@ def maps(work: Work) -> pd.DataFrame:
 
 
 def stored_maps(rows: pd.DataFrame, size: tuple[int, int]) -> Tensor:
-    """The maps (L,B,H,W) in [0,1], shallow to deep, of one method's rows of `maps`; images in the order of the rows."""
+    """Return the maps (L,B,H,W) in [0,1] of one method's rows of `maps`, shallow to deep, images in the rows' order."""
     layers = []
     for _, own in rows.groupby("layer"):
         raw = [np.reshape(r["map"], (r["height"], r["width"])).astype(np.float32) for _, r in own.iterrows()]
@@ -164,48 +169,37 @@ def stored_maps(rows: pd.DataFrame, size: tuple[int, int]) -> Tensor:
     return torch.stack(layers)
 
 
-CALIBRATION = 8
-"""Validation images on which the batch norms of a randomised network are set anew."""
-
-
 @lru_cache(maxsize=1)
-def _cascaded(shard_model: str, weights: str, checkpoint: str, thread: int, seed: int) -> list[tuple[str, nn.Module]]:
-    """The networks of the model-randomisation check, in float64, the same for all images."""
-    spec = spec_of(shard_model, weights)
+def _cascaded(spec: ModelSpec, weights: str, checkpoint: str, thread: int, seed: int) -> list[tuple[str, nn.Module]]:
+    """Return the networks of the model-randomisation check, in float64. They are the same for all images."""
     data = SyntheticShapes("validation", CALIBRATION)
     images, _, _ = batch_of([data[i] for i in range(CALIBRATION)])
     inputs = normalise(images, spec).double()
-    return list(cascade(load_once(shard_model, weights, checkpoint, thread), inputs, spec.layers, seed))
+    return list(cascade(load_once(spec.name, weights, checkpoint, thread), inputs, spec.layers, seed))
 
 
 def randomisation(work: Work) -> pd.DataFrame:
-    """How like its maps are to those of networks with more and more random weights, see `randomisation.similarity`.
+    """Compare maps with those of ever more random networks, see `randomisation.similarity`.
 
-    Columns spearman and ssim hold a list each, one value a network, in the order of `cascade`.
+    Columns spearman and ssim hold a list each: one value per network, in the order of `cascade`.
     """
     shard = work.shard
-    place = shard.model, weights_of(shard.dataset), shard.checkpoint, threading.get_ident(), shard.seed
-    networks = _cascaded(*place)
+    networks = _cascaded(work.spec, *work.place, shard.seed)
     found = similarity(work.model, networks, work.inputs, work.target, work.spec.layers, [shard.method], shard.variants)
-    frames = []
+    prediction, frames = work.capture.logits.argmax(1).cpu(), []
     for variant in shard.variants:
         own = found[(found["layer"] == variant.layer) & (found["aggregate"] == variant.aggregate)]
         lists = own.sort_values("stage").groupby("image")[["spearman", "ssim"]].agg(list).reset_index(drop=True)
         frame = pd.concat([names_of(shard, variant, work.samples), lists], axis=1)
-        prediction = work.capture.logits.argmax(1).cpu()
         frames.append(frame.assign(correct=(prediction == work.target).numpy(), status="ok"))
     return pd.concat(frames, ignore_index=True)
 
 
-ROUNDINGS = 2
-"""How often `rounding` moves the input."""
-
-
 def rounding(work: Work) -> pd.DataFrame:
-    """How far rounding moves a row of `scores`: the largest change of any column, and of which.
+    """Measure how far rounding moves a row of `scores`.
 
-    The input is moved by one float32 rounding step at random, `ROUNDINGS` times. A large value in column `moved`, lower
-    is better, says that another processor may measure another row.
+    The input moves by one float32 rounding step at random, ROUNDINGS times. Column `moved` is the largest change of any
+    column (lower is better), `column` its name. If `moved` is large, the row may differ on another CPU.
     """
     plain = scores(work)
     columns = [c for c in plain if c not in (*KEYS, "seed")]
@@ -224,9 +218,9 @@ MEASUREMENTS: dict[str, Callable[[Work], pd.DataFrame]] = {
     "randomisation": randomisation,
     "rounding": rounding,
 }
-"""Name -> function of a shard's work that returns its rows. `shards.RESULTS_VERSION` has the version of each."""
+"""Name -> function of a shard's work that returns its rows. `shard.RESULTS_VERSION` has their versions."""
 
 
 def measure_shard(shard: Shard, rounding: int | None = None) -> pd.DataFrame:
-    """The rows of a shard, measured now. rounding: see `Work`."""
+    """Measure the rows of a shard. rounding: see `Work`."""
     return MEASUREMENTS[shard.measurement](Work(shard, rounding))

@@ -1,16 +1,18 @@
-"""The model-randomisation check: does a map change when what the network has learned is taken away?
+"""The model-randomisation check: does a map change when the network's weights become random?
 
-Adebayo et al., "Sanity Checks for Saliency Maps", 2018: layers are given random weights, from the output down.
+Adebayo et al., "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292. Layers are randomised from the
+output down.
 """
 
 import copy
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pandas as pd
+import scipy
 import torch
 from torch import Tensor, nn
 
-from ..analysis.statistics import correlation
 from ..capture import Capture
 from ..errors import seed_of
 from ..explanation import Variant, explain
@@ -18,15 +20,25 @@ from ..networks.layers import named_layers
 
 
 def cascade(model: nn.Module, inputs: Tensor, layers: Sequence[str], seed: int = 0) -> Iterator[tuple[str, nn.Module]]:
-    """Copies of a model with more and more of it at random, from the output down to the first of `layers` and below.
+    """Yield copies of a model, each with more random layers than the one before.
 
-    Yields (what is random, model): all that follows the deepest layer, then what follows the next one, and last
-    everything. Batch norms' statistics are taken anew on `inputs`: with the old ones a random network would be
-    constant, which no map survives. The copies are of the type of `inputs`; the model given stays as it is.
+    The first copy is random above the deepest layer, the next above the second deepest, the last everywhere. Batch
+    norms take new statistics on `inputs`, because a random network with the old ones is constant.
+
+    Args:
+        model: it stays as it is.
+        inputs: (B,3,H,W). The copies have its type.
+        layers: names, shallow to deep.
+        seed: draws the weights.
+
+    Yields:
+        What is random, and the network.
     """
-    changed = copy.deepcopy(model).eval().requires_grad_(False).double()  # float32 draws differ between processors
+    changed = copy.deepcopy(model).eval().requires_grad_(False).double()  # float32 draws differ between CPUs
     order = list(changed.named_modules())
-    ends = [_last(order, layer) for layer in layers]
+    ends = [
+        max(k for k, (name, _) in enumerate(order) if name == layer or name.startswith(layer + ".")) for layer in layers
+    ]
     done = len(order)
     for number in reversed(range(-1, len(layers))):
         start = ends[number] + 1 if number >= 0 else 0
@@ -36,11 +48,6 @@ def cascade(model: nn.Module, inputs: Tensor, layers: Sequence[str], seed: int =
         copied = copy.deepcopy(changed).to(inputs.dtype)
         _calibrate(copied, inputs)
         yield (f"above {layers[number]}" if number >= 0 else "everything"), copied
-
-
-def _last(order: Sequence[tuple[str, nn.Module]], layer: str) -> int:
-    """Position of the last module of a layer in the order in which modules are listed."""
-    return max(k for k, (name, _) in enumerate(order) if name == layer or name.startswith(layer + "."))
 
 
 def _reset(module: nn.Module, seed: int) -> None:
@@ -54,11 +61,12 @@ def _reset(module: nn.Module, seed: int) -> None:
 
 
 def _calibrate(model: nn.Module, inputs: Tensor) -> None:
+    """Set the statistics of all batch norms to those of `inputs`."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over what it sees
+        norm.momentum = None  # a plain mean
         norm.train()
     with torch.no_grad():
         model(inputs)
@@ -76,12 +84,24 @@ def similarity(
     methods: Sequence[str],
     variants: Sequence[Variant],
 ) -> pd.DataFrame:
-    """How like the maps of a randomised network are to those of the trained one, one row an image, method, variant, stage.
+    """Compare the maps of randomised networks with those of the trained one.
 
-    randomised: what `cascade` gave, in float64. Columns: stage (0 is the trained network, with itself), random (what is), method, layer, aggregate, image (its
-    number), spearman (rank correlation of the pixels, NaN where a map has no contrast) and ssim (structural
-    similarity); both 1 for equal maps. Lower is better: a map that stays does not show what the network has learned.
-    All is computed in float64: Grad-CAM++ divides by a sum that crosses zero, where rounding would decide the map.
+    Everything is computed in float64. Grad-CAM++ divides by a sum that crosses zero, so rounding would decide its map.
+
+    Args:
+        model: the trained network.
+        randomised: what `cascade` yielded, in float64.
+        inputs: (B,3,H,W).
+        target: (B,), the classes to explain.
+        layers: names, shallow to deep.
+        methods: names in METHODS.
+        variants: layers and aggregates.
+
+    Returns:
+        One row per stage, method, variant and image: stage (0 is the trained network itself), random (what is), method,
+        layer, aggregate, image (its number), spearman (rank correlation of pixels in [-1,1], NaN for a map without
+        contrast) and ssim (structural similarity). Both are 1 for equal maps. Lower is better: a map that stays does
+        not show what the network has learned.
     """
     from skimage.metrics import structural_similarity
 
@@ -90,7 +110,7 @@ def similarity(
     pairs = [(method, variant) for method in methods for variant in variants]
 
     def explained(network: nn.Module) -> dict[tuple[str, Variant], Tensor]:
-        """All maps, a few images at a time, for a capture keeps every activation."""
+        """Compute all maps, 8 images at a time, because a capture keeps every activation."""
         maps: dict[tuple[str, Variant], list[Tensor]] = {pair: [] for pair in pairs}
         for few, classes in zip(inputs.split(8), torch.as_tensor(target).split(8)):
             capture = Capture(network, few, classes, layers)
@@ -106,8 +126,15 @@ def similarity(
             for image, (a, b) in enumerate(zip(*both)):
                 records.append(
                     {"stage": stage, "random": random, "method": method, "layer": variant.layer}
-                    | {"aggregate": variant.aggregate, "image": image}
-                    | {"spearman": correlation(a.ravel(), b.ravel(), "spearman")}
+                    | {"aggregate": variant.aggregate, "image": image, "spearman": _spearman(a, b)}
                     | {"ssim": float(structural_similarity(a, b, data_range=1.0))}
                 )
     return pd.DataFrame(records)
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Compute the rank correlation of the finite pixels of two maps; NaN if one of them has no contrast."""
+    finite = np.isfinite(a) & np.isfinite(b)
+    x, y = (map_[finite].astype(float) for map_ in (a, b))
+    constant = len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0
+    return np.nan if constant else float(scipy.stats.spearmanr(x, y)[0])

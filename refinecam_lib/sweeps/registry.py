@@ -1,80 +1,158 @@
-"""The data sets by name, and what identifies each."""
+"""The data sets that sweeps know, by name. Each describes itself."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
+from pathlib import Path
+from typing import cast
 
-from ..datasets.photographs import SOURCES, photographs
+import pandas as pd
+
+from ..capture import Capture
+from ..datasets.photographs import SOURCES, available, photographs, write_listing
 from ..datasets.sample import Samples
 from ..datasets.shapes import ShiftedShapes, SyntheticShapes
 from ..errors import InputError, seed_of
-from ..funnybirds import drawing as birds
+from ..explanation import Explanation
+from ..funnybirds import drawing
 from ..funnybirds.dataset import FunnyBirds
-from ..funnybirds.rows import BirdImages
+from ..funnybirds.rows import BirdImages, SeenBirds
 from ..networks.checkpoints import checkpoint_path, read_checkpoint
 from ..networks.loading import transform_of
 from ..networks.zoo import ModelSpec
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set for sweeps. Subclasses override what differs.
+
+    Attributes:
+        name: its name in DATASETS and in rows.
+        samples: (n, seed, spec) -> the first n samples, as the network of `spec` takes them.
+        weights: the weights that explain it: "synthetic", "birds" or "imagenet".
+        masked: whether its samples have ground-truth masks.
+    """
+
+    name: str
+    samples: Callable[[int, int, ModelSpec], Samples]
+    weights: str = "synthetic"
+    masked: bool = True
+
+    def fingerprint(self, seed: int, spec: ModelSpec) -> str:
+        """Hash the first four samples, so that rows of a changed data set are never mixed with today's."""
+        return _fingerprint(self, seed, spec, tuple(os.environ.get(name) for name in ("WALDO_ROOT", "FUNNYBIRDS_ROOT")))
+
+    def listed(self) -> list[str]:
+        """Return hashes of files that list the samples. They are part of the fingerprint."""
+        return []
+
+    def reading(self, spec: ModelSpec) -> tuple:
+        """Return what a network's spec says about how it reads an image. It is part of a shard's key."""
+        return spec.layers, spec.mean, spec.std
+
+    def check_network(self, model: str) -> None:
+        """Raise InputError if the network cannot know the data set's classes."""
+
+    def columns(
+        self, samples: Samples, capture: Capture, numbers: Sequence[int], key: str
+    ) -> Callable[[Explanation], pd.DataFrame] | None:
+        """Return a function that computes further columns of an explanation's rows, or None.
+
+        Args:
+            samples: what `samples` returned.
+            capture: of the samples with these numbers.
+            numbers: of the samples.
+            key: names the network and the data, for what is kept on disk.
+        """
+        return None
+
+    def available(self) -> bool:
+        """Return whether the images are on this machine."""
+        return True
+
+    def write_listing(self, ids: Sequence[str]) -> Path | None:
+        """Write a committed list of the first images and return its path, or None if the data set needs none."""
+        return None
+
+
+@lru_cache(maxsize=32)
+def _fingerprint(data: DataSet, seed: int, spec: ModelSpec, roots: tuple) -> str:
+    first = [data.samples(4, seed, spec)[i] for i in range(4)]
+    parts = [(s.id, s.target, sha256(s.image.numpy().tobytes()).hexdigest()) for s in first]
+    return f"{seed_of(data.name, parts, data.listed()):016x}"
 
 
 def _photographs(source: str, n: int, seed: int, spec: ModelSpec) -> Samples:
     return photographs(source, n, transform_of(spec), seed)
 
 
-DATASETS: dict[str, Callable[[int, int, ModelSpec], Samples]] = {
-    "synthetic": lambda n, seed, spec: SyntheticShapes("test", n),
-    "synthetic_raw": lambda n, seed, spec: SyntheticShapes("test", n, background="raw"),
-    "synthetic_imputed": lambda n, seed, spec: SyntheticShapes("test", n, background="imputed"),
-    "synthetic_leaked": lambda n, seed, spec: SyntheticShapes("train", n, seed=1),
-    "synthetic_shifted": lambda n, seed, spec: ShiftedShapes(SyntheticShapes("test", n)),
-    "birds": lambda n, seed, spec: BirdImages(n, seed),
-    "birds_labelled": lambda n, seed, spec: BirdImages(n, seed, labelled=True),
-    **{source: partial(_photographs, source) for source in SOURCES},
-}
-"""Name -> the data set's first n samples, as a network's `spec` wants them. Photographs come in an order drawn by seed.
+class PhotographSet(DataSet):
+    """Photographs. Each row names the hash of its file, so the set has no fingerprint."""
 
-raw, imputed: every test image on one kind of background. leaked: images on training scenes (D1). shifted: images cropped
-and masks not, as in the published code (D11). birds: the predicted class is explained; birds_labelled: the label is.
-"""
-
-
-def weights_of(dataset: str) -> str:
-    """Which weights explain a data set: "imagenet" for photographs, "birds" for birds, else "synthetic"."""
-    return "imagenet" if dataset in SOURCES else "birds" if dataset.startswith("birds") else "synthetic"
-
-
-def fingerprint(dataset: str, seed: int, spec: ModelSpec) -> str:
-    """A hash of a data set's first four samples, so that rows of another data set never mix in.
-
-    Birds: also of the list of their scenes. Photographs have none, because each of their rows names its file's hash.
-    """
-    if dataset in SOURCES:
+    def fingerprint(self, seed: int, spec: ModelSpec) -> str:
         return ""
-    roots = tuple(os.environ.get(name) for name in ("WALDO_ROOT", "FUNNYBIRDS_ROOT"))
-    return _fingerprint(dataset, DATASETS[dataset], seed, spec, roots)
+
+    def reading(self, spec: ModelSpec) -> tuple:
+        return *super().reading(spec), spec.size, spec.resize, spec.squash, spec.interpolation
+
+    def available(self) -> bool:
+        return available(self.name)
+
+    def write_listing(self, ids: Sequence[str]) -> Path | None:
+        return write_listing(self.name, ids)
 
 
-@lru_cache(maxsize=32)
-def _fingerprint(dataset: str, make: Callable, seed: int, spec: ModelSpec, roots: tuple) -> str:
-    names = []
-    if weights_of(dataset) == "birds":
-        names = [sha256((FunnyBirds().root / "dataset_test.json").read_bytes()).hexdigest()]
-    samples = make(4, seed, spec)
-    parts = [(s.id, s.target, sha256(s.image.numpy().tobytes()).hexdigest()) for s in (samples[i] for i in range(4))]
-    return f"{seed_of(dataset, parts, names):016x}"
+class BirdSet(DataSet):
+    """Birds. The network's predicted class is explained, and rows have the columns of the FunnyBirds score."""
+
+    def listed(self) -> list[str]:
+        return [sha256((FunnyBirds().root / "dataset_test.json").read_bytes()).hexdigest()]
+
+    def check_network(self, model: str) -> None:
+        path, birds = checkpoint_path(model, "birds"), FunnyBirds()
+        learnt = read_checkpoint(path)[1].get("task_data")
+        train = f"python -m refinecam_lib.training --shipped --task birds --model {model} --out {path}"
+        if learnt == "own birds" and birds.classes != drawing.CLASSES:
+            raise InputError(
+                f"{model} was trained on this project's own birds, but FUNNYBIRDS_ROOT has others. "
+                f"Train a network on those: {train}"
+            )
+        if learnt == "FunnyBirds" and birds.drawn:
+            raise InputError(
+                f"{model} was trained on the birds of FUNNYBIRDS_ROOT, but the variable is not set. "
+                f"Set it, or train a network on the project's own birds: {train}"
+            )
+
+    def columns(
+        self, samples: Samples, capture: Capture, numbers: Sequence[int], key: str
+    ) -> Callable[[Explanation], pd.DataFrame] | None:
+        return SeenBirds(capture, cast(BirdImages, samples), numbers, key).columns
 
 
-def _must_know_birds(model: str) -> None:
-    """Raise InputError where the network learnt the project's own birds and the set is another, or the reverse."""
-    path, given = checkpoint_path(model, "birds"), FunnyBirds()
-    learnt = read_checkpoint(path)[1].get("data", "")
-    make = f"a network of those, python -m refinecam_lib.training --shipped --task birds --model {model} --out {path}"
-    if given.classes != birds.CLASSES and learnt.startswith("the procedural birds"):
-        raise InputError(
-            f"{model} was trained on this project's own birds, FUNNYBIRDS_ROOT has others; allowed: {make}"
-        )
-    if given.drawn and learnt.startswith("FunnyBirds"):
-        raise InputError(
-            f"{model} was trained on the birds of FUNNYBIRDS_ROOT, which is not set, so that the project's own stand in; "
-            f"allowed: that set, or {make}"
-        )
+class LabelledBirdSet(BirdSet):
+    """Birds whose label is explained. Rows have no further columns."""
+
+    def columns(self, samples: Samples, capture: Capture, numbers: Sequence[int], key: str) -> None:
+        return None
+
+
+DATASETS: dict[str, DataSet] = {
+    data.name: data
+    for data in (
+        DataSet("synthetic", lambda n, seed, spec: SyntheticShapes("test", n)),
+        DataSet("synthetic_raw", lambda n, seed, spec: SyntheticShapes("test", n, background="raw")),
+        DataSet("synthetic_imputed", lambda n, seed, spec: SyntheticShapes("test", n, background="imputed")),
+        DataSet("synthetic_leaked", lambda n, seed, spec: SyntheticShapes("train", n, seed=1)),
+        DataSet("synthetic_shifted", lambda n, seed, spec: ShiftedShapes(SyntheticShapes("test", n))),
+        BirdSet("birds", lambda n, seed, spec: BirdImages(n, seed), "birds"),
+        LabelledBirdSet("birds_labelled", lambda n, seed, spec: BirdImages(n, seed, labelled=True), "birds"),
+        *(PhotographSet(source, partial(_photographs, source), "imagenet", masked=False) for source in SOURCES),
+    )
+}
+"""Data sets by name.
+
+raw, imputed: every test image has this kind of background. leaked: test images on training scenes (D1). shifted: images
+are cropped but masks are not, as in the published code (D11). The seed orders birds and photographs.
+"""

@@ -1,11 +1,11 @@
-"""Measure many explanations: shards of work, each one atomic file of rows, so that nothing done is ever lost or redone.
+"""Measure shards. Each writes one file of rows in one step, so an interrupted sweep resumes without loss.
 
 >>> rows = sweep(plan("efficientnet_lite0", ["GradCAM", "LayerCAM"], images=24, variants=[BASE, REFINED]))
 """
 
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -15,19 +15,15 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, Stopped
 from ..networks.memory import give_back
 from ..paths import commit
 from .shard import Shard
 from .store import failures, finished, load_shard, look_up, table, write_rows
 
 
-class Stopped(RuntimeError):
-    """A sweep that can't go on, through no fault of its input; what is measured is kept, and the same call goes on."""
-
-
 class Done(NamedTuple):
-    """What a finished shard has: its number of rows, and how many of them failed."""
+    """A finished shard's number of rows, and how many of them failed."""
 
     rows: int
     failed: int
@@ -37,8 +33,8 @@ class Done(NamedTuple):
 def reproducibly() -> Iterator[None]:
     """Let torch compute the same bits every time inside: one thread, full precision, deterministic algorithms.
 
-    Another number of threads takes sums in another order and moves the last bits. Use more processes instead. On a GPU
-    convolutions use full precision, not TF32's 10 bits.
+    More threads add numbers in another order, which changes the last bits. Use more processes instead. On a GPU,
+    convolutions use full precision instead of TF32's 10 bits.
     """
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     before = cudnn.allow_tf32, cudnn.deterministic
@@ -52,10 +48,16 @@ def reproducibly() -> Iterator[None]:
 
 
 def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
-    """Measure a shard and write its rows; a shard that is done is left alone, so submitting a sweep again resumes it.
+    """Measure a shard and write its rows, unless they exist already.
 
-    retry_failed: measure it again where rows of it failed. A shard that raises is written as rows with status "failed"
-    and the reason; bad input, and a folder that can't be written to, raise InputError instead.
+    If measuring raises, every row is written with status "failed" and the reason.
+
+    Args:
+        shard: what to measure.
+        retry_failed: measure it again if some of its rows failed.
+
+    Raises:
+        InputError: the input is bad, or the folder cannot be written to.
     """
     rows = finished(shard, retry_failed)
     if rows is None:
@@ -63,7 +65,7 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
             rows = measured(shard)
         except InputError:
             raise
-        except Exception as error:  # noqa: BLE001 - kept as rows, counted and shown; never silently dropped
+        except Exception as error:  # noqa: BLE001 - kept as rows, counted and shown
             from .measurements import names_of, read_samples
 
             _, samples = read_samples(shard)
@@ -79,53 +81,60 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
 
 
 def measured(shard: Shard, rounding: int | None = None) -> pd.DataFrame:
-    """The rows of a shard, measured now and written nowhere. rounding: see `measurements.Work`."""
-    from .measurements import measure_shard  # here, for drawing committed rows needs no networks
+    """Measure the rows of a shard without writing them. rounding: see `measurements.Work`."""
+    from .measurements import measure_shard  # drawing committed rows needs no networks
 
     with reproducibly():
         return measure_shard(shard, rounding)
 
 
 def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) -> pd.DataFrame:
-    """Measure the shards that are not done yet, and return the rows of all: one row an explanation.
+    """Measure the shards that are missing and return the rows of all shards. The rows do not depend on n_jobs.
 
-    n_jobs: processes, through joblib; `joblib.parallel_config(backend=...)` around the call picks another engine.
-    retry_failed: measure shards that failed earlier again. The rows do not depend on any of these.
-    Shards are taken in random order: so the time left is a fair guess, though methods differ in cost, and two sweeps
-    of the same shards at once share the work. Raises InputError for bad input, and Stopped where a worker process died.
+    Shards run in random order. Methods differ in cost, so this keeps the estimated time left fair. It also lets two
+    sweeps of the same shards share the work.
+
+    Args:
+        shards: what to measure.
+        n_jobs: processes; -1 for one per core. `joblib.parallel_config(backend=...)` around the call picks another
+            engine.
+        retry_failed: measure shards again that failed before.
+
+    Returns:
+        One row per explanation.
+
+    Raises:
+        InputError: the input is bad.
+        Stopped: a worker process died.
     """
     if n_jobs == 0:
-        raise InputError("n_jobs = 0; allowed: 1 or more, or -1 for one a core")
+        raise InputError("Expected n_jobs of 1 or more, or -1 for one per core, got 0.")
     shards = list(dict.fromkeys(shards))
     found = look_up(shards, retry_failed)
     missing = list(dict.fromkeys(found.missing))
     work = joblib.Parallel(n_jobs=min(n_jobs, max(1, len(missing))), return_as="generator_unordered")(
         joblib.delayed(run_shard)(s, retry_failed) for s in random.Random().sample(missing, len(missing))
     )
+    quiet = bool(os.environ.get("CI") or os.environ.get("REFINECAM_QUIET")) or not missing
+    line = "{n_fmt} of {total_fmt} shards, {elapsed} so far, {rate_fmt}, {remaining} left{postfix}"
+    n_rows = failed = 0
     try:
-        with reproducibly():  # also round threads that measure in this process at once
-            _follow(work, len(missing))
+        with (
+            reproducibly(),  # also for joblib's threads in this process
+            tqdm(work, total=len(missing), unit="shard", smoothing=0, bar_format=line, disable=quiet) as bar,
+        ):
+            for done in bar:
+                n_rows, failed = n_rows + done.rows, failed + done.failed
+                bar.set_postfix_str(f"{n_rows} rows, {failed} failed", refresh=False)
     except BrokenProcessPool:
         raise Stopped(
-            "a process of the sweep died: killed, or out of memory (fewer n_jobs need less). "
-            "What is measured is kept: run the same again"
+            "A process of the sweep died. It was killed or ran out of memory; a smaller n_jobs needs less. "
+            "What is measured is kept: run the same again."
         ) from None
     new = table(load_shard(shard) for shard in missing)
     rows = table([found.rows, new])
-    read, here = found.committed, len(found.rows) - found.committed
     print(
-        f"{len(rows):,} rows: {read:,} committed, {here:,} measured here before, {len(new):,} measured now; "
-        f"{failures(rows)} failed"
+        f"{len(rows):,} rows: {found.committed:,} committed, {len(found.rows) - found.committed:,} measured here before, "
+        f"{len(new):,} measured now; {failures(rows)} failed"
     )
     return rows
-
-
-def _follow(work: Iterable[Done], total: int) -> None:
-    """Draw the progress line of a sweep: shards done, time, rate, time left, rows and failures; none in CI."""
-    quiet = bool(os.environ.get("CI") or os.environ.get("REFINECAM_QUIET"))
-    line = "{n_fmt} of {total_fmt} shards, {elapsed} so far, {rate_fmt}, {remaining} left{postfix}"
-    rows = failed = 0
-    with tqdm(work, total=total, unit="shard", smoothing=0, bar_format=line, disable=quiet or not total) as bar:
-        for shard in bar:
-            rows, failed = rows + shard.rows, failed + shard.failed
-            bar.set_postfix_str(f"{rows} rows, {failed} failed", refresh=False)

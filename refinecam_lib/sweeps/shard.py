@@ -1,4 +1,4 @@
-"""What there is to measure: the data sets by name, and pieces of a sweep, by names and seeds alone.
+"""Shards: pieces of a sweep, described by names and seeds alone.
 
 >>> shards = plan("efficientnet_lite0", ["GradCAM", "LayerCAM"], images=24, variants=[BASE, REFINED])
 """
@@ -9,32 +9,43 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .. import paths
-from ..datasets.photographs import SOURCES
 from ..datasets.sample import id_of
 from ..errors import InputError, one_of, seed_of
 from ..explanation import BASE, Variant, method_of
 from ..networks.loading import weights_hash
-from ..networks.zoo import spec_of
+from ..networks.zoo import ModelSpec, spec_of
 from ..road import FRACTIONS
 from .published import DEFECTS
-from .registry import DATASETS, _must_know_birds, fingerprint, weights_of
+from .registry import DATASETS, DataSet
 from .version import code_version
 
 RESULTS_VERSION = {"scores": 3, "predictions": 1, "maps": 2, "randomisation": 2, "rounding": 1}
-"""What is measured -> the version of its rows. Raise it when a row's numbers change: rows of another version are ignored."""
-
-
+"""Measurement -> version of its rows. Raise it when a row's numbers change. Rows of other versions are ignored."""
+NO_METHOD = ""
+"""The method of a measurement without an explanation, such as a prediction."""
 Pair = tuple[str, int, str]
-"""A row of a setup: image, layer, aggregate."""
+"""Names a row of a setup: image, layer, aggregate."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A piece of a sweep, by names and seeds alone: one method and its variants on a few images.
+    """One method and its variants on a few images. Every field is part of the key.
 
-    measurement: which columns, a name in RESULTS_VERSION; data: the data set's fingerprint; numbers: of the images in
-    the data set; images: their ids, see `id_of`; checkpoint: sha256 of the network's weights; reading: a hash of its
-    layers and of how it reads an image. All are part of the key, so a change of one never mixes old rows in.
+    Attributes:
+        measurement: which columns, a name in RESULTS_VERSION.
+        dataset: a name in DATASETS.
+        data: the data set's fingerprint.
+        numbers: the images' positions in the data set.
+        images: their ids, see `id_of`.
+        model: the network's name.
+        checkpoint: sha256 of its weights.
+        reading: a hash of its layers and of how it reads an image.
+        method: a name in METHODS, or NO_METHOD.
+        variants: layers and aggregates.
+        fractions: of pixels that ROAD removes.
+        seed: of everything random.
+        defects: of the published code, names in `published.DEFECTS`.
+        version: of the rows.
     """
 
     measurement: str
@@ -60,7 +71,7 @@ class Shard:
 
     @property
     def setup(self) -> str:
-        """A hash of the conditions: rows of one setup belong together, whatever shard measured them."""
+        """A hash of the conditions. Rows of one setup belong together."""
         return f"{seed_of(json.dumps(self.conditions, sort_keys=True)):016x}"
 
     @property
@@ -70,35 +81,37 @@ class Shard:
 
     @property
     def folder(self) -> Path:
-        """Where rows of this setup are that today's code measured here."""
+        """The folder for rows of this setup that today's code measures."""
         name = f"{self.measurement}-{self.dataset}-{self.model}-{self.method}-{self.setup}"
         return paths.RESULTS / "rows" / code_version() / name
 
     @property
     def path(self) -> Path:
-        """The file its rows are in, once they are measured here."""
+        """The file for its rows."""
         return self.folder / f"{self.numbers[0]:05d}-{self.key}.parquet"
 
     @property
     def pairs(self) -> list[Pair]:
-        """Its rows, by image, layer and aggregate."""
+        """The names of its rows."""
         return [(image, v.layer, v.aggregate) for v in self.variants for image in self.images]
 
+    @property
+    def data_set(self) -> DataSet:
+        """The data set by that name."""
+        return DATASETS[self.dataset]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The network's spec for the data set's weights."""
+        return spec_of(self.model, self.data_set.weights)
+
     def only(self, pairs: set[Pair]) -> "Shard":
-        """The part of the shard that measures these of its rows."""
+        """Return the part of the shard that measures these rows."""
         images, kinds = {image for image, _, _ in pairs}, {(layer, aggregate) for _, layer, aggregate in pairs}
         places = [k for k, image in enumerate(self.images) if image in images]
         variants = tuple(v for v in self.variants if (v.layer, v.aggregate) in kinds)
         numbers, ids = tuple(self.numbers[k] for k in places), tuple(self.images[k] for k in places)
         return replace(self, numbers=numbers, images=ids, variants=variants)
-
-    def singly(self) -> "list[Shard]":
-        """One shard for each of its rows."""
-        return [self.only({pair}) for pair in self.pairs]
-
-
-NO_METHOD = ""
-"""The method of a measurement that explains nothing, such as a prediction."""
 
 
 def plan(
@@ -112,37 +125,43 @@ def plan(
     defects: Sequence[str] = (),
     measurement: str = "scores",
 ) -> list[Shard]:
-    """The shards that measure `methods` on the first `images` images of a data set, `size` images a shard.
+    """Return the shards that measure methods on the first images of a data set.
 
-    A method without a map for each layer is measured as it is, once. defects: of the published code's, names in
-    published.DEFECTS, to measure with. measurement: which columns, a name in RESULTS_VERSION.
-    Raises InputError for an unknown name, and for birds that the network can't know.
+    Args:
+        model: the network's name.
+        methods: names in METHODS. A method without one map per layer is measured once, without refinement.
+        images: how many.
+        variants: layers and aggregates.
+        dataset: a name in DATASETS.
+        size: images per shard.
+        seed: of everything random.
+        defects: of the published code, names in `published.DEFECTS`.
+        measurement: which columns, a name in RESULTS_VERSION.
+
+    Raises:
+        InputError: a name is unknown, there are too few images, or the network cannot know the data set's classes.
     """
     one_of("measurement", measurement, RESULTS_VERSION)
-    one_of("dataset", dataset, DATASETS)
-    spec = spec_of(model, weights_of(dataset))
+    data = DATASETS[one_of("dataset", dataset, DATASETS)]
+    spec = spec_of(model, data.weights)
     if images < 1:
-        raise InputError(f"images = {images}; allowed: 1 or more")
+        raise InputError(f"Expected 1 image or more, got images = {images}.")
     for variant in variants:
         variant.layers(spec.layers)
     for name in defects:
         one_of("defect", name, DEFECTS)
-    if weights_of(dataset) == "birds":
-        _must_know_birds(model)
-    samples = DATASETS[dataset](images, seed, spec)  # refuses more images than there are
+    data.check_network(model)
+    samples = data.samples(images, seed, spec)
     names = [id_of(samples, i) for i in range(images)]
-    reading: tuple = (spec.layers, spec.mean, spec.std)
-    if dataset in SOURCES:
-        reading += (spec.size, spec.resize, spec.squash, spec.interpolation)
     common = Shard(
         measurement,
         dataset,
-        fingerprint(dataset, seed, spec),
+        data.fingerprint(seed, spec),
         numbers=(),
         images=(),
         model=model,
-        checkpoint=weights_hash(model, weights_of(dataset)),
-        reading=f"{seed_of(*reading):016x}",
+        checkpoint=weights_hash(model, data.weights),
+        reading=f"{seed_of(*data.reading(spec)):016x}",
         method="",
         variants=(),
         fractions=FRACTIONS if measurement in ("scores", "rounding") else (),

@@ -1,13 +1,12 @@
-"""Measured rows on disk: those that are committed in data/rows, and those that were measured here.
+"""Rows on disk: committed rows in data/rows, and rows measured on this machine in data/results.
 
-Rows are looked up by setup, image, layer and aggregate, whatever shards measured them.
+A row is found by setup, image, layer and aggregate. It does not matter which shard measured it.
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,17 +18,17 @@ import pyarrow.parquet
 from tqdm.auto import tqdm
 
 from .. import paths
-from ..datasets.photographs import SOURCES, write_listing
 from ..errors import InputError
+from .registry import DATASETS
 from .shard import RESULTS_VERSION, Pair, Shard
 from .version import KEYS
 
-BROKEN = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError)
-"""What pandas and pyarrow raise for a file that is not whole."""
+DAMAGED = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError)
+"""What pandas and pyarrow raise for a damaged file."""
 
 
 class Found(NamedTuple):
-    """Rows that are there, of committed files and of files made here, and the shards that still have to be measured."""
+    """The rows that exist, how many of them are committed, and the shards that still have to be measured."""
 
     rows: pd.DataFrame
     committed: int
@@ -37,76 +36,91 @@ class Found(NamedTuple):
 
 
 def failures(rows: pd.DataFrame) -> int:
-    """How many rows failed."""
+    """Count the rows that failed."""
     return int((rows["status"] == "failed").sum()) if len(rows) else 0
 
 
 def write_rows(rows: pd.DataFrame, path: Path) -> None:
-    """Write rows as parquet in one step: a reader sees the whole file or none. InputError where there is no writing."""
+    """Write rows as one parquet file. A reader sees the old file or the whole new one.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
     try:
         paths.write_whole(path, lambda part: rows.to_parquet(part, index=False, write_page_checksum=True))
     except OSError as error:
         raise InputError(
-            f"results can't be written to {str(path.parent)!r}: {error.strerror or error}; allowed: a folder with room "
-            "that may be written to. What is measured is kept: run the same again"
+            f"Results cannot be written to {str(path.parent)!r}: {error.strerror or error}. What is measured is kept. "
+            "Make room or set REFINECAM_RESULTS to another folder, and run the same again."
         ) from error
 
 
 def load_shard(shard: Shard) -> pd.DataFrame:
-    """The rows of a shard that was measured here; raises InputError where its file is missing, not whole or foreign."""
+    """Read the rows of a shard that was measured on this machine.
+
+    Raises:
+        InputError: the file is missing or damaged, or it belongs to another shard.
+    """
     if not shard.path.exists():
-        raise InputError(f"no results file {shard.path.name}; run the sweep first")
+        raise InputError(f"Expected results file {shard.path.name}, found none. Run the sweep first.")
     rows = _read_local(shard.path, shard)
     if set(pairs_of(rows)) != set(shard.pairs):
-        raise InputError(f"results file {shard.path.name} is of another shard (other images); run the sweep again")
+        raise InputError(f"results file {shard.path.name} belongs to another shard. Run the sweep again.")
     return rows
 
 
 def _read_local(path: Path, shard: Shard) -> pd.DataFrame:
-    """A file of the shard's setup."""
+    """Read a file of the shard's setup. Raises InputError if it is damaged or of another setup."""
     try:
         rows = pd.read_parquet(path, page_checksum_verification=True, partitioning=None)
-    except BROKEN as error:  # the last three by pandas
+    except DAMAGED as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"results file {path.name} is not whole ({reason}); run the sweep again") from error
-    if stranger := _stranger(rows, shard):
-        raise InputError(f"results file {path.name} is of another sweep ({stranger}); run the sweep again")
+        raise InputError(f"results file {path.name} is damaged ({reason}). Run the sweep again.") from error
+    names = {"dataset": shard.dataset, "model": shard.model, "method": shard.method, "seed": shard.seed}
+    absent = [name for name in (*KEYS, "seed", "status") if name not in rows]
+    wrong = [] if absent else [f"{name} is not {value}" for name, value in names.items() if (rows[name] != value).any()]
+    if (found := rows.attrs.get("setup")) != shard.setup:
+        wrong = [f"its setup is {found}"]
+    elif absent:
+        wrong = [f"no columns {', '.join(absent)}"]
+    if wrong:
+        raise InputError(f"results file {path.name} belongs to another sweep ({wrong[0]}). Run the sweep again.")
     rows.attrs = {}
     return rows
 
 
-def _stranger(rows: pd.DataFrame, shard: Shard) -> str:
-    """What in the rows can't be of the shard's setup; empty where nothing is."""
-    if rows.attrs.get("setup") != shard.setup:
-        return f"its setup is {rows.attrs.get('setup')}"
-    names = {"dataset": shard.dataset, "model": shard.model, "method": shard.method, "seed": shard.seed}
-    if missing := [name for name in (*KEYS, "seed", "status") if name not in rows]:
-        return f"no columns {', '.join(missing)}"
-    return next((f"{name} is not {value}" for name, value in names.items() if (rows[name] != value).any()), "")
-
-
 def finished(shard: Shard, retry_failed: bool = False) -> pd.DataFrame | None:
-    """The rows of a shard that was measured here, else None. A file that is not whole is said so and taken as not there.
+    """Return the rows of a shard that was measured on this machine, or None.
 
-    It stays until the new one replaces it: another sweep may have put a whole one in its place by now.
+    A damaged file is reported and counts as missing. It stays until a new one replaces it.
     """
-    rows = _said(load_shard, shard) if shard.path.exists() else None
-    return None if rows is None or (retry_failed and failures(rows)) else rows
-
-
-def _said(read: Callable[..., pd.DataFrame], *arguments: object) -> pd.DataFrame | None:
-    """What `read` gives, or None and a line that says why not."""
-    try:
-        return read(*arguments)
-    except InputError as problem:
-        tqdm.write(f"{problem}: it is measured anew")
+    if not shard.path.exists():
         return None
+    try:
+        rows = load_shard(shard)
+    except InputError as problem:
+        tqdm.write(f"{problem} It is measured again now.")
+        return None
+    return None if retry_failed and failures(rows) else rows
+
+
+def local_rows(shard: Shard) -> list[pd.DataFrame]:
+    """Return the rows of the shard's setup that today's code measured on this machine, one table per file."""
+    tables = []
+    for file in sorted(shard.folder.glob("*.parquet")):
+        try:
+            tables.append(_read_local(file, shard))
+        except InputError as problem:
+            tqdm.write(f"{problem} It is measured again now.")
+    return tables
 
 
 def look_up(shards: Iterable[Shard], retry_failed: bool = False) -> Found:
-    """Find the rows of shards. Committed ones win over those measured here.
+    """Find the rows of shards. Committed rows win over those measured on this machine.
 
-    retry_failed: take rows that failed as missing.
+    Args:
+        shards: what to look for.
+        retry_failed: count failed rows as missing.
     """
     setups: dict[str, list[Shard]] = {}
     for shard in shards:
@@ -117,14 +131,21 @@ def look_up(shards: Iterable[Shard], retry_failed: bool = False) -> Found:
     for group in setups.values():
         parts = [rows for rows in (committed_rows(group[0]), *local_rows(group[0])) if len(rows)]
         known: dict[Pair, tuple[int, int]] = {}
-        for failed in (False,) if retry_failed else (False, True):  # a failed row counts where there is no other
+        for failed in (False,) if retry_failed else (False, True):  # a failed row counts only if there is no other
             for number, rows in enumerate(parts):
                 for place, (pair, status) in enumerate(zip(pairs_of(rows), rows["status"])):
                     if (status == "failed") == failed:
                         known.setdefault(pair, (number, place))
         wanted = dict.fromkeys(pair for shard in group for pair in shard.pairs)
         for shard in group:
-            missing += _open(shard, known.keys())
+            open_variants: dict[str, list[Pair]] = {}  # of each image
+            for pair in shard.pairs:
+                if pair not in known:
+                    open_variants.setdefault(pair[0], []).append(pair)
+            alike: dict[tuple, set[Pair]] = {}  # images with the same open variants share a shard
+            for pairs in open_variants.values():
+                alike.setdefault(tuple(pair[1:] for pair in pairs), set()).update(pairs)
+            missing += [shard.only(pairs) for pairs in alike.values()]
         for number, rows in enumerate(parts):
             places = [known[pair][1] for pair in wanted if pair in known and known[pair][0] == number]
             frames.append(rows.iloc[sorted(places)])
@@ -132,49 +153,56 @@ def look_up(shards: Iterable[Shard], retry_failed: bool = False) -> Found:
     return Found(table(frames), committed, missing)
 
 
-def _open(shard: Shard, known: AbstractSet[Pair]) -> Iterator[Shard]:
-    """The parts of a shard whose rows are not known, each with the same open variants for all of its images."""
-    variants: dict[str, list[Pair]] = {}
-    for pair in shard.pairs:
-        if pair not in known:
-            variants.setdefault(pair[0], []).append(pair)
-    alike: dict[tuple, set[Pair]] = {}
-    for pairs in variants.values():
-        alike.setdefault(tuple(pair[1:] for pair in pairs), set()).update(pairs)
-    for group in alike.values():
-        yield shard.only(group)
-
-
 def pairs_of(rows: pd.DataFrame) -> Iterator[Pair]:
-    """What tells the rows of a setup apart."""
+    """Yield the image, layer and aggregate of each row. They tell the rows of a setup apart."""
     images = rows["image"].astype(str)
     if "file" in rows:
         images = images + "@" + rows["file"].astype(str)
     return zip(images, rows["layer"].astype(int), rows["aggregate"].astype(str))
 
 
-def local_rows(shard: Shard) -> list[pd.DataFrame]:
-    """The rows of the shard's setup that were measured here by today's code."""
-    files = sorted(shard.folder.glob("*.parquet"))
-    return [rows for file in files if (rows := _said(_read_local, file, shard)) is not None]
-
-
 def table(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of several shards as one table, sorted by KEYS."""
+    """Join tables of rows and sort them by KEYS."""
     frames = [frame for frame in frames if len(frame)]
     for frame in frames:
         frame.attrs = {}
     return pd.concat(frames, ignore_index=True).sort_values(KEYS, ignore_index=True) if frames else pd.DataFrame()
 
 
+def differences(here: pd.Series, there: pd.Series) -> np.ndarray:
+    """Compute how far two columns of equal length are apart.
+
+    Returns:
+        One number >= 0 per row. Numbers and arrays: the largest absolute difference, relative to `there` above 1.
+        0 if both are missing. Infinite if one is missing, shapes differ or text differs.
+    """
+
+    def numbers(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        equal = (a == b) | (np.isnan(a) & np.isnan(b))
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(a - b) / np.maximum(1.0, np.abs(b))
+        return np.where(equal, 0.0, np.where(np.isnan(gap), np.inf, gap))
+
+    if pd.api.types.is_numeric_dtype(here) and pd.api.types.is_numeric_dtype(there):
+        return numbers(here.to_numpy(dtype=float, na_value=np.nan), there.to_numpy(dtype=float, na_value=np.nan))
+    result = np.full(len(here), np.inf)
+    for row, (a, b) in enumerate(zip(here, there)):
+        arrays = [isinstance(value, (list, np.ndarray)) for value in (a, b)]
+        if all(arrays) and np.shape(a) == np.shape(b):
+            result[row] = numbers(np.asarray(a, dtype=float), np.asarray(b, dtype=float)).max(initial=0.0)
+        elif not any(arrays) and ((pd.isna(a) and pd.isna(b)) or a == b):
+            result[row] = 0.0
+    return result
+
+
 def committed_file(shard: Shard) -> Path:
-    """The file of data/rows that holds a shard's rows once they are committed."""
+    """Return the file of data/rows for a shard's rows."""
     return paths.ROWS / f"{shard.measurement}-{shard.dataset}-{shard.model}.parquet"
 
 
 @contextlib.contextmanager
 def committed_only() -> Iterator[None]:
-    """Read committed rows inside, also in a run that measures afresh."""
+    """Read committed rows inside, even if the run measures everything again."""
     fresh = os.environ.pop(paths.FRESH, None)
     try:
         yield
@@ -184,7 +212,7 @@ def committed_only() -> Iterator[None]:
 
 
 def committed_rows(shard: Shard) -> pd.DataFrame:
-    """The committed rows of a shard's setup; none where the runner was told to measure afresh."""
+    """Return the committed rows of a shard's setup. There are none if the run measures everything again."""
     path = committed_file(shard)
     if os.environ.get(paths.FRESH) or not path.exists():
         return pd.DataFrame()
@@ -198,20 +226,20 @@ def committed_rows(shard: Shard) -> pd.DataFrame:
 def _read_committed(path: Path, changed: int) -> pd.DataFrame:
     try:
         rows = pd.read_parquet(path, page_checksum_verification=True, partitioning=None)
-    except BROKEN as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{paths.shown(path)} is not whole ({reason}). Restore it: git checkout {paths.shown(path)}"
-        ) from error
-    single = rows.select_dtypes("float32").columns
-    return rows.astype(dict.fromkeys(single, "float64"))
+    except DAMAGED as error:
+        reason, shown = str(error).splitlines()[0], paths.shown(path)
+        raise InputError(f"{shown} is damaged ({reason}). Restore it: git checkout {shown}") from error
+    return rows.astype(dict.fromkeys(rows.select_dtypes("float32").columns, "float64"))
 
 
 def commit_rows(shards: Sequence[Shard]) -> list[Path]:
-    """Put all rows of these shards that are there into data/rows, and return the files that changed.
+    """Put all measured rows of these shards into data/rows.
 
-    Rows of an outdated version go. Rows of other setups and other images stay. Photographs are listed beside them, so
-    that figures can be drawn without the pictures.
+    Rows of an outdated version are removed. Rows of other setups and images stay. A data set may list its images
+    beside them, so that figures can be drawn without the images.
+
+    Returns:
+        The files that were written.
     """
     files: dict[Path, list[Shard]] = {}
     for shard in shards:
@@ -238,25 +266,25 @@ def commit_rows(shards: Sequence[Shard]) -> list[Path]:
         rows = rows.drop_duplicates([*keys, *(["file"] if "file" in rows else [])]).sort_values(keys, ignore_index=True)
         write_committed(rows, setups, path)
         changed.append(path)
-    for source in dict.fromkeys(shard.dataset for shard in shards if shard.dataset in SOURCES):
-        ids = {number: image for s in shards if s.dataset == source for number, image in zip(s.numbers, s.images)}
-        if listing := write_listing(source, [ids[number] for number in sorted(ids)]):
+    for name in dict.fromkeys(shard.dataset for shard in shards):
+        ids = {number: image for s in shards if s.dataset == name for number, image in zip(s.numbers, s.images)}
+        if listing := DATASETS[name].write_listing([ids[number] for number in sorted(ids)]):
             changed.append(listing)
     return changed
 
 
 def write_committed(rows: pd.DataFrame, setups: dict, path: Path) -> None:
-    """Write committed rows, numbers with a fraction in float32, the conditions of each setup in the file's metadata.
+    """Write committed rows. Numbers with a fraction become float32.
 
-    Whole numbers stay as they are, because some are sets of bits: those of birds' parts.
+    Whole numbers keep every bit, because some of them encode a set of bird parts.
+
+    Args:
+        rows: with column setup.
+        setups: setup -> its conditions, for the file's metadata.
+        path: the file.
     """
     double = [name for name in rows.select_dtypes("float64") if (rows[name].dropna() % 1 != 0).any()]
     arrow = pyarrow.Table.from_pandas(rows.astype(dict.fromkeys(double, np.float32)), preserve_index=False)
     metadata = (arrow.schema.metadata or {}) | {b"setups": json.dumps(setups, sort_keys=True).encode()}
-
-    def save(part: Path) -> None:
-        pyarrow.parquet.write_table(
-            arrow.replace_schema_metadata(metadata), part, compression="zstd", compression_level=19, write_page_checksum=True
-        )  # fmt: skip
-
-    paths.write_whole(path, save)
+    arrow, options = arrow.replace_schema_metadata(metadata), {"compression": "zstd", "compression_level": 19}
+    paths.write_whole(path, lambda part: pyarrow.parquet.write_table(arrow, part, write_page_checksum=True, **options))

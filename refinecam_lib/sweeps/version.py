@@ -1,4 +1,4 @@
-"""What tells results apart: the columns that name a row, and the state of the code that it was computed from."""
+"""The columns that name a row, and a hash of the code that computed it."""
 
 import ast
 import functools
@@ -14,16 +14,20 @@ MEASURES = "refinecam_lib.sweeps.measurements"
 
 @functools.cache
 def code_version() -> str:
-    """Return a hash of the source of every module that measuring a row passes through.
+    """Hash the source of every module that measuring a row imports.
 
-    Comments and docstrings don't count, nor do modules that only draw, train or run notebooks.
+    Comments and docstrings do not count. Modules that only draw, train or run notebooks do not count either.
     """
     sources = sources_of(MEASURES)
     return hashlib.sha256("\n".join(f"{name}\n{sources[name]}" for name in sorted(sources)).encode()).hexdigest()[:12]
 
 
 def sources_of(module: str) -> dict[str, str]:
-    """The code of a module and of all modules of this library that it imports, by name, without comments and docstrings."""
+    """Return the code of a module and of all modules of this library that it imports, directly or not.
+
+    Returns:
+        Module name -> source without comments and docstrings.
+    """
     waiting, sources = [module], {}
     while waiting:
         name = waiting.pop()
@@ -31,24 +35,13 @@ def sources_of(module: str) -> dict[str, str]:
         if name in sources or found is None or not found.origin:
             continue
         tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
-        waiting += [each for node in ast.walk(tree) for each in _imports(node, found.parent or "")]
-        sources[name] = ast.unparse(_without_docstrings(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), found.parent or "")
+                waiting += [base, *(f"{base}.{alias.name}" for alias in node.names if not node.module)]
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                kept = [p for p in body if not (isinstance(p, ast.Expr) and isinstance(p.value, ast.Constant))]
+                node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+        sources[name] = ast.unparse(tree)
     return sources
-
-
-def _imports(node: ast.AST, package: str) -> list[str]:
-    """The modules of this library that an import statement may name."""
-    if not isinstance(node, ast.ImportFrom) or not node.level:
-        return []
-    base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-    names = [f"{base}.{alias.name}" for alias in node.names]
-    return [name for name in (base, *names) if importlib.util.find_spec(name)] if not node.module else [base]
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [part for part in body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-    return tree

@@ -63,6 +63,7 @@ def train(
         "classes": list(task.classes),
         "data_seed": recipe.seed,
         "data": task.data,
+        "task_data": task.task_data,
         "images_seen": record["step"] * recipe.batch,
         "chosen_after_images": record["best_step"] * recipe.batch,
         "epochs": 1,  # every training item is new
@@ -80,7 +81,7 @@ def train(
     card |= {"images_in_all": card["images_seen"], "seconds_in_all": card["seconds"], "test_readings": int(tested)}
     if recipe.weights not in ("imagenet", "none"):
         earlier = read_checkpoint(Path(recipe.weights))[1]
-        same = ("model", "task", "architecture", "classes", "data", "versions", "bytes")
+        same = ("model", "task", "architecture", "classes", "data", "task_data", "versions", "bytes")
         card["started_from"] = {name: fact for name, fact in earlier.items() if name not in same}
         for name in ("images_in_all", "seconds_in_all", "test_readings"):
             card[name] += earlier.get(name, 0)

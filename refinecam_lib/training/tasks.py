@@ -35,6 +35,7 @@ class Task(Protocol):
     classes: ClassVar[tuple[str, ...]]
     side: ClassVar[int]
     data: str
+    task_data: str
 
     def item(self, index: int, side: int) -> Sample:
         """Training item `index`, each a new one, in a window of `side` px."""
@@ -54,6 +55,7 @@ class Shapes:
 
     classes: ClassVar[tuple[str, ...]] = synthetic.CLASSES
     side: ClassVar[int] = synthetic.SIZE
+    task_data = "own shapes"
 
     def __init__(
         self,
@@ -125,6 +127,7 @@ class Birds:
     def __init__(self, seed: int = 0):
         self.seed, self.birds = seed, FunnyBirds()
         self.data = f"{'the procedural birds' if self.birds.drawn else 'FunnyBirds'}; targets: all classes that fit"
+        self.task_data = "own birds" if self.birds.drawn else "FunnyBirds"
         self.seen = self.birds.train_length() - HELD_OUT
         if self.seen < 1:
             raise InputError(f"{self.seen + HELD_OUT} training birds; allowed: more than the {HELD_OUT} held out")

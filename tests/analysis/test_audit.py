@@ -16,7 +16,7 @@ from refinecam_lib.refinement import AGGREGATES, inverse_exp_mean
 from refinecam_lib.road import keep_masks, removal_order
 from refinecam_lib.scoring import scores
 from refinecam_lib.sweeps import randomisation
-from refinecam_lib.sweeps.experiments import HAZE
+from refinecam_lib.sweeps.experiments import EIGHTH_ROOT
 from refinecam_lib.sweeps.published import instructions, inverse_exp_mean_published, keep_percentiles
 from refinecam_lib.sweeps.randomisation import cascade, similarity
 
@@ -25,14 +25,14 @@ def planted(n=24, refined=0.2, trivial_keeps=1.0):
     """Rows in which RefineCAM beats Base by `refined` in ROAD, and trivial maps keep the probability when masked."""
     generator, rows = np.random.default_rng(0), []
     for image in range(n):
-        for method in [*CAMS, *OTHERS, *TRIVIAL, HAZE]:
+        for method in [*CAMS, *OTHERS, *TRIVIAL, EIGHTH_ROOT]:
             for aggregate in ["none", *AGGREGATES] if method in CAMS else ["none"]:
                 truth = generator.random()
                 trivial = method in TRIVIAL
                 road = 0.0 if trivial else 0.3 + 0.4 * truth + refined * (aggregate == "product")
-                if method == HAZE:
+                if method == EIGHTH_ROOT:
                     road = 0.5
-                mean = 0.9 if method == HAZE else 0.2
+                mean = 0.9 if method == EIGHTH_ROOT else 0.2
                 rows.append(
                     {
                         "image": image,

@@ -163,14 +163,18 @@ def test_a_network_of_other_birds_is_refused_before_anything_is_measured(tmp_pat
     birds.write(root, train=1, test=5)
     monkeypatch.setenv("FUNNYBIRDS_ROOT", str(root))
     card = json.loads(card_path.read_text())
-    card_path.write_text(json.dumps(card | {"data": "the procedural birds; targets: all classes that fit"}))
+    card_path.write_text(json.dumps(card | {"task_data": "own birds"}))
     assert plan("tiny", ["LayerCAM"], 2, dataset="birds"), "a copy of the project's own birds is known"
     classes = json.loads((root / "classes.json").read_text())
     (root / "classes.json").write_text(json.dumps(classes[::-1]))
-    with pytest.raises(InputError, match="tiny was trained on this project's own birds, FUNNYBIRDS_ROOT has others"):
+    with pytest.raises(
+        InputError, match="tiny was trained on this project's own birds, but FUNNYBIRDS_ROOT has others"
+    ):
         plan("tiny", ["LayerCAM"], 2, dataset="birds")
-    card_path.write_text(json.dumps(card | {"data": "FunnyBirds; targets: all classes that fit"}))
+    card_path.write_text(json.dumps(card | {"task_data": "FunnyBirds"}))
     assert plan("tiny", ["LayerCAM"], 2, dataset="birds")
     monkeypatch.delenv("FUNNYBIRDS_ROOT")
-    with pytest.raises(InputError, match="tiny was trained on the birds of FUNNYBIRDS_ROOT, which is not set"):
+    with pytest.raises(
+        InputError, match="tiny was trained on the birds of FUNNYBIRDS_ROOT, but the variable is not set"
+    ):
         plan("tiny", ["LayerCAM"], 2, dataset="birds")

@@ -1,4 +1,4 @@
-"""The reading copy: every executed notebook as a page that needs no network, and an index that leads to each."""
+"""Every executed notebook is a page that needs no network, and an index links to each."""
 
 import re
 
@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from refinecam_lib import paths
-from refinecam_lib.reproduce import book
+from refinecam_lib.reproduce.__main__ import main
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
@@ -32,7 +32,7 @@ def test_pages_open_from_the_file_system_and_show_pictures_for_widgets(reference
     written.metadata["widgets"] = {STATE: {"version_major": 2, "version_minor": 0, "state": {"a": {}}}}
     nbformat.write(written, reference / "00_quickstart.ipynb")
     nbformat.write(nbformat.v4.new_notebook(), reference / "05_two.ipynb")
-    assert book.main(["--to", str(tmp_path / "book")]) == 0
+    assert main(["book", "--to", str(tmp_path / "book")]) == 0
     assert "2 notebooks in " in capsys.readouterr().out
     index = (tmp_path / "book" / "index.html").read_text(encoding="utf-8")
     assert links(index) == ["standard/00_quickstart.html", "standard/05_two.html"] and "grade the explanation" in index
@@ -43,8 +43,8 @@ def test_pages_open_from_the_file_system_and_show_pictures_for_widgets(reference
 
 
 def test_without_executed_notebooks_it_says_how_to_get_them(reference, tmp_path, capsys):
-    assert book.main(["--to", str(tmp_path / "book")]) == 2
+    assert main(["book", "--to", str(tmp_path / "book")]) == 2
     assert "`make accept` puts them there" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert book.main(["--to", str(tmp_path / "file")]) == 2
-    assert "is a file; allowed: a folder, new or not" in capsys.readouterr().err
+    assert main(["book", "--to", str(tmp_path / "file")]) == 2
+    assert "Expected a folder, new or not, got the file" in capsys.readouterr().err

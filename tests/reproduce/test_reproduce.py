@@ -1,4 +1,4 @@
-"""The runner: real notebooks through papermill, refusals before anything runs, products kept, the reference compared."""
+"""The command line: it runs real notebooks, refuses bad input first, keeps products and compares the reference."""
 
 import json
 import os
@@ -18,13 +18,11 @@ from refinecam_lib.datasets import photographs
 from refinecam_lib.errors import InputError
 from refinecam_lib.paths import commit
 from refinecam_lib.reproduce import __main__ as reproduce
-from refinecam_lib.reproduce import compare, parameters, reference, verify
-from refinecam_lib.reproduce import products as notebook
-from refinecam_lib.reproduce import runner as running
+from refinecam_lib.reproduce import parameters, products, reference, runner, verify
 
 PARAMETERS = 'profile: str = "standard"\nn_images: int = 4  # how many\nmethods: list = ["a", "b"]\nscale: float = 1.0\nfail: bool = False'
 TABLE = """import pandas as pd
-from refinecam_lib.notebook import caption, save, save_rows
+from refinecam_lib.reproduce.products import caption, save, save_rows
 rows = pd.DataFrame({"image": [str(i) for i in range(n_images)], "method": "a", "value": [i * scale for i in range(n_images)]})
 save_rows(rows, "rows_one", profile)
 save(rows.groupby("method", as_index=False)["value"].mean(), "table_one", profile, caption(profile, n_images))"""
@@ -40,7 +38,7 @@ def write(folder, name, *cells, first=PARAMETERS):
 
 @pytest.fixture
 def house(tmp_path, monkeypatch):
-    """An empty house in a temporary folder, for this process and for the kernels that it starts."""
+    """Empty folders for notebooks and figures, for this process and for the kernels that it starts."""
     for name in ("NOTEBOOKS", "FIGURES"):
         (tmp_path / name.lower()).mkdir()
         monkeypatch.setattr(paths, name, tmp_path / name.lower())
@@ -79,7 +77,7 @@ def test_products_manifest_report_and_the_reference(house, capsys):
     report = made("report.txt").read_text()
     assert all(str(made(file)) in report for file in entry["products"]) and "\nVERSIONS\npython 3." in report
 
-    assert reproduce.main(["--accept"]) == 0
+    assert reproduce.main(["accept"]) == 0
     kept = sorted(path.name for path in (paths.REFERENCE / "standard").iterdir())
     assert kept == ["manifest.json", "notebooks", "table_one.csv", "table_one.md", "table_one.tex"], "without rows"
     assert "rows_one.parquet" not in (paths.REFERENCE / "standard" / "manifest.json").read_text()
@@ -98,8 +96,8 @@ def test_a_run_by_hand_leaves_the_runners_products_alone(house, monkeypatch):
     write(paths.NOTEBOOKS, "01_one", TABLE)
     assert reproduce.main([]) == 0
     before = made("table_one.csv").read_bytes()
-    monkeypatch.delenv(notebook.PRODUCTS, raising=False)
-    notebook.save(pd.DataFrame({"value": [9]}), "table_one", "standard")
+    monkeypatch.delenv(products.PRODUCTS, raising=False)
+    products.save(pd.DataFrame({"value": [9]}), "table_one", "standard")
     assert made("table_one.csv").read_bytes() == before and by_hand("table_one.csv").read_text() == "value\n9\n"
 
 
@@ -133,7 +131,7 @@ def test_only_what_a_run_made_becomes_the_reference(house, capsys, change, words
     assert reproduce.main(["--set", "n_images=3"]) == 0
     change(made(""))
     capsys.readouterr()
-    assert reproduce.main(["--accept"]) == 2
+    assert reproduce.main(["accept"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: Expected ") and words in error and error.count("\n") == 1
     assert error.endswith('Run it again: make reproduce ARGS="--only 01".\n') and not paths.REFERENCE.exists()
@@ -145,10 +143,10 @@ def test_executed_copies_of_other_sources_are_named(house, capsys):
     assert reproduce.main(["--set", "n_images=3"]) == 0
     assert "injected-parameters" in made("notebooks/01_one.ipynb").read_text()
     assert reference.outdated(made("notebooks")) == []
-    assert reproduce.main(["--accept"]) == 0 and reference.main() == 0
+    assert reproduce.main(["accept"]) == 0 and reproduce.main(["check"]) == 0
     write(paths.NOTEBOOKS, "02_two", "x = 2")
     capsys.readouterr()
-    assert reference.outdated(made("notebooks")) == ["02_two"] and reference.main() == 1
+    assert reference.outdated(made("notebooks")) == ["02_two"] and reproduce.main(["check"]) == 3
     assert 'but 02_two differ. Run and accept them: make reproduce ARGS="--only 02", then' in capsys.readouterr().err
     (paths.NOTEBOOKS / "01_one.ipynb").unlink()
     assert reference.outdated(made("notebooks")) == ["01_one", "02_two"]
@@ -182,7 +180,7 @@ def test_a_failure_leaves_others_and_earlier_results_alone(house, capsys):
     entries = json.loads(made("manifest.json").read_text())["notebooks"]
     assert entries["01_one"]["status"] == "failed" and entries["01_one"]["parameters"]["scale"] == 1.0
     assert entries["02_two"]["status"] == "done"
-    assert reproduce.main(["--accept"]) == 2 and "01_one" in capsys.readouterr().err
+    assert reproduce.main(["accept"]) == 2 and "01_one" in capsys.readouterr().err
 
 
 MEET = """
@@ -195,7 +193,7 @@ while not Path(paths.FIGURES, f"{other}.here").exists():
     assert time.monotonic() < end, "the other never came"
     time.sleep(0.05)
 import pandas as pd
-from refinecam_lib.notebook import save
+from refinecam_lib.reproduce.products import save
 save(pd.DataFrame({"name": [mine]}), f"table_{mine}")"""
 
 
@@ -238,23 +236,25 @@ def test_bad_input_inside_a_notebook_is_exit_code_2(house):
     ("arguments", "line"),
     [
         (["--set", "n_image=3"], "unknown parameter 'n_image'. Did you mean 'n_images'?"),
-        (["--set", "n_images=3.5"], "parameter n_images = 3.5; allowed: a value of type int"),
-        (["--set", "fail=maybe"], "parameter fail = 'maybe'; allowed: a value of type bool"),
+        (["--set", "n_images=3.5"], "Expected a value of type int for parameter n_images, got 3.5."),
+        (["--set", "fail=maybe"], "Expected a value of type bool for parameter fail, got 'maybe'."),
         (["--set", "profile=paper"], "unknown parameter 'profile'."),
-        (["--set", "n_images"], "setting 'n_images'; allowed: name=value"),
+        (["--set", "n_images"], "Expected --set name=value, got 'n_images'."),
         (["--profile", "standart"], "unknown profile 'standart'. Did you mean 'standard'?"),
         (["--profile", "paper"], "unknown parameter in paper.yaml, 01_one, 'n_imags'. Did you mean 'n_images'?"),
         (["--only", "01_on"], "unknown notebook '01_on'. Did you mean '01_one'?"),
         (["--at-once", "0"], "Expected 1 notebook or more after --at-once, got 0. "),
-        (["--verify", "-1"], "Expected minutes of 0 or more after --verify, got -1. "),
-        (["--verify", "nan"], "Expected minutes of 0 or more after --verify, got nan. "),
-        (["--verify", "long"], "argument --verify: invalid float value: 'long'"),
-        (["--seed", "-1"], "Expected a whole number of 0 or more after --seed, got -1. "),
-        (["--verify-only", "--verify", "0"], "Expected some minutes to verify in, got --verify 0 with --verify-only. "),
-        (["--verify-only"], "Expected notebooks that measure rows, got 01_one. "),
-        (["--verify-only", "--fresh"], "Expected one of --verify-only, --fresh, got 2 of them. "),
+        (["--verify", "-1"], "argument --verify/--minutes: Expected minutes of 0 or more, got -1. "),
+        (["--verify", "nan"], "argument --verify/--minutes: Expected minutes of 0 or more, got nan. "),
+        (["--verify", "long"], "argument --verify/--minutes: invalid _minutes value: 'long'"),
+        (["--seed", "-1"], "argument --seed: Expected a whole number of 0 or more, got -1. "),
+        (["verify", "--minutes", "0"], "Expected minutes above 0 after --minutes, got 0. "),
+        (["verify"], "Expected notebooks that measure rows, got 01_one. "),
+        (["--list", "--fresh"], "argument --fresh: not allowed with argument --list"),
+        (["verify", "--fresh"], "unrecognized arguments: --fresh"),
+        (["acept"], "argument COMMAND: invalid choice: 'acept'"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
-        (["--accept"], "Expected a run of profile standard to accept, found none. Run it first: make reproduce."),
+        (["accept"], "Expected a run of profile standard to accept, found none. Run it first: make reproduce."),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(house, capsys, arguments, line):
@@ -280,7 +280,7 @@ def test_parameters_by_profile_and_by_hand(house, capsys, monkeypatch):
     files = [
         parameters.parameters(books, "standard", [f"weights={text}"])["02_two"]["weights"] for text in ("mine.png", "a")
     ]
-    assert files == [str(house / "mine.png"), "a"], "a file of this folder is found from the notebooks' folder"
+    assert files == [str(house / "mine.png"), "a"], "a notebook finds a file of this folder"
     assert reproduce.main(["--list", "--profile", "large"]) == 0
     assert "01_one: A claim\n" in (out := capsys.readouterr().out) and "    n_images: int = 100\n" in out
 
@@ -293,7 +293,7 @@ def test_a_notebook_needs_its_parameters_first(house, capsys):
     assert "01_one.ipynb has 0 cells tagged 'parameters'" in capsys.readouterr().err
     write(paths.NOTEBOOKS, "01_one", first="n: int = len('abc')")
     assert reproduce.main(["--list"]) == 2
-    assert "01_one.ipynb, parameter n; allowed: a literal" in capsys.readouterr().err
+    assert "01_one.ipynb, parameter n: its default is not a literal" in capsys.readouterr().err
     write(paths.NOTEBOOKS, "01_one", first="profile: str = 'standard'\nn: int =")
     assert reproduce.main(["--list"]) == 2
     assert "notebook 01_one.ipynb, line 2 of its parameters: invalid syntax" in capsys.readouterr().err
@@ -305,8 +305,8 @@ def test_saved_files_depend_on_the_content_alone(house):
     axis.plot([1, 2])
     contents = []
     for _ in range(2):
-        notebook.save(table, "t", caption="n = 2")
-        notebook.save(figure, "f", caption="n = 2")
+        products.save(table, "t", caption="n = 2")
+        products.save(figure, "f", caption="n = 2")
         contents.append({path.name: path.read_bytes() for path in by_hand("").iterdir()})
     plt.close(figure)
     assert sorted(contents[0]) == ["f.pdf", "f.png", "t.csv", "t.md", "t.tex"] and contents[0] == contents[1]
@@ -315,29 +315,29 @@ def test_saved_files_depend_on_the_content_alone(house):
     assert by_hand("t.md").read_text().splitlines()[2] == "| A_1 | 0.12 | **.55 ± .30** |"
     assert r"A\_1 & 0.12 & \textbf{.55 $\pm$ .30} \\" in by_hand("t.tex").read_text()
     with pytest.raises(InputError, match="is a dict"):
-        notebook.save({}, "t")
+        products.save({}, "t")
     with pytest.raises(InputError, match="allowed: letters"):
-        notebook.save(table, "../t")
+        products.save(table, "../t")
 
 
 def test_the_caption_names_profile_n_and_commit():
-    assert notebook.caption("standard", 1000) == f"profile standard, n = 1,000 images, commit {commit()}"
+    assert products.caption("standard", 1000) == f"profile standard, n = 1,000 images, commit {commit()}"
     rows = pd.DataFrame({"model": list("aabb"), "image": list("xyxy"), "status": "ok"})
-    assert "4 rows failed, commit" in notebook.caption("standard", 2, rows=rows, kept=rows)
-    words = notebook.caption("standard", 2, rows=rows, kept=rows[:3])
+    assert "4 rows failed, commit" in products.caption("standard", 2, rows=rows, kept=rows)
+    words = products.caption("standard", 2, rows=rows, kept=rows[:3])
     assert "n = 2 images, 0 of 4 rows failed, 3 of 4 classifications correct and kept, commit" in words
 
 
 @pytest.mark.parametrize("home", ["/", "/somebody"])
 def test_an_executed_copy_names_no_folder_of_this_machine_and_keeps_its_pictures(tmp_path, monkeypatch, home):
-    monkeypatch.setattr(running.Path, "home", lambda: Path(home))
+    monkeypatch.setattr(runner.Path, "home", lambda: Path(home))
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     data = {"image/png": "iVB/somebody/abc/+d", "text/plain": f"/somebody/x.png {tmp_path}{os.sep}data"}
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
     book.cells[0].outputs = [nbformat.v4.new_output("display_data", data)]
     copy = tmp_path / "copy.ipynb"
     nbformat.write(book, copy)
-    text = running._without_traces(copy, tmp_path / "products", tmp_path / "figures")
+    text = runner._without_traces(copy, tmp_path / "products", tmp_path / "figures")
     kept = nbformat.reads(text, as_version=4).cells[0].outputs[0]["data"]
     assert kept["image/png"] == data["image/png"]
     assert kept["text/plain"] == ("/somebody/x.png data" if home == "/" else "~/x.png data")
@@ -359,7 +359,7 @@ def test_a_notebook_finds_relative_folders_where_the_runner_does(tmp_path, monke
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     code = "import os; from refinecam_lib import paths; print(paths.RESULTS, *map(os.environ.get, ['IMAGES_ROOT', 'WALDO_ROOT']))"
-    with running._environment(tmp_path / "products"):
+    with runner._environment(tmp_path / "products"):
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, check=True, cwd=tmp_path / "notebooks", capture_output=True, text=True)
     assert done.stdout.split() == [str(tmp_path / "kept"), str(tmp_path / "mine"), "crowd"]
@@ -367,39 +367,28 @@ def test_a_notebook_finds_relative_folders_where_the_runner_does(tmp_path, monke
 
 
 def test_tables_are_compared_cell_by_cell(tmp_path):
-    def verdict(cell, reference, columns="method,score,seconds"):
+    def compared(cell, other, columns="method,score,seconds"):
         (tmp_path / "a.csv").write_text(f"{columns}\nLayerCAM,{cell},1\n")
-        (tmp_path / "b.csv").write_text(f"method,score,seconds\nLayerCAM,{reference},2\n")
-        return compare.compare_tables(tmp_path / "a.csv", tmp_path / "b.csv")
+        (tmp_path / "b.csv").write_text(f"method,score,seconds\nLayerCAM,{other},2\n")
+        return reference.compare_tables(tmp_path / "a.csv", tmp_path / "b.csv")
 
-    assert verdict("0.5", "0.5") == compare.Verdict(True, "identical")
-    assert verdict("0.504", "0.5")[0] and not verdict("0.506", "0.5")[0]
-    assert verdict(".37 ± .29", ".38 ± .29")[0] and not verdict(".37 ± .29", ".39 ± .29")[0]
-    assert not verdict("24", "25")[0] and verdict("1000.5", "1001")[0]
-    assert not verdict("holds", "fails")[0] and not verdict("", "0.5")[0]
-    assert not verdict("0.5", "0.5", "method,scores,seconds")[0]
-    close, text = verdict("0.6", "0.5")
-    assert not close and text == "largest difference 0.1 at LayerCAM, score: '0.6' here, '0.5' in the reference"
+    def agrees(*given):
+        return compared(*given).state == "agrees"
 
-
-def test_columns_are_compared_row_by_row():
-    here = pd.Series([1.0, np.nan, np.nan, 1002.0, 0.5])
-    there = pd.Series([1.0, np.nan, 2.0, 1000.0, 0.4])
-    assert compare.differences(here, there) == pytest.approx([0, 0, np.inf, 0.002, 0.1])
-    curves = [np.array([0.1, 0.2]), np.array([0.1, 0.2]), "ok", "ok", None]
-    others = [np.array([0.1, 0.21]), np.array([0.1]), "ok", "failed", None]
-    found = compare.differences(pd.Series(curves, dtype=object), pd.Series(others, dtype=object))
-    assert found == pytest.approx([0.01, np.inf, 0, np.inf, 0])
+    assert compared("0.5", "0.5") == ("a.csv", "agrees", "identical")
+    assert agrees("0.504", "0.5") and not agrees("0.506", "0.5")
+    assert agrees(".37 ± .29", ".38 ± .29") and not agrees(".37 ± .29", ".39 ± .29")
+    assert not agrees("24", "25") and agrees("1000.5", "1001")
+    assert not agrees("holds", "fails") and not agrees("", "0.5")
+    assert not agrees("0.5", "0.5", "method,scores,seconds")
+    text = "largest difference 0.1 at LayerCAM, score: '0.6' here, '0.5' in the reference"
+    assert compared("0.6", "0.5") == ("a.csv", "differs", text)
 
 
 def test_rows_are_saved_for_the_reader(house):
     rows = pd.DataFrame({"image": range(3), "value": np.linspace(0, 1, 3)})
-    notebook.save_rows(rows, "rows_x")
-    path = by_hand("rows_x.parquet")
-    pd.testing.assert_frame_equal(compare.read_rows(path), rows)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match="rows_x.parquet"):
-        compare.read_rows(path)
+    products.save_rows(rows, "rows_x")
+    pd.testing.assert_frame_equal(pd.read_parquet(by_hand("rows_x.parquet")), rows)
 
 
 def test_a_profile_can_be_for_some_notebooks_only(house, capsys):
@@ -416,7 +405,7 @@ def test_a_profile_can_be_for_some_notebooks_only(house, capsys):
 
 
 class Verified:
-    """Stands in for `verify`, and for what notebooks plan: one shard, of which is asked what is written down here."""
+    """Replaces `verify` and the notebooks' shards, and notes what is asked."""
 
     def __init__(self, monkeypatch, ok=True):
         self.asked, self.ok = [], ok
@@ -450,26 +439,24 @@ def test_a_sample_of_rows_is_measured_again_unless_a_notebook_failed(house, caps
 def test_a_sample_alone_is_drawn_by_its_seed_and_counted_for_ci(house, capsys, monkeypatch):
     write(paths.NOTEBOOKS, "01_one", "raise SystemExit")
     verified = Verified(monkeypatch)
-    assert reproduce.main(["--verify-only", "--verify", "1", "--seed", "7"]) == 0
+    assert reproduce.main(["verify", "--verify", "1", "--seed", "7"]) == 0
     assert verified.asked == [(["shard"], 1.0, 7)] and not made("notebooks").exists()
     out = capsys.readouterr().out
     assert "12 rows measured again\n" in out and "\nsamples: 1 passed, 0 failed\n" in out
     assert "image 3: 0.5 here" in made("verify.txt").read_text()
     verified.ok = False
-    assert (
-        reproduce.main(["--verify-only"]) == 3 and "\nsamples: 0 passed, 1 failed\nDIFFERS" in capsys.readouterr().out
-    )
-    seeds = {reproduce.main(["--verify-only"]) and verified.asked[-1][2] for _ in range(5)}
-    assert len(seeds) > 1, "another sample each time"
+    assert reproduce.main(["verify"]) == 3 and "\nsamples: 0 passed, 1 failed\nDIFFERS" in capsys.readouterr().out
+    seeds = {reproduce.main(["verify"]) and verified.asked[-1][2] for _ in range(5)}
+    assert len(seeds) > 1, "each call draws another sample"
 
 
 def test_a_fresh_run_tells_its_kernels_and_compares_all_rows(house, capsys, monkeypatch):
     write(paths.NOTEBOOKS, "01_one", TABLE, "import os\nassert os.environ['REFINECAM_FRESH'] == '1'")
     verified = Verified(monkeypatch)
-    monkeypatch.setenv(paths.FRESH, "")  # to have it put back
+    monkeypatch.setenv(paths.FRESH, "")  # restored after the test
     assert reproduce.main(["--fresh"]) == 0 and verified.asked == [("compared", ["shard"])]
     assert "40 measured in this run" in capsys.readouterr().out
 
 
 def test_the_runner_passes_on_every_folder_that_a_source_of_photographs_has():
-    assert set(photographs.ROOTS.values()) <= set(running.FOLDERS)
+    assert set(photographs.ROOTS.values()) <= set(runner.FOLDERS)

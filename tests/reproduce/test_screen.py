@@ -1,4 +1,4 @@
-"""The last screen of a run and its progress: short, in the end a verdict that nothing hides from, and never in the way."""
+"""The last screen of a run is short and ends in the verdict. Progress never stops a run."""
 
 import dataclasses
 import io
@@ -6,7 +6,7 @@ import io
 import pytest
 
 from refinecam_lib import paths
-from refinecam_lib.reproduce import progress, screen
+from refinecam_lib.reproduce import screen
 from refinecam_lib.reproduce.reference import Compared
 from refinecam_lib.reproduce.runner import Outcome
 from refinecam_lib.reproduce.verify import Proof
@@ -14,8 +14,8 @@ from refinecam_lib.reproduce.verify import Proof
 STORED = {"committed": 29_000, "local": 80, "missing": 0}
 
 
-def test_a_proof_of_no_row_proves_nothing():
-    result = dataclasses.replace(run(), proof=Proof(("none is stored",), (), True))
+def test_a_proof_without_rows_proves_nothing():
+    result = dataclasses.replace(run(), proof=Proof(("no row is committed",), (), True))
     assert screen.verdict(result)[1].endswith(", and no row was measured again")
 
 
@@ -84,8 +84,8 @@ class Terminal(io.StringIO):
 def follow(monkeypatch, stream, seconds):
     monkeypatch.setattr("sys.stderr", stream)
     clock = iter([0.0, *range(1, 1000)])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    return progress.Progress({"01_one": 2, "02_two": 8}, seconds, at_once=2)
+    monkeypatch.setattr(screen.time, "monotonic", lambda: next(clock))
+    return screen.Progress({"01_one": 2, "02_two": 8}, seconds, at_once=2)
 
 
 def test_progress_tells_cells_and_time_left(monkeypatch):
@@ -97,18 +97,18 @@ def test_progress_tells_cells_and_time_left(monkeypatch):
     assert stream.getvalue().split("\r\x1b[K")[-1] == (
         "1 of 2 notebooks, 2 of 10 cells, 0:05 so far, about 0:05 left; running 02"
     )
-    shown.close()
+    shown.say(end="")
     assert stream.getvalue().endswith("\r\x1b[K") and "\n" not in stream.getvalue()
 
 
-def test_time_left_is_that_of_the_references_run_at_first(monkeypatch):
+def test_time_left_starts_from_the_references_run(monkeypatch):
     shown = follow(monkeypatch, Terminal(), {"01_one": 20.0, "02_two": 180.0})
     assert shown.line(0.0).endswith("about 1:40 left"), "200 seconds of work, two at once"
     shown("cell", "01_one")
     assert shown.line(10.0).endswith("about 2:07 left"), "slower than the reference's run"
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
+def test_without_a_terminal_progress_is_a_line_every_30_seconds(monkeypatch):
     stream = io.StringIO()
     shown = follow(monkeypatch, stream, {})
     shown("started", "01_one")
@@ -128,4 +128,3 @@ def test_progress_that_fails_stops_nothing(monkeypatch):
     shown("started", "01_one")
     shown("ended", "a notebook that is not there")
     shown.say("error")
-    shown.close()

@@ -1,4 +1,4 @@
-"""docs/cluster.md, run as it stands: a dask scheduler and two workers, each a process of its own, and Slurm's job script."""
+"""The recipes of docs/cluster.md: a dask scheduler and two workers in three processes, and Slurm's job script."""
 
 import ast
 import os
@@ -13,7 +13,7 @@ import pytest
 from dask_jobqueue import SLURMCluster
 
 from refinecam_lib import paths
-from refinecam_lib.sweeps import status
+from refinecam_lib.reproduce.__main__ import main
 
 DOCUMENT = (paths.ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 RECIPE = next(b for b in re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL) if "dask scheduler" in b).splitlines()
@@ -27,7 +27,7 @@ def environment(results):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """The recipe's lines for this machine, the scheduler and the workers started: (address, the last line, folder)."""
+    """Start the recipe's scheduler and workers on this machine. Returns the address, the last line and the folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -49,25 +49,26 @@ SAME = """
 import os, sys
 from pathlib import Path
 import distributed, torch
-from refinecam_lib import paths, sweep
-from refinecam_lib.plans import engine
-from refinecam_lib.shards import plan
+from refinecam_lib import paths
+from refinecam_lib.sweeps.run import sweep
+from refinecam_lib.sweeps.shard import plan
+from refinecam_lib.sweeps.status import engine
 folder, address = Path(sys.argv[1]), sys.argv[2]
 def at(name):
     paths.RESULTS = folder / name
-    os.environ["REFINECAM_RESULTS"] = str(paths.RESULTS)  # for the processes that are started
-torch.set_num_threads(2)  # of which none may be left to chance: Grad-CAM++ would tell
+    os.environ["REFINECAM_RESULTS"] = str(paths.RESULTS)  # for new processes
+torch.set_num_threads(2)  # Grad-CAM++ depends on the number of threads
 shards = plan("efficientnet_lite0", ["GradCAM++"], 4, size=1)
 at("sequential")
-rows = sweep.sweep(shards)
+rows = sweep(shards)
 at("processes")
-assert sweep.sweep(shards[::-1], n_jobs=2).equals(rows)
+assert sweep(shards[::-1], n_jobs=2).equals(rows)
 at("dask")
 with engine(address):
     client = distributed.get_client()
     client.wait_for_workers(2, timeout=120)
     assert len({os.getpid(), *client.run(os.getpid).values()}) == 3, "two workers in processes of their own"
-    assert sweep.sweep(shards).equals(rows)
+    assert sweep(shards).equals(rows)
 """
 
 
@@ -88,12 +89,13 @@ def test_sequential_processes_and_a_dask_cluster_give_the_same_files(recipe):
 KILL = """
 import os, signal, sys, threading, time
 import distributed
-from refinecam_lib import paths, sweep
-from refinecam_lib.plans import engine
-from refinecam_lib.shards import plan
+from refinecam_lib import paths
+from refinecam_lib.sweeps.run import sweep
+from refinecam_lib.sweeps.shard import plan
+from refinecam_lib.sweeps.status import engine
 shards = plan("efficientnet_lite0", ["GradCAM"], 8, size=2)
 if len(sys.argv) == 1:
-    sweep.sweep(shards)
+    sweep(shards)
     raise SystemExit
 with engine(sys.argv[1]):
     client = distributed.get_client()
@@ -101,27 +103,27 @@ with engine(sys.argv[1]):
     pids = client.run(os.getpid)
     def kill():
         while True:
-            done = list(paths.RESULTS.rglob("*.parquet"))  # workers have imported all they need
+            done = list(paths.RESULTS.rglob("*.parquet"))  # workers have imported everything
             for worker, tasks in client.processing().items() if done else ():
                 if tasks:
                     os.kill(pids[worker], signal.SIGKILL)
-                    print("killed a worker in mid-shard", flush=True)
+                    print("killed a worker during a shard", flush=True)
                     return
             time.sleep(0.01)
     threading.Thread(target=kill, daemon=True).start()
-    sweep.sweep(shards)
+    sweep(shards)
 """
 
 
 @pytest.mark.slow
-def test_a_dask_worker_killed_in_mid_shard_gives_it_back(recipe):
+def test_the_shard_of_a_killed_dask_worker_is_measured_by_another(recipe):
     address, _, folder = recipe
     for arguments, results in (([], "sequential"), ([address], "dask")):
         command, settings = [sys.executable, "-c", KILL, *arguments], environment(folder / results)
         done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert (
-        "killed a worker in mid-shard" in done.stdout
+        "killed a worker during a shard" in done.stdout
         and "8 rows: 0 committed, 0 measured here before, 8 measured now" in done.stdout
     )
     assert contents(folder / "sequential") == contents(folder / "dask")
@@ -129,23 +131,23 @@ def test_a_dask_worker_killed_in_mid_shard_gives_it_back(recipe):
 
 @pytest.mark.slow
 def test_the_recipe_to_its_last_line(recipe):
-    """As written, but with a few images of one notebook, and then the status of that."""
+    """Run it with a few images of one notebook, then print the status."""
     _, line, folder = recipe
     few = "--profile standard --only 05 --set n_images=2"
     command = [sys.executable, *shlex.split(line.replace("--profile paper", few))[1:]]
     done = subprocess.run(command, env=environment(folder / "dask"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("measured now; 0 failed\n")
-    command = [sys.executable, "-m", "refinecam_lib.reproduce", "--status", *shlex.split(few)]
+    command = [sys.executable, "-m", "refinecam_lib.reproduce", "status", *shlex.split(few)]
     done = subprocess.run(command, env=environment(folder / "dask"), capture_output=True, text=True, check=True)
     assert re.fullmatch(r"together: (\d+) of \1 rows done, 0 of them committed", done.stdout.splitlines()[-1])
 
 
 def test_a_scheduler_that_is_not_there_is_one_clear_line(capsys):
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        assert status.main(["--only", "3", "--dask", "tcp://127.0.0.1:9"]) == 2
+        assert main(["measure", "--only", "3", "--dask", "tcp://127.0.0.1:9"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: no dask scheduler at 'tcp://127.0.0.1:9': Timed out")
+    assert error.startswith("error: No dask scheduler at 'tcp://127.0.0.1:9': Timed out")
 
 
 def test_slurm_gets_one_task_one_gpu_and_one_worker(tmp_path, monkeypatch):

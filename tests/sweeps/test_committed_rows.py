@@ -1,4 +1,4 @@
-"""The committed rows: they are those of the notebooks' own parameters, and today's code measures them again."""
+"""The committed rows are those of the notebooks' own parameters, and today's code gives the same rows."""
 
 import pandas as pd
 import pytest
@@ -25,12 +25,12 @@ def test_the_notebooks_draw_from_committed_rows_alone(profile):
 
 
 def test_rows_measured_again_are_the_committed_ones():
-    """One row of every kind, network and aggregate. Raise RESULTS_VERSION where a change of the code moves them."""
+    """Measure one row of every kind, network and aggregate. If the code moves them, raise RESULTS_VERSION."""
     shards = [shard for part in planned("standard").values() for shard in part]
     proof = verify.prove(shards, minutes=0, seed=0)
     kinds = {line.partition(",")[0] for line in proof.details}
     assert proof.ok, "\n".join(["rows moved, but RESULTS_VERSION did not:", *proof.lines])
-    assert kinds == set(RESULTS_VERSION) - {"rounding"}, "whose rows each processor has of its own"
+    assert kinds == set(RESULTS_VERSION) - {"rounding"}, "rows of `rounding` depend on the CPU"
 
 
 def test_every_committed_file_is_planned_and_small():

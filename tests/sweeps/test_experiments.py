@@ -1,4 +1,4 @@
-"""What notebooks measure is what their plans say, and the command line tells what of it is there."""
+"""Notebooks measure what their plans say, and the command line measures it and tells what is done."""
 
 import ast
 import inspect
@@ -14,14 +14,13 @@ from refinecam_lib.explanation import BASE, CAMS, OTHERS, REFINED, SLOW, TRIVIAL
 from refinecam_lib.networks import zoo
 from refinecam_lib.paths import commit
 from refinecam_lib.refinement import AGGREGATES
-from refinecam_lib.reproduce import __main__ as reproduce
-from refinecam_lib.reproduce import parameters
-from refinecam_lib.reproduce import products as notebook
-from refinecam_lib.sweeps import experiments, measurements, registry, status
+from refinecam_lib.reproduce import parameters, products
+from refinecam_lib.reproduce.__main__ import main
+from refinecam_lib.sweeps import experiments, measurements, registry
 
 
 def planned(book):
-    """The calls of plans in a notebook, as text."""
+    """Return the calls of plans in a notebook, as text."""
     cells = json.loads(book.path.read_text(encoding="utf-8"))["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -39,7 +38,7 @@ def test_every_notebook_that_sweeps_calls_its_plans_with_its_parameters():
         assert planned(book) == expected, book.name
 
 
-def test_slow_methods_and_middle_layers_are_left_out_of_the_networks_that_are_named():
+def test_light_models_skip_slow_methods_and_middle_layers():
     found = experiments.table1_plan(["resnet18", "vgg11"], 4, 2, 2, ["vgg11"])
     assert {s.method for s in found if s.model == "vgg11"} == {*CAMS, *OTHERS} - {*SLOW}
     assert [s for s in found if s.model == "resnet18"] == experiments.table1_plan(["resnet18"], 4, 2, 2)
@@ -58,7 +57,7 @@ def test_birds_are_measured_by_ten_methods_and_the_trivial_maps():
     assert {v for s in found if s.method in CAMS for v in s.variants} == {BASE, REFINED, Variant(3)}
 
 
-def test_the_audit_measures_each_defect_with_its_switch(toy):
+def test_the_audit_measures_each_defect(toy):
     found = experiments.audit_plan("tiny", 4, 1, 2, 2)
     assert {shard.defects for shard in found["D4"]} == {("percentiles",)}
     assert {shard.dataset for shard in found["D1"]} == {"synthetic_leaked"}
@@ -70,12 +69,12 @@ def test_the_audit_measures_each_defect_with_its_switch(toy):
 
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
-    """The notebooks' plans on a toy network, of two methods, and results in a folder of their own."""
+    """Let the notebooks' plans use a toy network and two methods, with results in a temporary folder."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(paths, "ROWS", tmp_path / "committed")
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     for name in ("synthetic", "synthetic_leaked", "synthetic_shifted"):
-        monkeypatch.setitem(registry.DATASETS, name, Toy)
+        monkeypatch.setitem(registry.DATASETS, name, registry.DataSet(name, Toy))
     monkeypatch.setitem(zoo.MODELS, "tiny", SPEC)
     monkeypatch.setattr(experiments, "CAMS", ("GradCAM++", "LayerCAM"))
     monkeypatch.setattr(experiments, "OTHERS", ("InputXGradient",))
@@ -98,14 +97,14 @@ SETTINGS = [
 ]
 
 
-def test_measured_ahead_status_and_retry(toy, monkeypatch, capsys):
-    def command(*arguments, module=status):
-        assert module.main([*SETTINGS, *arguments]) == 0
+def test_measure_status_and_retry(toy, monkeypatch, capsys):
+    def command(name, *arguments):
+        assert main([name, *SETTINGS, *arguments]) == 0
         return capsys.readouterr().out.splitlines()
 
     # 9 variants of two methods on 10 images; 5 of ScoreCAM and 1 of the method without layers
     missing = "missing of tiny: GradCAM++ 90, LayerCAM 90, ScoreCAM 5"
-    assert command("--status") == [
+    assert command("status") == [
         f"07_refinecam_benchmark: 0 of 189 rows done, 0 of them committed; {missing}, InputXGradient 4",
         f"08_aggregation_ablation: 0 of 185 rows done, 0 of them committed; {missing}",
         f"together: 0 of 189 rows done, 0 of them committed; {missing}, InputXGradient 4",
@@ -118,32 +117,35 @@ def test_measured_ahead_status_and_retry(toy, monkeypatch, capsys):
         return measure(shard)
 
     monkeypatch.setattr(measurements, "measure_shard", fails)
-    command()
+    command("measure")
     done = ["together: 189 of 189 rows done, 0 of them committed; 4 rows failed (RuntimeError: out of luck)"]
-    assert command("--status", module=reproduce)[-1:] == done
+    assert command("status")[-1:] == done
     damaged = min((paths.RESULTS / "rows").rglob("*LayerCAM*/00000*"))
     damaged.write_bytes(b"")
-    assert "117 of 189 rows done, 0 of them committed; missing of tiny: LayerCAM 72; 4" in command("--status")[-1]
+    assert "117 of 189 rows done, 0 of them committed; missing of tiny: LayerCAM 72; 4" in command("status")[-1]
     monkeypatch.setattr(measurements, "measure_shard", measure)
-    assert command("--retry-failed")[-1] == "4 rows: 0 committed, 0 measured here before, 4 measured now; 0 failed"
-    assert command("--retry-failed")[-1] == "nothing failed"
-    command()
-    assert command("--status")[-1] == "together: 189 of 189 rows done, 0 of them committed"
+    assert (
+        command("measure", "--retry-failed")[-1]
+        == "4 rows: 0 committed, 0 measured here before, 4 measured now; 0 failed"
+    )
+    assert command("measure", "--retry-failed")[-1] == "nothing failed"
+    command("measure")
+    assert command("status")[-1] == "together: 189 of 189 rows done, 0 of them committed"
 
 
 def test_nothing_to_measure_and_bad_input(toy, capsys):
-    assert status.main(["--only", "1"]) == 0 and capsys.readouterr().out == "these notebooks measure nothing ahead\n"
-    assert status.main(["--only", "03", *SETTINGS, "--set", "seed=3", "--status"]) == 0
+    assert main(["measure", "--only", "1"]) == 0 and capsys.readouterr().out == "these notebooks measure no rows\n"
+    assert main(["status", "--only", "03", *SETTINGS, "--set", "seed=3"]) == 0
     assert [line[:3] for line in capsys.readouterr().out.splitlines()] == ["03_", "07_", "08_", "tog"]
-    assert status.main([*SETTINGS, "--jobs", "0"]) == 2
-    assert capsys.readouterr().err == "error: n_jobs = 0; allowed: 1 or more, or -1 for one a core\n"
-    assert status.main([*SETTINGS, "n_image=3"]) == 2
+    assert main(["measure", *SETTINGS, "--jobs", "0"]) == 2
+    assert capsys.readouterr().err == "error: Expected n_jobs of 1 or more, or -1 for one per core, got 0.\n"
+    assert main(["measure", *SETTINGS, "n_image=3"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: unknown parameter 'n_image'. Did you mean 'n_images'?") and error.count("\n") == 1
 
 
 def test_a_caption_counts_the_failures():
     rows = pd.DataFrame({"status": ["ok", "failed", "constant", "failed"]})
-    assert notebook.caption("standard", 4, rows=rows) == (
+    assert products.caption("standard", 4, rows=rows) == (
         f"profile standard, n = 4 images, 2 of 4 rows failed, commit {commit()}"
     )

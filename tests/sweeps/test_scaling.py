@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scaling.md: passes are counted as its formulas say, and its tables follow from them."""
+"""The arithmetic of docs/scaling.md: counted passes match its formulas, and its tables follow from them."""
 
 import re
 import threading
@@ -11,8 +11,8 @@ from benchmarks import scaling
 from refinecam_lib import paths
 from refinecam_lib.networks import zoo
 from refinecam_lib.sweeps import registry
-from refinecam_lib.sweeps import run as sweep
 from refinecam_lib.sweeps.measurements import load_once
+from refinecam_lib.sweeps.run import measured
 
 DOCUMENT = (paths.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
@@ -21,22 +21,22 @@ DOCUMENT = (paths.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     "method, forward, back",
     [
         ("LayerCAM", 1 + 2 * (1 + 8), 3),
-        ("ShapleyCAM", 1 + 2 * (1 + 8), 5 + 2 + 5),  # a gradient, and a product for each layer
+        ("ShapleyCAM", 1 + 2 * (1 + 8), 5 + 2 + 5),  # a gradient, and a product per layer
         ("ScoreCAM", 80 + (8 + 80) + 1 + 2 * (1 + 8), 0),  # the layers have 8, 16, 24 and 32 channels
-        ("RandomCAM", 1 + 1 + 8, 0),  # has one map, so one variant
+        ("RandomCAM", 1 + 1 + 8, 0),  # one map, so one variant
     ],
 )
 def test_passes_are_counted_as_the_formulas_say(tmp_path, monkeypatch, method, forward, back):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    monkeypatch.setitem(registry.DATASETS, "toy", toys.Toy)
+    monkeypatch.setitem(registry.DATASETS, "toy", toys.TOY)
     monkeypatch.setitem(zoo.MODELS, "tiny", toys.SPEC)
     toys.write_checkpoint(tmp_path, seed=0)
     load_once.cache_clear()
     shard = toys.plan(images=3, size=3, methods=[method])[0]
     network = load_once("tiny", "synthetic", shard.checkpoint, threading.get_ident())
     with scaling.counted(network) as seen:
-        sweep.measured(shard)
+        measured(shard)
     load_once.cache_clear()
     assert (seen["forward"], seen["back"]) == (3 * forward, 3 * back)
     assert not network._forward_hooks
@@ -51,7 +51,7 @@ def test_another_network_changes_only_the_passes_of_its_channels():
 
 
 def test_the_tables_of_the_document_follow_from_each_other():
-    """Forwards and operations of each network, from the passes in its first table and the operations in its second."""
+    """Each network's forwards and operations follow from the passes in the first table and the second table."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in DOCUMENT.splitlines() if line.startswith("|")
     ]

@@ -1,13 +1,13 @@
-"""Rows are found by image, whatever measured them; committed ones first; of other versions and other code none."""
+"""Rows are found by image. Committed rows come first. Rows of other versions and other code are ignored."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
 import torch
-from test_sweep import toy  # noqa: F401 - a fixture
 from toys import plan, same
 
 from refinecam_lib import paths
@@ -17,15 +17,16 @@ from refinecam_lib.errors import InputError
 from refinecam_lib.explanation import BASE, REFINED, Variant
 from refinecam_lib.reproduce import verify
 from refinecam_lib.sweeps import measurements, published, registry, shard, version
-from refinecam_lib.sweeps import run as sweep
 from refinecam_lib.sweeps import store as results
+from refinecam_lib.sweeps.run import measured as measured_now
+from refinecam_lib.sweeps.run import sweep
 
 pytestmark = pytest.mark.usefixtures("toy")
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """The shards that are measured while the test runs."""
+    """Return the list of shards that are measured during the test."""
     seen, measure = [], measurements.measure_shard
     monkeypatch.setattr(
         measurements, "measure_shard", lambda shard, rounding=None: seen.append(shard) or measure(shard, rounding)
@@ -34,61 +35,61 @@ def measured(monkeypatch):
 
 
 def committed(planned):
-    rows = sweep.sweep(planned)
+    rows = sweep(planned)
     results.commit_rows(planned)
     for file in paths.RESULTS.rglob("*.parquet"):
         file.unlink()
     return rows
 
 
-@pytest.mark.parametrize("store", [committed, sweep.sweep])
-def test_more_images_measure_only_those(measured, store):
+@pytest.mark.parametrize("store", [committed, sweep])
+def test_only_new_images_are_measured(measured, store):
     store(plan(images=5, size=2))
     measured.clear()
-    rows = sweep.sweep(plan(images=7, size=3))
+    rows = sweep(plan(images=7, size=3))
     assert sorted(i for shard in measured for i in shard.numbers) == [5, 5, 6, 6], "two methods"
     measured.clear()
     whole = committed(plan(images=7, size=7, seed=0))
     same(rows, whole)
 
 
-def test_another_variant_measures_only_that(measured):
-    sweep.sweep(shard.plan("tiny", ["LayerCAM"], 4, [BASE], "toy"))
+def test_only_a_new_variant_is_measured(measured):
+    sweep(shard.plan("tiny", ["LayerCAM"], 4, [BASE], "toy"))
     measured.clear()
-    rows = sweep.sweep(shard.plan("tiny", ["LayerCAM"], 5, [BASE, REFINED], "toy"))
+    rows = sweep(shard.plan("tiny", ["LayerCAM"], 5, [BASE, REFINED], "toy"))
     wanted = {(shard.numbers, shard.variants) for shard in measured}
     assert wanted == {((0, 1, 2, 3), (REFINED,)), ((4,), (BASE, REFINED))} and len(rows) == 10
 
 
-def test_a_method_less_or_another_order_measures_nothing(measured):
+def test_fewer_methods_or_another_order_measure_nothing(measured):
     rows = committed(plan())
     measured.clear()
-    fewer = sweep.sweep(plan(methods=["RandomCAM"], images=3, size=1)[::-1])
+    fewer = sweep(plan(methods=["RandomCAM"], images=3, size=1)[::-1])
     assert not measured and set(fewer["image"]) == {"toy-0", "toy-1", "toy-2"}
     expected = rows[(rows["method"] == "RandomCAM") & rows["image"].isin(fewer["image"])].reset_index(drop=True)
     same(fewer, expected)
 
 
-def test_committed_rows_win_over_local_ones_but_for_a_fresh_run(monkeypatch):
-    rows = sweep.sweep(plan())
+def test_committed_rows_win_over_local_ones_except_in_a_fresh_run(monkeypatch):
+    rows = sweep(plan())
     results.commit_rows(plan())
     path = results.committed_file(plan()[0])
     setups = json.loads(pyarrow.parquet.read_schema(path).metadata[b"setups"])
     changed = pd.read_parquet(path).assign(probability=0.125)
     results.write_committed(changed, setups, path)
-    assert (sweep.sweep(plan())["probability"] == 0.125).all()
+    assert (sweep(plan())["probability"] == 0.125).all()
     monkeypatch.setenv(paths.FRESH, "1")
-    same(sweep.sweep(plan()), rows)
+    same(sweep(plan()), rows)
     with results.committed_only():
         assert len(results.committed_rows(plan()[0])) == 12
     assert len(results.committed_rows(plan()[0])) == 0
 
 
-def test_rows_of_another_version_are_ignored_and_go(monkeypatch, measured):
+def test_rows_of_another_version_are_ignored_and_removed(monkeypatch, measured):
     committed(plan())
     monkeypatch.setitem(shard.RESULTS_VERSION, "scores", 99)
     measured.clear()
-    sweep.sweep(plan())
+    sweep(plan())
     assert len(measured) == len(plan())
     results.commit_rows(plan())
     setups = json.loads(pyarrow.parquet.read_schema(results.committed_file(plan()[0])).metadata[b"setups"])
@@ -96,18 +97,18 @@ def test_rows_of_another_version_are_ignored_and_go(monkeypatch, measured):
     assert set(pd.read_parquet(results.committed_file(plan()[0]))["setup"]) == set(setups)
 
 
-def test_local_rows_of_other_code_are_not_taken_for_todays(monkeypatch, measured):
-    sweep.sweep(plan())
+def test_local_rows_of_other_code_are_not_used(monkeypatch, measured):
+    sweep(plan())
     measured.clear()
-    sweep.sweep(plan())
+    sweep(plan())
     assert not measured
     for module in (version, shard):
         monkeypatch.setattr(module, "code_version", lambda: "another")
-    sweep.sweep(plan())
+    sweep(plan())
     assert len(measured) == len(plan())
 
 
-def test_the_code_of_a_row_is_that_of_what_measures_it():
+def test_the_code_version_covers_what_measures_rows():
     parts = version.sources_of(version.MEASURES)
     assert {"refinecam_lib.metrics", "refinecam_lib.road", "refinecam_lib.cams", "refinecam_lib.datasets.crowd"} <= set(
         parts
@@ -125,7 +126,7 @@ def test_the_code_of_a_row_is_that_of_what_measures_it():
 
 
 def test_committed_rows_keep_every_bit_of_a_whole_number():
-    rows = sweep.sweep(plan()).assign(keeps=[float(2**33 + 1)] * 17 + [np.nan], setup=plan()[0].setup)
+    rows = sweep(plan()).assign(keeps=[float(2**33 + 1)] * 17 + [np.nan], setup=plan()[0].setup)
     path = paths.ROWS / "scores-toy-tiny.parquet"
     results.write_committed(rows, {}, path)
     kept = pd.read_parquet(path)
@@ -133,24 +134,24 @@ def test_committed_rows_keep_every_bit_of_a_whole_number():
     assert kept["probability"].dtype == "float32"
 
 
-def test_a_committed_file_that_is_not_whole_says_how_to_restore_it():
+def test_a_damaged_committed_file_says_how_to_restore_it():
     committed(plan())
     path = results.committed_file(plan()[0])
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match="is not whole .*Restore it: git checkout"):
-        sweep.sweep(plan())
+    with pytest.raises(InputError, match="is damaged .*Restore it: git checkout"):
+        sweep(plan())
 
 
-def test_a_retried_failure_counts_no_more(monkeypatch):
+def test_a_retried_failure_no_longer_counts(monkeypatch):
     measure = measurements.measure_shard
     monkeypatch.setattr(measurements, "measure_shard", lambda shard, rounding=None: 1 / 0)
-    assert (sweep.sweep(plan(images=2))["status"] == "failed").all()
+    assert (sweep(plan(images=2))["status"] == "failed").all()
     monkeypatch.setattr(measurements, "measure_shard", measure)
-    again = sweep.sweep(plan(images=2, size=1), retry_failed=True)
-    assert set(again["status"]) == {"ok"} and set(sweep.sweep(plan(images=2))["status"]) == {"ok"}
+    again = sweep(plan(images=2, size=1), retry_failed=True)
+    assert set(again["status"]) == {"ok"} and set(sweep(plan(images=2))["status"]) == {"ok"}
 
 
-def test_stored_maps_draw_what_live_ones_do():
+def test_stored_maps_equal_computed_ones():
     layers = [Variant(k) for k in range(4)]
     rows = committed(shard.plan("tiny", ["LayerCAM"], 2, layers, "toy", measurement="maps"))
     maps = measurements.stored_maps(rows, (48, 48))
@@ -161,14 +162,24 @@ def test_stored_maps_draw_what_live_ones_do():
         assert torch.allclose(stored, live, atol=2e-3)
 
 
-def test_rounding_moves_a_row_that_follows_the_last_bits_and_no_other(monkeypatch):
+def test_rounding_moves_only_rows_that_depend_on_the_last_bits(monkeypatch):
     planned = shard.plan("tiny", ["LayerCAM"], 2, [BASE, REFINED], "toy", measurement="rounding")
-    assert (sweep.sweep(planned)["moved"] < 1e-3).all()
+    assert (sweep(planned)["moved"] < 1e-3).all()
     plain, drawn = measurements.measure, np.random.default_rng(0)
     monkeypatch.setattr(measurements, "measure", lambda *a: plain(*a).assign(morf_40=drawn.uniform(0, 1, 2)))
     monkeypatch.setattr(paths, "RESULTS", paths.RESULTS / "other")
-    moved = sweep.sweep(planned)
+    moved = sweep(planned)
     assert (moved["moved"] > 0.01).all() and set(moved["column"]) == {"morf_40"}
+
+
+def test_columns_are_compared_row_by_row():
+    here = pd.Series([1.0, np.nan, np.nan, 1002.0, 0.5])
+    there = pd.Series([1.0, np.nan, 2.0, 1000.0, 0.4])
+    assert results.differences(here, there) == pytest.approx([0, 0, np.inf, 0.002, 0.1])
+    curves = [np.array([0.1, 0.2]), np.array([0.1, 0.2]), "ok", "ok", None]
+    others = [np.array([0.1, 0.21]), np.array([0.1]), "ok", "failed", None]
+    found = results.differences(pd.Series(curves, dtype=object), pd.Series(others, dtype=object))
+    assert found == pytest.approx([0.01, np.inf, 0, np.inf, 0])
 
 
 def proof(**options):
@@ -204,9 +215,10 @@ def test_the_proof_fails_where_the_code_is_wrong(monkeypatch, broken):
     assert any("LayerCAM, toy-" in line and "differs: " in line for line in found.lines)
 
 
-def test_a_class_or_a_set_of_bits_is_the_same_or_not(monkeypatch):
-    (single, *_) = plan(methods=["LayerCAM"])[0].singly()
-    here = sweep.measured(single).assign(keeps=2.0**31)
+def test_whole_numbers_are_equal_or_differ(monkeypatch):
+    shard = plan(methods=["LayerCAM"])[0]
+    single = shard.only({shard.pairs[0]})
+    here = measured_now(single).assign(keeps=2.0**31)
     assert verify.compare(single, here.iloc[0], here).kind == "same"
     monkeypatch.setattr(verify, "measured", lambda shard, rounding=None: here)
     moved = here.assign(keeps=2.0**31 + 1).iloc[0]
@@ -214,11 +226,11 @@ def test_a_class_or_a_set_of_bits_is_the_same_or_not(monkeypatch):
     assert found.kind == "differs" and found.column == "keeps"
 
 
-def test_a_row_that_rounding_decides_is_counted_and_no_failure(monkeypatch):
+def test_an_ill_conditioned_row_is_counted_and_no_failure(monkeypatch):
     rows = committed(plan())
     measure, drawn = measurements.measure_shard, np.random.default_rng(0)
 
-    def shaken(shard, rounding=None):  # one image's row follows the last bits of its input
+    def shaken(shard, rounding=None):  # one image's row depends on the last bits of its input
         row = measure(shard, rounding)
         decided = (row["image"] == "toy-1") & (row["aggregate"] == "product")
         return row.assign(morf_40=row["morf_40"].where(~decided, drawn.uniform(0, 1)))
@@ -232,21 +244,21 @@ def test_a_row_that_rounding_decides_is_counted_and_no_failure(monkeypatch):
     assert len(rows) == 18
 
 
-def test_a_fresh_run_is_compared_with_what_is_committed(monkeypatch):
+def test_a_fresh_run_is_compared_with_committed_rows(monkeypatch):
     committed(plan())
     monkeypatch.setenv(paths.FRESH, "1")
-    sweep.sweep(plan())
+    sweep(plan())
     found = verify.compared(plan())
     assert found.ok and "18 are the same" in found.lines[1]
     for file in paths.RESULTS.rglob("*.parquet"):
         file.unlink()
     breaks(monkeypatch, "aggregate")
-    sweep.sweep(plan())
+    sweep(plan())
     assert not verify.compared(plan()).ok
     assert verify.stored(plan()) == {"committed": 0, "local": 18, "missing": 0}
 
 
-def test_photographs_are_drawn_without_the_pictures_and_never_measured(tmp_path, monkeypatch):
+def test_photographs_are_drawn_but_not_measured_without_the_pictures(tmp_path, monkeypatch):
     root = tmp_path / "pictures"
     root.mkdir()
     from PIL import Image
@@ -254,9 +266,7 @@ def test_photographs_are_drawn_without_the_pictures_and_never_measured(tmp_path,
     for name, shade in (("n01440764_tench", 20), ("n01484850_great_white_shark", 90), ("n01491361_tiger_shark", 160)):
         Image.new("RGB", (60, 50), (shade, 99, 30)).save(root / f"{name}.png")
     monkeypatch.setenv("IMAGENET_ROOT", str(root))
-    monkeypatch.setattr(registry, "weights_of", lambda dataset: "synthetic")
-    monkeypatch.setattr(measurements, "weights_of", lambda dataset: "synthetic")
-    monkeypatch.setattr(shard, "weights_of", lambda dataset: "synthetic")
+    monkeypatch.setitem(registry.DATASETS, "imagenet", replace(registry.DATASETS["imagenet"], weights="synthetic"))
 
     def planned(n):
         return shard.plan("tiny", ["RandomCAM"], n, [BASE], "imagenet", size=2)
@@ -275,7 +285,7 @@ def test_photographs_are_drawn_without_the_pictures_and_never_measured(tmp_path,
     ):
         planned(3)
     with pytest.raises(InputError, match="is not here, only its committed rows are. Set IMAGENET_ROOT"):
-        sweep.sweep(planned(2))
+        sweep(planned(2))
     assert "can't be verified here: set IMAGENET_ROOT" in verify.prove(planned(2), 0).lines[-1]
     other = root / f"{before[0].partition('@')[0]}.png"
     Image.new("RGB", (60, 50), (1, 2, 3)).save(other)
