@@ -1,7 +1,7 @@
 from .analysis.statistics import paired_test as paired_test
 from .analysis.statistics import summary as summary
 from .capture import Capture as Capture
-from .datasets.pictures import open_picture as open_picture
+from .datasets.photographs import open_picture as open_picture
 from .datasets.sample import Sample as Sample
 from .datasets.sample import batch_of as batch_of
 from .datasets.shapes import SyntheticShapes as SyntheticShapes

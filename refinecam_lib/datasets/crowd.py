@@ -1,11 +1,11 @@
-"""Procedural crowd scenes: comic figures, props and grounds in ink and flat colour, as busy as a hidden-picture book.
+"""Draw procedural crowd scenes that are as busy as pages of a hidden-picture book.
 
 >>> crowd_scene(seed=3).shape
 (256, 256, 3)
 
-A scene is the same bytes on every machine: its random numbers are `random.Random(int).random()` and NumPy's PCG64 bit
-stream, which Python and NumPy promise to keep, and Pillow (pinned) draws it at integer coordinates, without a sine or a
-font, on a canvas of three times the size that is averaged in integers.
+A scene has the same bytes on every machine. Its random numbers come from `random.Random(int).random()` and NumPy's
+PCG64 bit stream, which are stable across versions. Pillow (pinned) draws at integer coordinates, without sines or fonts,
+on a canvas of three times the size. The canvas is averaged in integers.
 """
 
 import random
@@ -23,7 +23,7 @@ from .pen import GROUNDS, INKS, SCALE, Chance, Pen
 
 
 class Target(NamedTuple):
-    """Band for the mean over scenes; mean and standard deviation over the 29 real crops that set it."""
+    """The allowed range of a statistic's mean over scenes, and its mean and standard deviation over 29 real crops."""
 
     low: float
     high: float
@@ -40,19 +40,27 @@ TARGETS = {
     "paper": Target(0.10, 0.18, 0.140, 0.141),
     "spectrum slope": Target(-1.85, -1.35, -1.624, 0.238),
 }
+KINDS = ("paper",) * 5 + ("yellow",) * 6 + ("sand",) * 3 + ("green",) * 3 + ("forest",) * 3
+"""Kinds of ground. Repetition sets the frequency."""
 
 
 def scene_statistics(image: np.ndarray) -> dict[str, float]:
-    """Measure how busy, dark and rough a square uint8 image (H,H,3) is, under the names of `TARGETS`.
+    """Measure how busy, dark and rough an image is.
 
-    On grey values (luminance in [0,1]): share of Canny edge pixels (sigma 1, thresholds .1 and .2), share of Sobel
-    magnitudes above .1, mean, standard deviation, share below .2 (ink), share above .943 (paper; the threshold at which
-    the real crops give 14 %), and the slope of log power against log frequency (Hann window, rings from 2 to H/2
-    cycles an image). No direction is better: `TARGETS` says what real crops measure. Raises InputError on another
-    shape or type.
+    Args:
+        image: uint8 (H,H,3).
+
+    Returns:
+        Statistics of the luminance in [0,1], under the names of TARGETS: the share of Canny edges (sigma 1, thresholds
+        .1 and .2), the share of Sobel magnitudes above .1, mean, standard deviation, the shares below .2 (ink) and
+        above .943 (paper, 14 % of real crops), and the slope of log power against log frequency (Hann window, 2 to H/2
+        cycles per image). No direction is better.
+
+    Raises:
+        InputError: The shape or type is wrong.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.shape[0] != image.shape[1] or image.dtype != np.uint8:
-        raise InputError(f"scene of shape {image.shape} and type {image.dtype}; allowed: (H, H, 3) uint8")
+        raise InputError(f"Expected an image (H, H, 3) of uint8, got shape {image.shape} of {image.dtype}.")
     grey = color.rgb2gray(image)
     n = len(grey)
     window = np.hanning(n)
@@ -72,12 +80,9 @@ def scene_statistics(image: np.ndarray) -> dict[str, float]:
     }
 
 
-KINDS = ("paper",) * 5 + ("yellow",) * 6 + ("sand",) * 3 + ("green",) * 3 + ("forest",) * 3
-
-
 @dataclass(frozen=True)
 class Thing:
-    """One painter with its place: the foot point and the height or length, in image pixels."""
+    """A drawing function with the foot point and the height or length of what it draws, in image pixels."""
 
     paint: Callable[[Pen, int, int, int], None]
     x: float
@@ -86,7 +91,7 @@ class Thing:
 
 
 def layout(seed: int, size: int = 256) -> tuple[str, list[Thing]]:
-    """Plan scene number `seed`: the kind of its ground, and its figures, props and objects from back to front."""
+    """Plan scene number `seed`: its kind of ground, and its figures, props and objects from back to front."""
     chance = Chance(random.Random(seed_of("crowd layout", int(seed))).random)
     things: list[Thing] = []
 
@@ -98,7 +103,7 @@ def layout(seed: int, size: int = 256) -> tuple[str, list[Thing]]:
     count = int(min(150, max(30, chance.span(0.6, 1.9) * 65536 / (0.4 * typical * typical))) * area)
     clearings = [(*place(), chance.span(20, 80)) for _ in range(int(chance.rand() * 4))]
     for k in range(count):
-        # Rows out of step cover the ground evenly, jitter makes crowds and gaps, and a clearing sends people away.
+        # Shifted rows cover the ground evenly. Jitter makes crowds and gaps. Figures move out of clearings.
         x = (k * 0.618034 + chance.span(-jitter, jitter)) % 1 * (size + 10) - 5
         y = 5 + (k + chance.rand()) / count * (size + 15)
         if any((x - cx) ** 2 + 2 * (y - cy) ** 2 < r * r for cx, cy, r in clearings):
@@ -111,13 +116,13 @@ def layout(seed: int, size: int = 256) -> tuple[str, list[Thing]]:
             things.append(Thing(bush, *place(), chance.span(25, 60)))
     if chance.rand() < 0.2:
         for _ in range(1 + int(chance.rand() * 2)):
-            things.append(Thing(chance.pick(OBJECTS), chance.rand() * size, chance.span(0.4, 1.1) * size,
-                                chance.span(90, 170)))  # fmt: skip
+            paint, x, y = chance.pick(OBJECTS), chance.rand() * size, chance.span(0.4, 1.1) * size
+            things.append(Thing(paint, x, y, chance.span(90, 170)))
     return kind, sorted(things, key=lambda thing: thing.y)
 
 
 def ground(pen: Pen, side: int, kind: str) -> None:
-    """The ground: one flat colour, by chance a second region behind a wavy inked border, and drawn texture."""
+    """Draw the ground: a flat colour, sometimes a second region behind an inked border, and texture."""
     pen.draw.rectangle((0, 0, side, side), pen.pick(GROUNDS[kind]))
     if pen.rand() < 0.4:
         level, slope = pen.span(0.2, 0.8), pen.span(-0.3, 0.3)
@@ -137,9 +142,9 @@ def ground(pen: Pen, side: int, kind: str) -> None:
 
 
 def drawing(seed: int, size: int = 256) -> Image.Image:
-    """Draw scene number `seed` without its print grain, at `SCALE` times `size`."""
+    """Draw scene number `seed` without grain, at SCALE times `size`. See `crowd_scene`."""
     if not isinstance(seed, (int, np.integer)) or not isinstance(size, (int, np.integer)) or size < 32:
-        raise InputError(f"crowd scene {seed!r} of size {size!r}; allowed: whole numbers, size 32 px or more")
+        raise InputError(f"Expected whole numbers and a size of 32 px or more, got seed {seed!r} and size {size!r}.")
     rand = random.Random(seed_of("crowd", int(seed))).random
     side = size * SCALE
     canvas = Image.new("RGB", (side, side))
@@ -154,15 +159,23 @@ def drawing(seed: int, size: int = 256) -> Image.Image:
 
 
 def crowd_scene(seed: int, size: int = 256) -> np.ndarray:
-    """Draw crowd scene number `seed`: uint8 RGB (size, size, 3), the same bytes on every machine.
+    """Draw a crowd scene. The same seed gives the same bytes on every machine.
 
-    30 to 150 figures per 256 x 256 px, 15 to 60 px tall, over a paper-white, yellow, sand or green ground, in a fifth
-    of the scenes with one or two objects of 80 to 200 px. No circle, square or triangle above 20 px is clean, and the
-    scene knows nothing of the shape that is later drawn over it. Raises InputError for a seed or size that is no whole
-    number, or a size below 32.
+    It shows 30 to 150 figures per 256 x 256 px, 15 to 60 px tall. A fifth of the scenes has one or two objects of 80 to
+    200 px. No region above 20 px is a clean circle, square or triangle.
+
+    Args:
+        seed: The number of the scene.
+        size: Side in pixels, 32 or more.
+
+    Returns:
+        RGB pixels, uint8 (size,size,3).
+
+    Raises:
+        InputError: `seed` or `size` is not a whole number, or `size` is below 32.
     """
     flat = np.asarray(drawing(seed, size).reduce(SCALE))
-    # Print grain: the same small step on the three channels of a pixel, a little above zero so that paper stays white.
+    # Grain: one small step for all channels of a pixel. Its mean is slightly above zero, so paper stays white.
     bits = np.random.PCG64(seed_of("crowd grain", int(seed))).random_raw(1 + -(-size * size // 8)).astype("<u8")
     strength, grain = 8 + int(bits[0] % 44), bits[1:].view(np.uint8)[: size * size].reshape(size, size, 1)
     return np.clip(flat + (grain.astype(np.int16) * strength // 256 - strength // 3), 0, 255).astype(np.uint8)

@@ -1,13 +1,13 @@
-"""Comic figures, props and objects in ink and flat colour: what crowd scenes are made of.
+"""Draw the contents of crowd scenes: comic figures, props and large objects.
 
-Each painter draws one thing standing at (x, y) with a given height or length, in canvas pixels, at integer coordinates.
+Each function draws one thing that stands at (x, y). `h` is its height or length. All are integers in canvas pixels.
 """
 
 from .pen import CLOTHS, HAIRS, LEAVES, SCALE, SKINS, UNIT, Colour, Pen
 
 
 def figure(pen: Pen, x: int, y: int, h: int) -> None:
-    """A comic figure of height `h` with its feet at (x, y): legs, a patterned torso, arms, head."""
+    """Draw a comic figure with its feet at (x, y): legs, patterned torso, arms and head."""
     f = 1 if pen.rand() < 0.5 else -1
     skin, hair = pen.shade(SKINS), pen.shade(HAIRS)
     shirt, legs, shoe = pen.shade(CLOTHS), pen.shade(CLOTHS), pen.shade(HAIRS)
@@ -49,7 +49,7 @@ def figure(pen: Pen, x: int, y: int, h: int) -> None:
 
 
 def torso(pen: Pen, top: tuple[int, int, int], low: tuple[int, int, int], hem: int, shirt: Colour) -> None:
-    """A patterned trunk from neck to hips, each as (x, y, half width), or a dress that ends `hem` lower."""
+    """Draw a patterned torso from neck to hips, each given as (x, y, half width), or a dress that ends `hem` lower."""
     (nx, neck, shoulder), (x, hip, waist) = top, low
     bottom, half = hip + (hem or waist // 3), waist * 17 // 10 if hem else waist
     soft = shoulder // 3
@@ -85,7 +85,7 @@ def torso(pen: Pen, top: tuple[int, int, int], low: tuple[int, int, int], hem: i
 
 
 def head(pen: Pen, x: int, y: int, r: int, f: int, skin: Colour, hair: Colour) -> None:
-    """A head of radius `r` that looks to the side `f`: hair behind, face, at times a beard and a hat."""
+    """Draw a head of radius `r` that looks to the side `f` (1 or -1), sometimes with a beard or a hat."""
     kind, cloth = pen.rand(), pen.shade(CLOTHS)
     if kind < 0.2:  # long hair
         pen.rough([(x - r, y - r), (x + r // 2, y - r), (x - f * r // 3, y + r * 3 // 2), (x - f * r * 5 // 4, y + r)],
@@ -112,7 +112,7 @@ def head(pen: Pen, x: int, y: int, r: int, f: int, skin: Colour, hair: Colour) -
 
 
 def held(pen: Pen, x: int, y: int, d: int) -> None:
-    """What a hand holds, about every third time: a stick, a flag, a bag or a balloon."""
+    """Draw what a hand holds: in a third of the cases a stick, flag, bag or balloon, else nothing."""
     kind, cloth = pen.rand(), pen.shade(CLOTHS)
     if kind < 0.1:
         pen.line([(x, y + 3 * d), (pen.about(x, d), y - 3 * d)])
@@ -126,14 +126,14 @@ def held(pen: Pen, x: int, y: int, d: int) -> None:
 
 
 def flag(pen: Pen, x: int, y: int, h: int, cloth: Colour) -> None:
-    """A waving flag on a pole of height `h` from (x, y) up."""
+    """Draw a flag on a pole of height `h`."""
     d, top = h // 4, y - h
     pen.line([(x, y), (x, top)])
     pen.shape([(x, top), (x + 2 * d, top + d // 2), (x + 3 * d, top), (x + 3 * d, top + d), (x, top + 2 * d)], cloth)
 
 
 def dog(pen: Pen, x: int, y: int, h: int) -> None:
-    """A dog, a goat or the like of height `h` on (x, y)."""
+    """Draw a four-legged animal."""
     f = 1 if pen.rand() < 0.5 else -1
     fur, leg, chest = pen.shade((*HAIRS, *SKINS)), max(3, h // 9), y - h // 3
     for dx in (-4, -3, 3, 4):
@@ -153,7 +153,7 @@ def dog(pen: Pen, x: int, y: int, h: int) -> None:
 
 
 def towel(pen: Pen, x: int, y: int, h: int) -> None:
-    """A striped towel or carpet on the ground, seen aslant, `h` long."""
+    """Draw a striped towel on the ground."""
     slant, deep = pen.about(0, h // 3), h * 2 // 5
     a, b = pen.shade(CLOTHS), pen.shade(CLOTHS)
     pen.rough([(x, y), (x + h, y - h // 10), (x + h + slant, y - deep), (x + slant, y - deep + h // 10)], a, 3)
@@ -163,7 +163,7 @@ def towel(pen: Pen, x: int, y: int, h: int) -> None:
 
 
 def rock(pen: Pen, x: int, y: int, h: int) -> None:
-    """A rock with a few cracks."""
+    """Draw a rock with three cracks."""
     h //= 2
     points = [
         (x + ux * pen.about(h, h // 3) // 360, y - h // 3 + uy * pen.about(h, h // 3) // 500) for ux, uy in UNIT[::2]
@@ -175,7 +175,7 @@ def rock(pen: Pen, x: int, y: int, h: int) -> None:
 
 
 def bush(pen: Pen, x: int, y: int, h: int) -> None:
-    """A tree or a bush of height `h` on (x, y): a scribbled crown of leaves, with or without a trunk."""
+    """Draw a bush, or a tree with a trunk."""
     leaf = pen.shade(LEAVES)
     cy, rx, ry = y - h // 2, int(pen.span(0.35, 0.7) * h), h // 2
     if pen.rand() < 0.5:
@@ -187,7 +187,7 @@ def bush(pen: Pen, x: int, y: int, h: int) -> None:
         crown.append((x + ux * rx // 256 * bump // 256, cy + uy * ry // 256 * bump // 256))
         crown.append((x + (ux + vx) * rx // 700, cy + (uy + vy) * ry // 700))
     pen.shape(crown, leaf)
-    light = pen.pick(LEAVES)  # untoned: sunlit leaves give a dark wood its contrast
+    light = pen.pick(LEAVES)  # not darkened by the tone, so that dark forests keep their contrast
     for k in range(rx * ry // 60):
         ux, uy = pen.pick(UNIT)
         d = int(pen.span(20, 215))
@@ -196,7 +196,7 @@ def bush(pen: Pen, x: int, y: int, h: int) -> None:
 
 
 def tent(pen: Pen, x: int, y: int, h: int) -> None:
-    """A striped marquee of height `h` with a long ridge, a hanging hem and a flag."""
+    """Draw a striped tent with a flag."""
     a, b = pen.shade(CLOTHS[:4]), pen.shade(CLOTHS[4:])
     lean, low, half, n = pen.about(0, h // 10), y - h * 2 // 5, h // 2, 7
     walls = [(x - half * 4 // 5, low), (x + half * 4 // 5, low), (x + half * 7 // 8, y), (x - half * 3 // 4, y + 9)]
@@ -216,7 +216,7 @@ def tent(pen: Pen, x: int, y: int, h: int) -> None:
 
 
 def boat(pen: Pen, x: int, y: int, h: int) -> None:
-    """A boat of length `h` with planks, a mast, a striped sail and a crew."""
+    """Draw a boat with a striped sail and a crew."""
     hull, sail, band = pen.shade(CLOTHS), pen.shade(CLOTHS), pen.shade(CLOTHS)
     f = 1 if pen.rand() < 0.5 else -1
     mast = x + f * h // 12
@@ -240,7 +240,7 @@ def boat(pen: Pen, x: int, y: int, h: int) -> None:
 
 
 def cart(pen: Pen, x: int, y: int, h: int) -> None:
-    """A cart of length `h` full of people, with a striped awning on posts."""
+    """Draw a cart full of people under a striped awning."""
     a, b = pen.shade(CLOTHS[:4]), pen.shade(CLOTHS[4:])
     wood = pen.shade(((190, 130, 80), (214, 160, 90), *CLOTHS[:2]))
     half, bed, n = h * 9 // 20, y - h // 5, 9
@@ -268,7 +268,7 @@ def cart(pen: Pen, x: int, y: int, h: int) -> None:
 
 
 def tower(pen: Pen, x: int, y: int, h: int) -> None:
-    """A leaning stone tower of height `h` with battlements, windows and a flag."""
+    """Draw a leaning stone tower with a flag."""
     stone = pen.shade(((222, 206, 180), (200, 190, 184), (226, 170, 130)))
     lean, half, top = pen.about(0, h // 10), h // 6, y - h * 4 // 5
     foot = half + h // 20

@@ -1,4 +1,4 @@
-"""The pen that comics are drawn with: ink, flat colours, a hand that wobbles, and the choices it makes by chance."""
+"""A pen for comics: ink outlines, flat colours, uneven lines and random choices."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Colour = tuple[int, int, int]
 Point = tuple[int, int]
 
 SCALE = 3
-"""Canvas pixels per image pixel; lengths inside the drawing functions are canvas pixels."""
+"""Canvas pixels per image pixel. Drawing functions measure lengths in canvas pixels."""
 INKS = ((24, 18, 20), (40, 30, 32), (52, 42, 42), (60, 50, 48))
 SKINS = ((252, 212, 176), (248, 196, 152), (234, 172, 122), (255, 226, 200), (186, 122, 82), (134, 86, 60))
 HAIRS = ((52, 36, 30), (112, 68, 36), (214, 160, 60), (184, 84, 40), (84, 60, 50), (206, 202, 196))
@@ -33,26 +33,26 @@ UNIT = ((256, 0), (237, 98), (181, 181), (98, 237), (0, 256), (-98, 237), (-181,
 
 @dataclass(frozen=True)
 class Chance:
-    """Choices from a stream of uniform numbers in [0,1)."""
+    """Random choices, made from a stream of uniform numbers in [0,1)."""
 
     rand: Callable[[], float]
 
     def span(self, low: float, high: float) -> float:
-        """A uniform number between `low` and `high`."""
+        """Return a uniform number between `low` and `high`."""
         return low + (high - low) * self.rand()
 
     def about(self, x: int, reach: float) -> int:
-        """A uniform integer at most `reach` away from `x`."""
+        """Return a uniform integer at most `reach` away from `x`."""
         return x + int(self.span(-reach, reach))
 
     def pick(self, items: Sequence):
-        """One of `items`, uniformly."""
+        """Return one of `items`, each with the same probability."""
         return items[int(self.rand() * len(items))]
 
 
 @dataclass(frozen=True)
 class Pen(Chance):
-    """What a drawing function needs: chance, the canvas, the ink, its line width and the scene's tone."""
+    """A canvas with an ink colour, a line width and the brightness of the scene (`tone`, 1 is full)."""
 
     draw: ImageDraw.ImageDraw
     ink: Colour
@@ -60,22 +60,22 @@ class Pen(Chance):
     tone: float
 
     def shade(self, colours: Sequence[Colour]) -> Colour:
-        """One of `colours`, at times a little darker, in the scene's tone."""
+        """Return one of `colours`, darkened by the tone and by a random factor."""
         c = self.pick(colours)
         t = self.tone * min(1.0, self.span(0.88, 1.04))
         return int(c[0] * t), int(c[1] * t), int(c[2] * t)
 
     def line(self, points: Sequence[Point], fill: Colour | None = None, width: int | None = None) -> None:
-        """A polyline."""
+        """Draw a polyline."""
         self.draw.line(points, fill or self.ink, width or self.width)
 
     def shape(self, points: Sequence[Point], fill: Colour) -> None:
-        """A filled polygon with an ink outline."""
+        """Draw a filled polygon with an ink outline."""
         self.draw.polygon(points, fill)
         self.draw.line([*points, points[0], points[1]], self.ink, self.width)
 
     def rough(self, points: Sequence[Point], fill: Colour, wobble: int = 5) -> None:
-        """An inked polygon whose edges bend, as drawn by hand."""
+        """Draw a filled polygon whose edges bend by up to `wobble` pixels."""
         bent = []
         for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
             bent.append((x0, y0))
@@ -85,10 +85,10 @@ class Pen(Chance):
         self.shape(bent, fill)
 
     def dot(self, x: int, y: int, rx: int, ry: int, fill: Colour) -> None:
-        """A small ellipse with an ink outline."""
+        """Draw an ellipse with an ink outline."""
         self.draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill, self.ink, self.width)
 
     def limb(self, points: Sequence[Point], fill: Colour, width: int) -> None:
-        """An arm or a leg: a thick line with inked sides."""
+        """Draw an arm or a leg: a thick line with inked sides."""
         self.draw.line(points, self.ink, width + 2 * self.width)
         self.draw.line(points, fill, width)

@@ -1,10 +1,12 @@
-"""Photographs: ImageNet's validation images, Imagenette, anyone's folder of images, and the pictures in scikit-image.
+"""Read photographs: ImageNet's validation images, Imagenette, a folder of yours, or four pictures of scikit-image.
 
 >>> samples = photographs("imagenet", 100, transform_of(spec_of("resnet18")))
+>>> x = transform_of(spec_of("resnet18"))(open_picture("holiday.jpg"))      # (3,H,W) in [0,1]
 """
 
 import csv
 import hashlib
+import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,29 +15,30 @@ from pathlib import Path
 
 import scipy.io
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .. import paths
 from ..errors import InputError, folder, one_of, rng
 from .sample import PICTURES, PREDICTED, UNREADABLE, Sample
 
 BUNDLED = ("chelsea", "coffee", "rocket", "camera")
-"""Pictures that scikit-image installs; credits are in data/README.md."""
+"""Pictures that scikit-image installs. data/README.md lists the credits."""
 ROOTS = {"imagenet": "IMAGENET_ROOT", "folder": "IMAGES_ROOT"}
 """Source -> the environment variable that names its folder."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A file, its ImageNet class or PREDICTED, and its name among the source's files.
-
-    path: None where only its committed listing is here; known: then the hash of the file's bytes.
-    """
+    """One file of a source."""
 
     path: Path | None
+    """None where only the committed listing is available."""
     target: int
+    """The ImageNet class, or PREDICTED."""
     name: str
+    """Unique in the source."""
     known: str = ""
+    """The digest, where `path` is None."""
 
     @property
     def digest(self) -> str:
@@ -50,63 +53,96 @@ def _digest(path: Path, changed: int) -> str:
 
 @dataclass(frozen=True)
 class Photographs:
-    """A sequence of Samples read from files when they are asked for, each through `transform`: image -> (3,H,W).
-
-    upright: turn each as its camera noted it, which ImageNet's pictures are never.
-    """
+    """A sequence of Samples. Each is read when it is asked for."""
 
     files: tuple[Photograph, ...]
     transform: Callable[[Image.Image], torch.Tensor]
+    """Image -> float (3,H,W) in [0,1]."""
     upright: bool = False
+    """Whether to rotate by Exif. ImageNet's evaluation does not."""
 
     def __len__(self) -> int:
         return len(self.files)
 
     def id_of(self, index: int) -> str:
-        """The name of photograph `index` and the hash of its file."""
+        """Return the name of photograph `index` and the hash of its file."""
         return f"{self.files[index].name}@{self.files[index].digest}"
 
     def __getitem__(self, index: int) -> Sample:
         file = self.files[index]
         if file.path is None:
             raise InputError(
-                f"photograph {file.name!r} is not here, only its committed rows are. Set "
-                f"{ROOTS['imagenet']} to the folder with the pictures"
+                f"Photograph {file.name!r} is not here. Only its rows are committed. "
+                f"Set {ROOTS['imagenet']} to the folder with the pictures."
             )
         try:
             with Image.open(file.path) as opened:
-                turned = ImageOps.exif_transpose(opened) if self.upright else opened
-                image = self.transform(rgb(turned))
+                image = self.transform(_rgb(ImageOps.exif_transpose(opened) if self.upright else opened))
         except UNREADABLE as error:
-            raise InputError(f"photograph {file.name!r} is not a readable picture: {error}") from error
+            raise InputError(f"Photograph {file.name!r} is not a readable picture: {error}") from error
         return Sample(image, file.target, file.name, info={"file": file.digest})
 
 
-def rgb(picture: Image.Image) -> Image.Image:
-    """In RGB; OSError for 16 bits or floats a channel, which Pillow would cut off at 255 without a word."""
-    if picture.mode[0] in "IF":
-        raise OSError(f"its pixels are of Pillow's mode {picture.mode!r}; allowed: 8 bits a channel")
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode[0] in "IF":  # Pillow would clip 16 bits or floats at 255
+        raise OSError(f"Expected 8 bits per channel, got Pillow's mode {picture.mode!r}.")
     return picture.convert("RGB")
 
 
-def photographs(source: str, n: int, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> Photographs:
-    """The first n photographs of a source in an order drawn by `seed`, so that a smaller n is part of a larger one.
+def open_picture(source: str | Path | bytes) -> Image.Image:
+    """Open one picture as RGB, rotated by its Exif orientation.
 
-    source: "imagenet" (the folder IMAGENET_ROOT: ILSVRC's validation images with its devkit or LOC_val_solution.csv,
-    one folder a wnid, or files whose names begin with a wnid), "imagenette" (downloaded once, by torchvision),
-    "folder" (the folder IMAGES_ROOT, any images) or "bundled"; the class explained is the network's prediction in both.
-    Raises InputError for an unknown source, a folder that isn't one or has too few images, and an unknown label.
+    Args:
+        source: A name in BUNDLED, a path, or the bytes of a file.
+
+    Raises:
+        InputError: There is no such file, or it is not a picture with 8 bits per channel.
+    """
+    name = "that was uploaded" if isinstance(source, bytes) else repr(str(source))
+    file: io.BytesIO | Path
+    if isinstance(source, bytes):
+        file = io.BytesIO(source)
+    else:
+        file = _bundled_file(str(source)) if str(source) in BUNDLED else Path(source).expanduser()
+        if not file.is_file():
+            raise InputError(f"Picture {name} is not a file. Give a path, or one of {', '.join(BUNDLED)}.")
+    try:
+        with Image.open(file) as opened:
+            return _rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError as error:
+        raise InputError(f"Picture {name} cannot be read. Pillow does not know its format.") from error
+    except UNREADABLE as error:
+        raise InputError(f"Picture {name} cannot be read: {error}") from error
+
+
+def photographs(source: str, n: int, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> Photographs:
+    """Take the first n photographs of a source. A smaller n is part of a larger one.
+
+    Args:
+        source: "imagenet" (the folder IMAGENET_ROOT: ILSVRC's validation images with the devkit or
+            LOC_val_solution.csv, one folder per wnid, or file names that begin with a wnid), "imagenette" (torchvision
+            downloads it once), "folder" (any images in IMAGES_ROOT) or "bundled". The last two explain the class that
+            the network predicts.
+        n: How many.
+        transform: Image -> float (3,H,W) in [0,1], see `networks.loading.transform_of`.
+        seed: Seed of the order. The bundled pictures and the committed listing have a fixed order.
+
+    Raises:
+        InputError: The source or a label is unknown, or the folder is missing or has too few images.
     """
     one_of("source of photographs", source, SOURCES)
     if listed := not available(source) and _listing(source).exists():
-        files: Sequence[Photograph] = _listed(source)
+        with _listing(source).open(newline="") as lines:
+            files: Sequence[Photograph] = [
+                Photograph(None, int(row["target"]), row["image"], row["file"]) for row in csv.DictReader(lines)
+            ]
     else:
         files = file_list(source)
     if not 1 <= n <= len(files):
-        there = f"committed; set {ROOTS[source]} for others" if listed else "as many as there are"
-        raise InputError(f"n = {n} photographs of {source!r}; allowed: 1..{len(files)}, {there}")
+        more = f" Only these are committed. Set {ROOTS[source]} for others." if listed else ""
+        raise InputError(f"Expected 1 to {len(files)} photographs of {source!r}, got n = {n}.{more}")
     if listed and seed:
-        raise InputError(f"seed = {seed} draws other photographs than the committed ones. Set {ROOTS[source]}")
+        raise InputError(f"Only the photographs of seed 0 are committed, got seed = {seed}. Set {ROOTS[source]}.")
     if listed:
         return Photographs(tuple(files[:n]), transform)
     order = rng("photographs", source, seed).permutation(len(files)) if source != "bundled" else range(n)
@@ -114,22 +150,21 @@ def photographs(source: str, n: int, transform: Callable[[Image.Image], torch.Te
 
 
 def _listing(source: str) -> Path:
-    """The committed list of the photographs whose rows are committed, in their order: names, classes, hashes."""
+    """Return the path of the committed list of photographs: names, classes and hashes, in order."""
     return paths.ROWS / f"photographs-{source}.csv"
 
 
-def _listed(source: str) -> list[Photograph]:
-    with _listing(source).open(newline="") as file:
-        return [Photograph(None, int(row["target"]), row["image"], row["file"]) for row in csv.DictReader(file)]
-
-
 def available(dataset: str) -> bool:
-    """Whether a data set's images are here: of photographs only a listing may be."""
+    """Return whether the images of a data set can be read or drawn. If not, it has at most a listing."""
     return dataset not in ROOTS or bool(os.environ.get(ROOTS[dataset]))
 
 
 def write_listing(source: str, ids: Sequence[str]) -> Path | None:
-    """Write the list of a source's first photographs, by `Photographs.id_of`; None where it has no folder to miss."""
+    """Write the list of a source's first photographs, given by `Photographs.id_of`.
+
+    Returns:
+        The path, or None if the source needs no folder or its folder is not set.
+    """
     if source not in ROOTS or not available(source):
         return None
     targets = {file.name: file.target for file in file_list(source)}
@@ -139,21 +174,20 @@ def write_listing(source: str, ids: Sequence[str]) -> Path | None:
 
 
 def file_list(source: str) -> Sequence[Photograph]:
-    """All photographs of a source, in the order of their names; InputError where its folder is missing or unusable."""
+    """List all photographs of a source by name. Raises InputError if its folder is missing or has none."""
     if source not in ROOTS:
         return SOURCES[source](paths.DATA / source)
-    variable = ROOTS[source]
-    root = os.environ.get(variable)
+    root = os.environ.get(ROOTS[source])
     if not root:
-        raise InputError(f"source {source!r} needs the environment variable {variable}, the folder with the images")
-    return _read(source, folder(variable, root).resolve())
+        raise InputError(f"Source {source!r} needs a folder of images. Set the environment variable {ROOTS[source]}.")
+    return _read(source, folder(ROOTS[source], root).resolve())
 
 
 @lru_cache(maxsize=4)
 def _read(source: str, root: Path) -> Sequence[Photograph]:
     found = SOURCES[source](root)
     if not found:
-        raise InputError(f"{ROOTS[source]}: no image in {str(root)!r}; allowed: {', '.join(sorted(PICTURES))}")
+        raise InputError(f"{ROOTS[source]}: no image in {str(root)!r}. Expected {', '.join(sorted(PICTURES))}.")
     return found
 
 
@@ -163,14 +197,14 @@ def _images(root: Path) -> list[Path]:
 
 @lru_cache
 def wnids() -> dict[str, int]:
-    """WordNet id -> class index of ImageNet's 1000 classes."""
+    """Map WordNet ids to class indices of ImageNet's 1000 classes."""
     from timm.data import ImageNetInfo
 
     return {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
 
 
 def class_name(index: int) -> str:
-    """The English name of an ImageNet class: its first synonym."""
+    """Return the English name of an ImageNet class: its first synonym."""
     from timm.data import ImageNetInfo
 
     return ImageNetInfo("imagenet-1k").index_to_description(index).split(",")[0]
@@ -179,22 +213,22 @@ def class_name(index: int) -> str:
 def _imagenet(root: Path) -> tuple[Photograph, ...]:
     labels, files = _official_labels(root), []
     for path in _images(root):
-        if labels and path.stem not in labels:  # training images, say
+        if labels and path.stem not in labels:  # for example a training image
             continue
         names = [labels.get(path.stem, ""), path.name[:9], path.parent.name]
         wnid = next((name for name in names if name in wnids()), None)
         if wnid is None:
             raise InputError(
-                f"{ROOTS['imagenet']}: the class of {path.name!r} is not known; allowed: validation images with their "
-                "devkit or LOC_val_solution.csv, folders named by wnid, or file names that begin with one"
+                f"{ROOTS['imagenet']}: the class of {path.name!r} is not known. Give validation images with their devkit "
+                "or LOC_val_solution.csv, folders named by wnid, or file names that begin with a wnid."
             )
-        name = path.relative_to(root).with_suffix("").as_posix()  # unique, where stems need not be
+        name = path.relative_to(root).with_suffix("").as_posix()  # stems need not be unique
         files.append(Photograph(path, wnids()[wnid], name))
     return tuple(files)
 
 
 def _official_labels(root: Path) -> dict[str, str]:
-    """File stem -> wnid, of the official devkit's list or of Kaggle's, wherever it lies in the folder."""
+    """Map file stems to wnids, from the devkit's list or from Kaggle's, anywhere in the folder."""
     from scipy.io.matlab import MatReadError
 
     readers = {"LOC_val_solution.csv": _kaggle, "ILSVRC2012_validation_ground_truth.txt": _devkit}
@@ -205,8 +239,8 @@ def _official_labels(root: Path) -> dict[str, str]:
             except (OSError, ValueError, KeyError, IndexError, TypeError, MatReadError) as error:
                 reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
                 raise InputError(
-                    f"{ROOTS['imagenet']}: labels {name} can't be read ({reason}); allowed: ImageNet's own file, the "
-                    "devkit's with its meta.mat beside it"
+                    f"{ROOTS['imagenet']}: labels {name} cannot be read ({reason}). Give ImageNet's own file. The devkit's "
+                    "needs its meta.mat beside it."
                 ) from error
     return {}
 
@@ -236,16 +270,16 @@ def _folder(root: Path) -> tuple[Photograph, ...]:
     return tuple(Photograph(path, PREDICTED, path.relative_to(root).as_posix()) for path in _images(root))
 
 
-def _bundled(root: Path) -> tuple[Photograph, ...]:
+def _bundled_file(name: str) -> Path:
     import skimage.data
 
-    installed = Path(skimage.data.__file__).parent
-    return tuple(Photograph(next(installed.glob(f"{name}.*")), PREDICTED, name) for name in BUNDLED)
+    return next(Path(skimage.data.__file__).parent.glob(f"{name}.*"))
 
 
 SOURCES: dict[str, Callable[[Path], tuple[Photograph, ...]]] = {
     "imagenet": _imagenet,
     "imagenette": _imagenette,
     "folder": _folder,
-    "bundled": _bundled,
+    "bundled": lambda root: tuple(Photograph(_bundled_file(name), PREDICTED, name) for name in BUNDLED),
 }
+"""Source -> function of its folder that lists its photographs."""

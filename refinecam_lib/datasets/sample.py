@@ -15,26 +15,26 @@ PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 """File endings of pictures."""
 UNREADABLE = (OSError, SyntaxError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a broken picture: SyntaxError for png chunks, struct.error for Exif."""
-
 PREDICTED = -1
-"""The target of an image without a label: the class that the network predicts is explained."""
+"""The target of an image without a label. The class that the network predicts is explained."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set.
-
-    image: float32 (3,H,W) in [0,1], not normalised; target: class index or PREDICTED; id: unique in its data set and split;
-    mask: bool (H,W), True on the object, or None where no ground truth is known; info: columns to keep in results.
-    without: the same picture without its object, as `image`, or None where nobody knows it; for exact removal.
-    """
+    """One image of a data set."""
 
     image: torch.Tensor
+    """float32 (3,H,W) in [0,1], not normalised."""
     target: int
+    """The class index, or PREDICTED."""
     id: str
+    """Unique in its data set and split."""
     mask: torch.Tensor | None = None
+    """bool (H,W), True on the object. None if the ground truth is unknown."""
     info: dict[str, str] = field(default_factory=dict)
+    """Columns to keep in the results."""
     without: torch.Tensor | None = None
+    """The image without its object, for exact removal. None if unknown."""
 
 
 def tensor_of(pixels: np.ndarray) -> torch.Tensor:
@@ -43,7 +43,7 @@ def tensor_of(pixels: np.ndarray) -> torch.Tensor:
 
 
 class Samples(Protocol):
-    """A data set: what has a length and gives the Sample of a number."""
+    """A data set: a length, and a Sample for each index."""
 
     def __len__(self) -> int: ...
 
@@ -51,27 +51,31 @@ class Samples(Protocol):
 
 
 def id_of(samples: Samples, index: int) -> str:
-    """The id that tells sample `index` from all others, from the data set's own `id_of` where it has one.
+    """Return the id of a sample, from the data set's `id_of` if it has one. Then the sample need not be drawn or read.
 
-    Such a data set need not draw or read the sample. Photographs add their file's hash: "n01440764_tench@0f3a...".
+    Photographs add the hash of their file: "n01440764_tench@0f3a...".
     """
     own = getattr(samples, "id_of", None)
     return own(index) if own else samples[index].id
 
 
 def batch_of(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Images (B,3,H,W) in [0,1], targets (B,) and masks (B,H,W), or None where a sample has none.
+    """Stack samples into a batch.
 
-    Raises InputError where the samples differ in size or have another number of channels than three.
+    Returns:
+        Images (B,3,H,W) in [0,1], targets (B,) and masks (B,H,W). Masks are None if a sample has none.
+
+    Raises:
+        InputError: The samples differ in size, or an image does not have three channels.
     """
     shapes = {tuple(sample.image.shape) for sample in samples}
     if len(shapes) != 1 or next(iter(shapes))[0] != 3:
-        raise InputError(f"images of shapes {sorted(shapes)} in one batch; allowed: one shape (3, H, W)")
+        raise InputError(f"Expected images of one shape (3, H, W) in a batch, got {sorted(shapes)}.")
     for sample in samples:
         if sample.mask is not None and sample.mask.shape != sample.image.shape[1:]:
             raise InputError(
-                f"sample {sample.id!r} has a mask {tuple(sample.mask.shape)} for an image {tuple(sample.image.shape)}; "
-                "allowed: a mask of the image's height and width"
+                f"Sample {sample.id!r} has a mask {tuple(sample.mask.shape)} for an image {tuple(sample.image.shape)}. "
+                "Give the mask the image's height and width."
             )
     masks = [sample.mask for sample in samples if sample.mask is not None]
     return (

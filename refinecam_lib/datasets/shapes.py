@@ -1,10 +1,10 @@
-"""The synthetic set: one shape with its exact mask over a crowded background (Section 3.4 of the paper).
+"""Draw the synthetic set: one shape with its exact mask on a crowded background (Section 3.4 of the paper).
 
 >>> sample = SyntheticShapes("test", n=600)[0]
 >>> sample.image.shape, sample.mask.shape, sample.info["class"]
 (torch.Size([3, 224, 224]), torch.Size([224, 224]), 'empty square')
 
-Item i is a pure function of (split, i, seed), the same bytes on every machine: shapes are rasterised in integers,
+Item i depends on (split, i, seed) alone and has the same bytes on every machine. Shapes are rasterised in integers,
 imputation runs in float64 and is rounded to 8 bits, and Pillow resizes 8-bit images in fixed point.
 """
 
@@ -28,19 +28,20 @@ from .sample import PICTURES, UNREADABLE, Sample, tensor_of
 
 CLASSES = ("filled circle", "filled square", "filled triangle", "empty circle", "empty square", "empty triangle")
 SIZES = {"small": (20, 25), "medium": (40, 50), "large": (80, 100)}
-"""Half-open ranges of the shape's size, in pixels of the 256 px canvas."""
+"""Half-open ranges of the shape's size in pixels of the canvas."""
 SPLITS = {"train": 2000, "validation": 300, "test": 600}
-"""Number of procedural scenes of each split; their seeds differ, so the splits share none."""
+"""Number of procedural scenes of each split. Their seeds differ, so the splits share no scene."""
 BACKGROUNDS = ("raw", "imputed", "mixed")
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-"""Of Perlin noise in [0,1]: pixels below are imputed."""
+"""Pixels whose Perlin noise in [0,1] lies below the threshold are imputed."""
 CANVAS, SIZE = 256, 224
-_UNIT = 16  # sub-pixel units: rounding corners to 1/16 px leaves only integers in the rasterisation
+"""Side in pixels when drawn, and of a sample."""
+_UNIT = 16  # Corners are rounded to 1/16 px, so the rasterisation needs only integers.
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape on the canvas: its class name, size and centre in pixels, angle in degrees and RGB colour."""
+    """One shape: class name, size and centre in pixels of the canvas, angle in degrees, and RGB colour."""
 
     name: str
     size: int
@@ -51,10 +52,10 @@ class Shape:
 
 
 def footprint(shape: Shape) -> np.ndarray:
-    """The pixels of the canvas that a shape covers, bool (256,256), by exact integer tests at the pixels' centres.
+    """Return the pixels that a shape covers, bool (256,256). Pixel centres are tested in integers.
 
-    A circle of diameter `size`, a square of that side, an isosceles triangle of that base and height. Empty ones are
-    the band within half of size // 5 px of the outline, round at the corners, as the published code draws them.
+    `size` is the diameter of a circle, the side of a square, or the base and height of an isosceles triangle. An empty
+    shape is a line of size // 5 px along the outline with round corners, as in the published code.
     """
     y, x = np.ogrid[:CANVAS, :CANVAS]
     x, y = (x - shape.x) * _UNIT, (y - shape.y) * _UNIT
@@ -82,10 +83,16 @@ def footprint(shape: Shape) -> np.ndarray:
 
 
 def render(background: np.ndarray, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a shape and bring the picture and its mask from 256 to 224 px by one transform, bilinear and nearest.
+    """Draw a shape on a background and resize the image and its mask together.
 
-    background uint8 (256,256,3); returns uint8 (224,224,3) and bool (224,224).
-    Departs from the published code, which crops the image but not the mask.
+    Departs from the published code, which crops the image and leaves the mask.
+
+    Args:
+        background: uint8 (256,256,3).
+        shape: The shape.
+
+    Returns:
+        The image, uint8 (224,224,3), resized bilinearly, and the mask, bool (224,224), by nearest neighbour.
     """
     drawn = footprint(shape)
     canvas = background.copy()
@@ -99,9 +106,9 @@ def _shrunk(canvas: np.ndarray) -> np.ndarray:
 
 
 def perlin(generator: np.random.Generator, size: int = CANVAS, periods: int = 8) -> np.ndarray:
-    """Perlin noise with `periods` cells a side, min-max normalised: float64 (size,size) in [0,1]."""
+    """Draw Perlin noise with `periods` cells per side: float64 (size,size), min-max scaled to [0,1]."""
     angles = generator.uniform(0, 2 * np.pi, (periods + 1, periods + 1))
-    # Rounded, for sines may differ in the last bit between machines; from here on there is only elementwise arithmetic.
+    # Sines may differ in the last bit between machines, so they are rounded.
     gradient_x, gradient_y = np.round(np.cos(angles) * 4096) / 4096, np.round(np.sin(angles) * 4096) / 4096
     cell, step = np.divmod(np.arange(size) * periods, size)
     step = step / size
@@ -118,11 +125,15 @@ def perlin(generator: np.random.Generator, size: int = CANVAS, periods: int = 8)
 
 
 def impute_background(background: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Impute a background where Perlin noise is below one of `THRESHOLDS`: uint8 (256,256,3) to the same.
+    """Impute a background where Perlin noise lies below a random threshold.
 
-    Imputation is ROAD's, with noise of standard deviation .01 on the imputed pixels; it makes imputed areas familiar
-    to the classifier, or ROAD would measure its surprise at them. Departs from the paper, whose code does so on every
-    background and before the colour jitter.
+    Networks train on imputed areas, so ROAD does not measure their reaction to unknown textures. The imputation is
+    ROAD's, with noise of standard deviation .01 on the imputed pixels. Departs from the paper, whose code imputes every
+    background, and before the colour jitter.
+
+    Args:
+        background: uint8 (256,256,3). The result has the same shape.
+        generator: Source of the threshold and of both kinds of noise.
     """
     threshold = THRESHOLDS[generator.integers(len(THRESHOLDS))]
     keep = torch.from_numpy(perlin(generator) >= threshold)
@@ -133,9 +144,9 @@ def impute_background(background: np.ndarray, generator: np.random.Generator) ->
 
 
 def augment(background: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Flip a background both ways at random and jitter its colours: uint8 (256,256,3) to the same.
+    """Flip a background at random in both directions and jitter its colours: uint8 (256,256,3) to the same.
 
-    Brightness by up to .25, contrast, saturation and hue by up to .15, in this order.
+    Brightness changes by up to .25, then contrast, saturation and hue by up to .15.
     """
     flips, turn = generator.integers(2, size=2), generator.uniform(-1, 1, 4)
     picture = Image.fromarray(np.ascontiguousarray(background[:: 1 - 2 * flips[0], :: 1 - 2 * flips[1]]))
@@ -143,17 +154,17 @@ def augment(background: np.ndarray, generator: np.random.Generator) -> np.ndarra
     picture = ImageEnhance.Contrast(picture).enhance(1 + 0.15 * turn[1])
     picture = ImageEnhance.Color(picture).enhance(1 + 0.15 * turn[2])
     hsv = np.array(picture.convert("HSV"))
-    hsv[..., 0] += np.uint8(round(0.15 * 255 * turn[3]) % 256)  # hue is a circle of 256 steps: wrapping is meant
+    hsv[..., 0] += np.uint8(round(0.15 * 255 * turn[3]) % 256)  # hue is a circle, so overflow is right
     return np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
 
 
 def draw_shape(generator: np.random.Generator, shares: Sequence[float] = (1, 1, 1)) -> tuple[int, str, Shape]:
-    """A random class index, size name and shape: classes uniform, sizes by `shares` (small, medium, large)."""
+    """Draw a class index, a size name and a shape. Classes are uniform. `shares` weights small, medium and large."""
     target = int(generator.integers(len(CLASSES)))
     ends = np.cumsum(shares) / np.sum(shares)
     size_name = tuple(SIZES)[int(np.searchsorted(ends[:-1], generator.random(), side="right"))]
     low, high = SIZES[size_name]
-    # The published margins; the larger shapes keep closer to the border, or there would be no room.
+    # The published margins. Larger shapes come closer to the border.
     first, last = (low, CANVAS - low) if low > CANVAS // 4 else (2 * low, CANVAS - 2 * high)
     x, y = (int(v) for v in generator.integers(first, last, 2))
     red, green, blue = (int(v) for v in generator.integers(0, 256, 3))
@@ -169,19 +180,20 @@ def _crowd(split: str, index: int) -> np.ndarray:
 
 @lru_cache
 def _folder_splits(root: Path) -> dict[str, tuple[tuple[str, np.ndarray], ...]]:
-    """(scene, tile) pairs of a folder by split. A tile seen before, under any name, is left out: splits share none."""
+    """Map each split to (scene, tile) pairs of a folder. Repeated tiles are left out, so splits share none."""
     scenes: dict[str, list[np.ndarray]] = {}
     seen = set()
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURES)
-    for file in sorted(files, key=lambda p: (p.name, str(p))):
+    for file in sorted((p for p in root.rglob("*") if p.suffix.lower() in PICTURES), key=lambda p: (p.name, str(p))):
         try:
             with Image.open(file) as opened:
                 page = np.asarray(opened.convert("RGB"))
         except UNREADABLE as error:
-            raise InputError(f"background {file.name!r} is not a readable picture: {error}") from error
+            raise InputError(f"Background {file.name!r} is not a readable picture: {error}") from error
         height, width = page.shape[:2]
         if min(height, width) < CANVAS:
-            raise InputError(f"background {file.name!r} has {width}x{height} px; allowed: {CANVAS}x{CANVAS} or larger")
+            raise InputError(
+                f"Expected backgrounds of {CANVAS}x{CANVAS} px or more, got {file.name!r} of {width}x{height}."
+            )
         name = re.sub(r"([_-]\d+){2}$", "", file.stem)  # book1_s3_256_512 -> book1_s3
         for top in range(0, height - CANVAS + 1, CANVAS):
             for left in range(0, width - CANVAS + 1, CANVAS):
@@ -191,7 +203,7 @@ def _folder_splits(root: Path) -> dict[str, tuple[tuple[str, np.ndarray], ...]]:
                     seen.add(digest)
                     scenes.setdefault(name, []).append(tile)
     if len(scenes) < 3:
-        raise InputError(f"backgrounds {str(root)!r} hold {len(scenes)} source scenes; allowed: 3 or more, one a split")
+        raise InputError(f"Expected 3 source scenes or more, one per split, got {len(scenes)} in {str(root)!r}.")
     order = sorted(scenes, key=lambda name: seed_of("scene", name))
     held_out = max(1, round(len(order) * 0.2))
     parts = {"test": order[:held_out], "validation": order[held_out : 2 * held_out], "train": order[2 * held_out :]}
@@ -200,9 +212,11 @@ def _folder_splits(root: Path) -> dict[str, tuple[tuple[str, np.ndarray], ...]]:
 
 
 def split_hashes(scenes: str | Path | None = None, limit: int | None = None) -> dict[str, set[str]]:
-    """sha256 of the backgrounds of each split, to show that splits share none.
+    """Return the sha256 of the backgrounds of each split, to check that splits share none.
 
-    scenes: as for SyntheticShapes; limit: only the first so many procedural scenes of each split (all take a minute).
+    Args:
+        scenes: As for SyntheticShapes.
+        limit: How many procedural scenes of each split to hash. All take a minute.
     """
     source = _source(scenes)
     if source == "crowd":
@@ -214,38 +228,42 @@ def split_hashes(scenes: str | Path | None = None, limit: int | None = None) -> 
 
 
 def _source(scenes: str | Path | None) -> str:
-    """ "crowd", or the path of an existing folder."""
+    """Return "crowd" or the path of an existing folder."""
     scenes = scenes or os.environ.get("WALDO_ROOT") or "crowd"
     return "crowd" if scenes == "crowd" else str(folder("backgrounds (scenes or WALDO_ROOT)", scenes).resolve())
 
 
 @dataclass(frozen=True)
 class SyntheticShapes:
-    """A sequence of n Samples: 224 px images, exact masks, and in `info` class, size, background and scene.
+    """A sequence of n Samples: images of 224 px with exact masks. `info` holds class, size, background and scene.
 
-    split: train, validation or test, over disjoint scenes; with a folder also "all", every scene, for a transfer check.
-    background: "raw", "imputed", or "mixed" (each item one or the other at even odds); the shape does not depend on it.
-    scenes: a folder of pictures of at least 256 px, those whose names start alike up to the tile position being one
-    scene, about 60/20/20 % of the scenes a split; None means the folder WALDO_ROOT if that is set, else "crowd", the
-    procedural scenes. shares: how often small, medium and large shapes come.
-    Raises InputError for an unknown split or background, n < 1, shares that are none, and unusable folders.
+    Raises:
+        InputError: A value is not allowed, or the folder has too few or unreadable pictures.
     """
 
     split: str
+    """train, validation or test, on disjoint scenes. With a folder also "all", for a transfer test."""
     n: int
+    """How many, 1 or more."""
     seed: int = 0
+    """Another seed draws other shapes and other variations of the split's scenes."""
     background: str = "mixed"
+    """"raw", "imputed", or "mixed" (each item is either with probability .5). The shape does not depend on it."""
     scenes: str | Path | None = None
+    """A folder of pictures of at least 256 px, or "crowd", the procedural scenes. None takes WALDO_ROOT if it is set, else
+    "crowd". Files whose names differ only in the tile position (book1_s3_256_512) are one scene. 60 % of a folder's
+    scenes are for training, 20 % for validation and 20 % for testing."""
     shares: tuple[float, float, float] = (1, 1, 1)
+    """Weights of small, medium and large shapes."""
 
     def __post_init__(self):
         object.__setattr__(self, "scenes", _source(self.scenes))
         one_of("split", self.split, SPLITS if self.scenes == "crowd" else [*SPLITS, "all"])
         one_of("background", self.background, BACKGROUNDS)
         if self.n < 1:
-            raise InputError(f"n = {self.n} items; allowed: 1 or more")
+            raise InputError(f"Expected 1 item or more, got n = {self.n}.")
         if len(self.shares) != 3 or min(self.shares) < 0 or sum(self.shares) <= 0:
-            raise InputError(f"shares {self.shares}; allowed: three weights of at least 0, not all 0")
+            raise InputError(f"Expected three weights of at least 0 and not all 0, got shares = {self.shares}.")
         if self.scenes != "crowd":
             _folder_splits(Path(self.scenes))
 
@@ -253,7 +271,7 @@ class SyntheticShapes:
         return self.n
 
     def scene(self, index: int) -> tuple[str, np.ndarray]:
-        """The name and the untouched background, uint8 (256,256,3), behind item `index`."""
+        """Return the name of the scene of item `index` and its unchanged background, uint8 (256,256,3)."""
         generator = rng("background", self.split, index, self.seed)
         if self.scenes == "crowd":
             k = int(generator.integers(SPLITS[self.split]))
@@ -262,7 +280,7 @@ class SyntheticShapes:
         return tiles[int(generator.integers(len(tiles)))]
 
     def id_of(self, index: int) -> str:
-        """The id of item `index`, without drawing it."""
+        """Return the id of item `index` without drawing it."""
         return f"{self.split}-{index:06d}" if self.seed == 0 else f"{self.split}-{self.seed}-{index:06d}"
 
     def __getitem__(self, index: int) -> Sample:
@@ -270,7 +288,7 @@ class SyntheticShapes:
             raise IndexError(f"item {index} of {self.n}")
         index %= self.n
         key = (self.split, index, self.seed)
-        # One generator for each decision, so that neither the class nor the scene can tell of the other.
+        # Each decision has its own generator, so the class and the scene are independent.
         target, size_name, shape = draw_shape(rng("shape", *key), self.shares)
         scene, background = self.scene(index)
         background = augment(background, rng("augment", *key))
@@ -292,9 +310,9 @@ class SyntheticShapes:
 
 @dataclass(frozen=True)
 class ShiftedShapes:
-    """The samples with their images, but not their masks, resized to 256 px and cropped to 224 at the centre (D11).
+    """Samples whose images are resized to 256 px and cropped to 224, and whose masks are not (D11).
 
-    It is what the published code's preprocessing does to its ground truth; for the audit.
+    The published code shifts its ground truth in this way. The audit measures the effect.
     """
 
     samples: SyntheticShapes
@@ -303,7 +321,7 @@ class ShiftedShapes:
         return len(self.samples)
 
     def id_of(self, index: int) -> str:
-        """The id of sample `index`, without drawing it."""
+        """Return the id of sample `index` without drawing it."""
         return self.samples.id_of(index)
 
     def __getitem__(self, index: int) -> Sample:
@@ -311,6 +329,5 @@ class ShiftedShapes:
         picture = Image.fromarray((sample.image * 255).round().byte().permute(1, 2, 0).numpy())
         edge = (CANVAS - SIZE) // 2
         larger = picture.resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
-        return replace(
-            sample, without=None, image=tensor_of(np.asarray(larger.crop((edge, edge, edge + SIZE, edge + SIZE))))
-        )
+        cropped = larger.crop((edge, edge, edge + SIZE, edge + SIZE))
+        return replace(sample, without=None, image=tensor_of(np.asarray(cropped)))

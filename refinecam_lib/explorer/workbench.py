@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from ..analysis.plots import NAMES, TITLES
 from ..cams import score_cam
 from ..capture import Capture
-from ..datasets.photographs import class_name
-from ..datasets.pictures import open_picture
+from ..datasets.photographs import class_name, open_picture
 from ..explanation import Explanation, Variant, explain, method_of
 from ..metrics import measure
 from ..networks.inference import forward

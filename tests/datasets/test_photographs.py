@@ -1,4 +1,4 @@
-"""Photographs: labels in the official and other layouts, a seeded subset, and clear words about a folder that doesn't fit."""
+"""Photographs: labels from the official and other layouts, seeded subsets, and errors that name a bad folder."""
 
 import csv
 import shutil
@@ -43,22 +43,22 @@ def test_wnids_are_imagenets():
     assert class_name(497) == "church"
 
 
-def test_a_folder_for_each_wnid(root):
+def test_labels_from_folders_named_by_wnid(root):
     picture(root / TENCH / "a.JPEG")
     picture(root / CHURCH / "b.JPEG")
-    picture(root / CHURCH / "a.JPEG")  # the same name in another folder is another photograph
+    picture(root / CHURCH / "a.JPEG")  # same name, other photograph
     assert labels("imagenet", 3) == {f"{TENCH}/a": 0, f"{CHURCH}/a": 497, f"{CHURCH}/b": 497}
 
 
-def test_flat_files_named_by_wnid(root):
+def test_labels_from_file_names(root):
     picture(root / f"{CHURCH}_church.JPEG")
     assert labels("imagenet", 1) == {f"{CHURCH}_church": 497}
 
 
-def test_the_official_list_with_its_devkit(root):
+def test_labels_from_the_devkit(root):
     picture(root / "val" / "ILSVRC2012_val_00000001.JPEG")
     picture(root / "val" / "ILSVRC2012_val_00000002.JPEG")
-    picture(root / "train" / TENCH / "n01440764_10026.JPEG")  # not part of the validation images
+    picture(root / "train" / TENCH / "n01440764_10026.JPEG")  # not a validation image
     devkit = root / "ILSVRC2012_devkit_t12" / "data"
     devkit.mkdir(parents=True)
     (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("7\n3\n")
@@ -67,7 +67,7 @@ def test_the_official_list_with_its_devkit(root):
     assert labels("imagenet", 2) == {"val/ILSVRC2012_val_00000001": 497, "val/ILSVRC2012_val_00000002": 0}
 
 
-def test_kaggles_list(root):
+def test_labels_from_kaggles_list(root):
     picture(root / "CLS-LOC" / "val" / "ILSVRC2012_val_00000001.JPEG")
     with (root / "LOC_val_solution.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
@@ -81,21 +81,21 @@ def test_kaggles_list(root):
     [
         ("LOC_val_solution.csv", "ImageId,PredictionString\nILSVRC2012_val_00000001,\n"),
         ("LOC_val_solution.csv", "a,b\n1,2\n"),
-        ("ILSVRC2012_validation_ground_truth.txt", "490\n"),  # without its meta.mat
+        ("ILSVRC2012_validation_ground_truth.txt", "490\n"),  # meta.mat is missing
     ],
 )
-def test_broken_lists_of_labels_are_named(root, name, text):
+def test_a_broken_list_of_labels_is_named(root, name, text):
     picture(root / "ILSVRC2012_val_00000001.JPEG")
     (root / name).write_text(text)
-    with pytest.raises(InputError, match=f"IMAGENET_ROOT: labels {name} can't be read"):
+    with pytest.raises(InputError, match=f"IMAGENET_ROOT: labels {name} cannot be read"):
         file_list("imagenet")
     if name.endswith("txt"):
         (root / "meta.mat").write_bytes(b"no Matlab file")
-        with pytest.raises(InputError, match=f"labels {name} can't be read"):
+        with pytest.raises(InputError, match=f"labels {name} cannot be read"):
             file_list("imagenet")
 
 
-def test_imagenette_is_downloaded_once_by_torchvision(monkeypatch, tmp_path):
+def test_torchvision_downloads_imagenette_once(monkeypatch, tmp_path):
     ten = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
     downloads = []
 
@@ -114,7 +114,7 @@ def test_imagenette_is_downloaded_once_by_torchvision(monkeypatch, tmp_path):
     assert len(downloads) == 1
 
 
-def test_any_folder_explains_the_prediction_and_a_smaller_subset_is_part_of_a_larger(root):
+def test_a_folder_has_no_labels_and_smaller_subsets_are_part_of_larger_ones(root):
     for k in range(9):
         picture(root / f"sub{k % 2}" / f"{k}.png")
     transform = transform_of(spec_of("resnet18"))
@@ -123,25 +123,25 @@ def test_any_folder_explains_the_prediction_and_a_smaller_subset_is_part_of_a_la
     assert photographs("folder", 9, transform, seed=4).files != many
 
 
-def test_your_own_pictures_are_upright_and_imagenets_as_they_are(root):
+def test_exif_rotates_your_pictures_but_not_imagenets(root):
     file = root / TENCH / "a.jpg"
     file.parent.mkdir()
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:16] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned by a quarter
+    exif[0x0112] = 6  # the camera was rotated by 90 degrees
     Image.fromarray(pixels).save(file, exif=exif, quality=95)
     own, theirs = (photographs(source, 1, pil_to_tensor)[0].image.float() for source in ("folder", "imagenet"))
     assert theirs[:, :16].mean() > 250 and theirs[:, 16:].mean() < 5
     assert own[:, :, 16:].mean() > 250 and own[:, :, :16].mean() < 5
 
 
-def test_more_photographs_than_there_are_are_refused_by_the_plan():
-    with pytest.raises(InputError, match=r"n = 48 photographs of 'bundled'; allowed: 1\.\.4"):
+def test_a_plan_refuses_more_photographs_than_there_are():
+    with pytest.raises(InputError, match=r"Expected 1 to 4 photographs of 'bundled', got n = 48"):
         plan("efficientnet_lite0", ["GradCAM"], 48, dataset="bundled")
 
 
-def test_each_network_crops_as_the_paper_does():
+def test_each_network_crops_as_in_the_paper():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 500, 3), dtype=np.uint8))
     for spec in MODELS.values():
         pixels = transform_of(spec)(image)
@@ -149,19 +149,19 @@ def test_each_network_crops_as_the_paper_does():
     assert spec_of("vgg11").squash and spec_of("swin_tiny").resize == 248
 
 
-def test_the_bundled_pictures_are_there():
+def test_the_bundled_pictures_are_installed():
     assert tuple(labels("bundled", 4)) == BUNDLED
     samples = photographs("bundled", 4, transform_of(spec_of("efficientnet_lite0")))
     assert all(sample.image.std() > 0.1 for sample in samples)
 
 
-def test_bad_folders_are_named(root, monkeypatch):
+def test_a_bad_folder_is_named(root, monkeypatch):
     with pytest.raises(InputError, match="IMAGENET_ROOT: no image in"):
         file_list("imagenet")
     picture(root / "cat.png")
     with pytest.raises(InputError, match="the class of 'cat.png' is not known"):
         file_list("imagenet")
-    with pytest.raises(InputError, match=r"n = 2 photographs of 'folder'; allowed: 1..1"):
+    with pytest.raises(InputError, match=r"Expected 1 to 1 photographs of 'folder', got n = 2"):
         labels("folder", 2)
     (root / "cat.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match="'cat.png' is not a readable picture"):
@@ -172,8 +172,8 @@ def test_bad_folders_are_named(root, monkeypatch):
     with pytest.raises(InputError, match="'cat.png' is not a readable picture"):
         photographs("folder", 1, transform_of(spec_of("resnet18")))[0]
     shutil.rmtree(root)
-    with pytest.raises(InputError, match="is not a folder"):
+    with pytest.raises(InputError, match="IMAGES_ROOT: .* is not a folder"):
         file_list("folder")
     monkeypatch.delenv("IMAGENET_ROOT")
-    with pytest.raises(InputError, match="needs the environment variable IMAGENET_ROOT"):
+    with pytest.raises(InputError, match="Set the environment variable IMAGENET_ROOT"):
         file_list("imagenet")

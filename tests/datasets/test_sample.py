@@ -1,4 +1,4 @@
-"""Batches of samples, and what can't be one."""
+"""Batches of samples, and samples that do not fit together."""
 
 import pytest
 import torch
@@ -23,11 +23,11 @@ def test_a_batch_keeps_images_targets_and_masks():
 @pytest.mark.parametrize(
     "samples, message",
     [
-        ([sample(), sample(height=9)], r"images of shapes \[\(3, 8, 8\), \(3, 9, 8\)\] in one batch"),
-        ([sample(channels=1)], r"allowed: one shape \(3, H, W\)"),
+        ([sample(), sample(height=9)], r"in a batch, got \[\(3, 8, 8\), \(3, 9, 8\)\]"),
+        ([sample(channels=1)], r"Expected images of one shape \(3, H, W\)"),
         ([Sample(torch.rand(3, 8, 8), 0, "b", torch.ones(4, 4, dtype=torch.bool))], "'b' has a mask"),
     ],
 )
-def test_images_of_other_sizes_or_channels_are_refused(samples, message):
+def test_images_of_different_sizes_or_channels_are_refused(samples, message):
     with pytest.raises(InputError, match=message):
         batch_of(samples)

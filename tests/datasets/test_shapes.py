@@ -1,4 +1,4 @@
-"""The synthetic set: reproducible items, exact masks, disjoint splits, and backgrounds that know nothing of the class."""
+"""The synthetic set: reproducible items, exact masks, disjoint splits, and backgrounds independent of the class."""
 
 import hashlib
 import math
@@ -54,7 +54,7 @@ def test_split_and_seed_change_the_items():
     assert len({digest("test", 2), digest("validation", 2), digest("train", 2), digest("test", 2, seed=1)}) == 4
 
 
-def test_a_sample_is_what_it_says():
+def test_a_sample_has_the_documented_fields():
     for background in ("raw", "imputed"):
         sample = SyntheticShapes("validation", 4, background=background)[3]
         assert sample.image.shape == (3, 224, 224) and sample.image.dtype == torch.float32
@@ -74,16 +74,16 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.name} {s.size}")
-def test_mask_is_the_drawn_pixels(shape):
-    """On black, what is bright in the image is the mask, within the blur of the resize, and centred on it."""
+def test_the_mask_marks_the_drawn_pixels(shape):
+    """On black, the bright pixels are the mask, up to the blur of the resize, with the same centre."""
     picture, mask = render(np.zeros((256, 256, 3), np.uint8), shape)
     bright = picture[..., 0] >= 128
     assert (bright & mask).sum() / (bright | mask).sum() > 0.8
-    # Two pixels of tolerance: one for the bilinear blur, one because nearest leaves out every eighth row and column.
+    # Tolerance of two pixels: one for the bilinear blur, one because nearest skips every eighth row and column.
     padded = np.pad(mask, 2)
     around = np.stack([padded[2 + i : 226 + i, 2 + j : 226 + j] for i in range(-2, 3) for j in range(-2, 3)])
-    assert picture[~around.any(0)].max() < 40, "drawn pixels beside the mask"
-    assert picture[around.all(0)].min(initial=255) == 255, "mask pixels that were not drawn"
+    assert picture[~around.any(0)].max() < 40, "pixels drawn outside the mask"
+    assert picture[around.all(0)].min(initial=255) == 255, "pixels of the mask that were not drawn"
     weights = picture[..., 0] / picture[..., 0].sum()
     for axis in (0, 1):
         position = np.arange(224) + 0.5
@@ -91,7 +91,7 @@ def test_mask_is_the_drawn_pixels(shape):
         assert abs(image_centre - (mask.sum(1 - axis) * position).sum() / mask.sum()) < 0.35
 
 
-def test_footprints_have_the_area_of_geometry():
+def test_footprints_have_the_right_area():
     for name, filled in (("circle", math.pi / 4), ("square", 1.0), ("triangle", 0.5)):
         for angle in (0.0, 33.0):
             shape = Shape(f"filled {name}", 90, 128, 128, angle, (0, 0, 0))
@@ -99,7 +99,7 @@ def test_footprints_have_the_area_of_geometry():
             empty = footprint(Shape(f"empty {name}", 90, 128, 128, angle, (0, 0, 0)))
             perimeter = {"circle": math.pi, "square": 4.0, "triangle": 1 + math.sqrt(5)}[name] * 90
             assert empty.sum() == pytest.approx(perimeter * (90 // 5), rel=0.06)
-            assert not empty[128, 128], "the middle of an empty shape is empty"
+            assert not empty[128, 128], "an empty shape has an empty centre"
 
 
 def test_every_shape_fits_on_the_canvas():
@@ -110,7 +110,7 @@ def test_every_shape_fits_on_the_canvas():
 
 
 def test_classes_and_sizes_are_uniform():
-    """Each count lies within 4 standard deviations of the binomial."""
+    """Each count lies within 4 standard deviations of its binomial mean."""
     n = 6000
     drawn = [synthetic.draw_shape(rng("uniform", k)) for k in range(n)]
     for values, kinds in (([t for t, _, _ in drawn], range(6)), ([s for _, s, _ in drawn], SIZES)):
@@ -131,7 +131,7 @@ def test_half_of_mixed_backgrounds_are_imputed(monkeypatch):
     assert abs(kinds.count("imputed") - 200) < 40
 
 
-def test_imputation_changes_the_background_only():
+def test_imputation_changes_only_the_background():
     raw, imputed = (SyntheticShapes("test", 12, background=kind) for kind in ("raw", "imputed"))
     for a, b in zip(raw, imputed, strict=True):
         assert a.target == b.target and a.info["scene"] == b.info["scene"] and torch.equal(a.mask, b.mask)
@@ -141,7 +141,7 @@ def test_imputation_changes_the_background_only():
         assert 0.02 < changed <= 1
 
 
-def test_imputed_areas_are_smooth_and_cover_the_stated_shares():
+def test_imputed_areas_are_smooth_and_vary_in_size():
     background = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
     shares = []
     for seed in range(8):
@@ -160,11 +160,11 @@ def test_perlin_noise_is_zero_on_its_lattice():
     noise = synthetic.perlin(rng("perlin"))
     assert noise.min() == 0 and noise.max() == 1
     lattice = noise[::32, ::32]
-    assert np.ptp(lattice) < 1e-12, "gradient noise takes one value, its zero, at all lattice points"
+    assert np.ptp(lattice) < 1e-12, "gradient noise is zero at all lattice points"
     assert np.abs(np.diff(noise, axis=0)).max() < 0.2
 
 
-def test_augmentation_moves_colours_within_bounds():
+def test_augmentation_flips_and_changes_brightness_within_bounds():
     grey = np.full((256, 256, 3), 120, np.uint8)
     means = [synthetic.augment(grey, rng("augment", k)).mean() for k in range(60)]
     assert 120 * 0.74 < min(means) < 105 and 135 < max(means) < 120 * 1.26
@@ -182,7 +182,7 @@ def test_crowd_splits_share_no_scene():
 
 
 def test_all_crowd_scene_seeds_differ(monkeypatch):
-    """The rest of the pools: a scene is a function of its seed, and no seed comes twice."""
+    """A scene depends on its seed alone, so distinct seeds are enough."""
     monkeypatch.setattr(synthetic, "crowd_scene", lambda seed, size: seed)
     draw = synthetic._crowd.__wrapped__
     seeds = [draw(split, k) for split, n in synthetic.SPLITS.items() for k in range(n)]
@@ -200,12 +200,12 @@ def pages(tmp_path):
             for tile in (0, 256):
                 picture(100 * book + 10 * scene + tile).save(tmp_path / f"book{book}_s{scene}_{tile}_512.png")
     picture(1, 530, 300).save(tmp_path / "plain photo.png")
-    # The same bytes under another scene's name: the published set's mistake.
+    # The published set repeats a tile under the name of another scene.
     picture(110).save(tmp_path / "book9_s9_0_0.png")
     return tmp_path
 
 
-def test_own_pictures_are_split_by_scene(pages):
+def test_a_folder_is_split_by_scene(pages):
     hashes = synthetic.split_hashes(pages)
     assert sum(map(len, hashes.values())) == 22 == len(set.union(*hashes.values()))
     scenes = {split: {s.info["scene"] for s in SyntheticShapes(split, 60, scenes=pages)} for split in hashes}
@@ -225,8 +225,8 @@ def test_waldo_root_is_used(pages, monkeypatch):
         SyntheticShapes("test", 1)
 
 
-def test_background_does_not_tell_the_class():
-    """Colour and coarse layout of the scene alone classify at 1/6: within 4 standard deviations on held-out items."""
+def test_the_background_is_independent_of_the_class():
+    """A classifier that sees only the scene is right in 1/6 of the cases, within 4 standard deviations."""
     small = {}
 
     def features(split: str, index: int) -> np.ndarray:
@@ -236,7 +236,7 @@ def test_background_does_not_tell_the_class():
         return small[name]
 
     def table(start: int, n: int) -> tuple[np.ndarray, list[int]]:
-        # Only the validation split: its 300 scenes come often enough for a leak to be learned.
+        # The 300 validation scenes repeat often enough for a leak to be learned.
         targets = [synthetic.draw_shape(rng("shape", "validation", k, 0))[0] for k in range(start, start + n)]
         return np.stack([features("validation", k) for k in range(start, start + n)]), targets
 
@@ -252,8 +252,8 @@ def test_background_does_not_tell_the_class():
         ({"split": "tset"}, "unknown split 'tset'. Did you mean 'test'"),
         ({"split": "all"}, "unknown split 'all'"),
         ({"background": "blur"}, "unknown background 'blur'"),
-        ({"n": 0}, "n = 0 items; allowed: 1 or more"),
-        ({"shares": (0, 0, 0)}, "three weights"),
+        ({"n": 0}, "Expected 1 item or more, got n = 0"),
+        ({"shares": (0, 0, 0)}, "Expected three weights"),
         ({"scenes": "no such folder"}, "'no such folder' is not a folder"),
     ],
 )
@@ -263,28 +263,28 @@ def test_bad_input_is_refused(options, message):
 
 
 def test_unusable_folders_are_refused(tmp_path):
-    with pytest.raises(InputError, match="hold 0 source scenes; allowed: 3 or more"):
+    with pytest.raises(InputError, match="Expected 3 source scenes or more, one per split, got 0"):
         SyntheticShapes("test", 1, scenes=tmp_path)
     small, broken = tmp_path / "small", tmp_path / "broken"
     small.mkdir(), broken.mkdir()
     picture(0, 200, 300).save(small / "a.png")
-    with pytest.raises(InputError, match="'a.png' has 200x300 px; allowed: 256x256 or larger"):
+    with pytest.raises(InputError, match="Expected backgrounds of 256x256 px or more, got 'a.png' of 200x300"):
         SyntheticShapes("test", 1, scenes=small)
     (broken / "a.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="'a.png' is not a readable picture"):
         SyntheticShapes("test", 1, scenes=broken)
 
 
-def test_items_end():
+def test_an_index_beyond_the_end_is_refused():
     items = SyntheticShapes("test", 2)
     with pytest.raises(IndexError):
         items[2]
 
 
-def test_the_picture_without_its_shape_differs_on_the_shape_alone():
+def test_the_image_without_its_shape_differs_only_on_the_shape():
     for sample in SyntheticShapes("test", 4):
         changed = (sample.image != sample.without).any(0)
         near = torch.nn.functional.max_pool2d(sample.mask[None].float(), 3, 1, 1)[0] > 0
-        assert not (changed & ~near).any(), "resizing blends one pixel around the shape, and no more"
+        assert not (changed & ~near).any(), "resizing blends one pixel around the shape"
         assert changed[sample.mask].float().mean() > 0.95
     assert ShiftedShapes(SyntheticShapes("test", 1))[0].without is None

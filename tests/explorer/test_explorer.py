@@ -14,8 +14,7 @@ from PIL import Image
 from tiny_networks import LAYERS, batch, tiny_net
 
 from refinecam_lib.capture import Capture
-from refinecam_lib.datasets.photographs import BUNDLED
-from refinecam_lib.datasets.pictures import open_picture
+from refinecam_lib.datasets.photographs import BUNDLED, open_picture
 from refinecam_lib.errors import InputError
 from refinecam_lib.explanation import METHODS, Explainer, Variant, explain
 from refinecam_lib.explorer.widget import NO_FACTORS, Explorer, explore
@@ -148,7 +147,7 @@ def test_an_upload_is_shown_and_one_that_is_no_picture_is_refused(explorer):
         "coffee'",
     }
     explorer.upload.value = ({"name": "x.png", "content": b"no picture", **about},)
-    assert "can't be read" in explorer.status.value
+    assert "cannot be read" in explorer.status.value
 
 
 def test_an_error_becomes_the_status_line():
@@ -188,7 +187,7 @@ def test_where_widgets_do_not_run_it_is_a_picture(explorer, monkeypatch):
         ({"layer": 7}, "layer number 7; allowed: 0..3"),
         ({"pictures": []}, "without a picture"),
         ({"method": "GroundTruth"}, "the map of the ground truth of images without masks"),
-        ({"pictures": ["no/such.jpg"]}, "picture 'no/such.jpg' is not a file; allowed: a path, or one of chelsea"),
+        ({"pictures": ["no/such.jpg"]}, "Picture 'no/such.jpg' is not a file. Give a path, or one of chelsea"),
     ],
 )
 def test_bad_input_is_refused(wrong, message):
@@ -217,10 +216,10 @@ def test_pictures_are_upright_and_rgb(tmp_path):
     lying.save(tmp_path / "phone.jpg", exif=exif)
     assert open_picture(tmp_path / "phone.jpg").size == (20, 40)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(InputError, match=r"text.png' can't be read"):
+    with pytest.raises(InputError, match=r"text.png' cannot be read"):
         open_picture(tmp_path / "text.png")
     Image.fromarray(np.full((20, 20), 999, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(InputError, match=r"deep.png' can't be read: .*'I;16'; allowed: 8 bits a channel"):
+    with pytest.raises(InputError, match=r"deep.png' cannot be read: Expected 8 bits per channel, got .*'I;16'"):
         open_picture(tmp_path / "deep.png")
 
 

@@ -281,10 +281,11 @@ def test_photographs_are_drawn_but_not_measured_without_the_pictures(tmp_path, m
     monkeypatch.delenv("IMAGENET_ROOT")
     assert ids(2) == before and not photographs.available("imagenet")
     with pytest.raises(
-        InputError, match=r"n = 3 photographs of 'imagenet'; allowed: 1..2, committed; set IMAGENET_ROOT"
+        InputError,
+        match=r"Expected 1 to 2 photographs of 'imagenet', got n = 3. Only these are committed. Set IMAGENET_ROOT",
     ):
         planned(3)
-    with pytest.raises(InputError, match="is not here, only its committed rows are. Set IMAGENET_ROOT"):
+    with pytest.raises(InputError, match="is not here. Only its rows are committed. Set IMAGENET_ROOT"):
         sweep(planned(2))
     assert "can't be verified here: set IMAGENET_ROOT" in verify.prove(planned(2), 0).lines[-1]
     other = root / f"{before[0].partition('@')[0]}.png"
