@@ -24,7 +24,9 @@ from refinecam_lib.datasets.shapes import SyntheticShapes
 from refinecam_lib.errors import InputError, one_of
 from refinecam_lib.explanation import REFINED, explain
 from refinecam_lib.networks.inference import engine_version
+from refinecam_lib.networks.layers import fast_pointwise
 from refinecam_lib.networks.loading import load_model, normalise
+from refinecam_lib.networks.memory import keep_memory
 from refinecam_lib.networks.zoo import MODELS, spec_of
 from refinecam_lib.training.loop import device_of
 
@@ -158,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory", type=int, nargs="?", const=1000, help="only this many explanations, and memory")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the results")
     chosen = parser.parse_args(arguments)
+    keep_memory()
+    fast_pointwise()
     try:
         for part in chosen.parts:
             one_of("part", part, PARTS)

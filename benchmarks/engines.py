@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from refinecam_lib.datasets.sample import batch_of
 from refinecam_lib.datasets.shapes import SyntheticShapes
 from refinecam_lib.networks.inference import VARIABLE, forward
-from refinecam_lib.networks.layers import evaluating
+from refinecam_lib.networks.layers import evaluating, fast_pointwise
 from refinecam_lib.networks.loading import load_model, normalise
+from refinecam_lib.networks.memory import keep_memory
 from refinecam_lib.networks.zoo import MODELS, spec_of
 
 from .__main__ import FOLDER
@@ -101,6 +102,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=7)
     chosen = parser.parse_args()
+    keep_memory()
+    fast_pointwise()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     records = []

@@ -15,6 +15,8 @@ import pandas as pd
 
 from refinecam_lib import paths
 from refinecam_lib.explanation import BASE, CAMS, OTHERS, REFINED, SLOW
+from refinecam_lib.networks.layers import fast_pointwise
+from refinecam_lib.networks.memory import keep_memory
 from refinecam_lib.networks.zoo import MODELS
 from refinecam_lib.sweeps.run import measured
 from refinecam_lib.sweeps.shard import plan
@@ -86,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", default=list(PARTS))
     parser.add_argument("--out", type=Path, default=paths.ROOT / "docs")
     chosen = parser.parse_args(arguments)
+    keep_memory()
+    fast_pointwise()
     device, start = str(device_of(chosen.device)), time.time()
     networks = list(dict.fromkeys(chosen.networks))
     result = report([], {"device": device}) | {"minutes": chosen.minutes, "images": chosen.images, "rates": []}

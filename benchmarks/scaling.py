@@ -22,7 +22,9 @@ import refinecam_lib  # noqa: F401 - before anything imports torchvision
 from refinecam_lib.capture import Capture
 from refinecam_lib.explanation import BASE, CAMS, OTHERS, REFINED
 from refinecam_lib.networks.inference import forward_chunk
+from refinecam_lib.networks.layers import fast_pointwise
 from refinecam_lib.networks.loading import load_model
+from refinecam_lib.networks.memory import keep_memory
 from refinecam_lib.networks.zoo import spec_of
 from refinecam_lib.sweeps.measurements import load_once
 from refinecam_lib.sweeps.run import measured
@@ -129,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2, help="images a shard, 1 of ScoreCAM (default 2)")
     options = parser.parse_args(arguments)
+    keep_memory()
+    fast_pointwise()
     torch.set_num_threads(1)
     networks = {name: operations(name) for name in (OURS, *PAPER)}
     print(pd.DataFrame(networks).T.round(2).to_string(), "\n")

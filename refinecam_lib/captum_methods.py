@@ -1,7 +1,7 @@
-"""The paper's methods beyond CAM, by captum: GuidedGradCAM, LIME, DeepLift, InputXGradient, IntegratedGradients, KernelShap.
+"""The paper's methods by captum: GuidedGradCAM, LIME, DeepLift, InputXGradient, IntegratedGradients, KernelShap.
 
-Each is a function of a Capture like those of `cam`. All but GuidedGradCAM give one map at full resolution, the absolute
-value of the sum over channels, and have nothing to refine. captum and scikit-image are imported when first used.
+Each is a function of a Capture, like those of `cams`. GuidedGradCAM returns one map (B,H,W) per layer. The others return
+one map (B,H,W) in all, the absolute value of the sum over channels. captum and scikit-image are imported when used.
 """
 
 import copy
@@ -22,28 +22,28 @@ from .networks.inference import forward
 from .networks.layers import evaluating
 
 SAMPLES = 25
-"""Forwards of LIME and KernelShap an image: captum's default, which for about 100 superpixels is under-determined."""
+"""Forward passes of LIME and KernelShap per image, captum's default. They cannot determine about 100 superpixels."""
 
 
 def _network(capture: Capture) -> nn.Module:
-    """The capture's network, after its own forward has refused layers and targets that do not fit."""
-    _ = capture.logits
+    """Return the capture's network."""
+    _ = capture.logits  # refuses layers and targets that do not fit
     return capture.model
 
 
 def _leaf(capture: Capture) -> Tensor:
-    """The images as a fresh leaf that requires a gradient."""
+    """Return the images as a new leaf that requires a gradient."""
     return capture.inputs.clone().requires_grad_()
 
 
 def _channel_sum(attributions: Tensor) -> Maps:
-    """Attributions (B,3,H,W) -> one map (B,H,W), as in the paper: the absolute value of the sum over channels."""
+    """Turn attributions (B,3,H,W) into one map (B,H,W), as in the paper: the absolute value of the sum over channels."""
     return [attributions.detach().sum(1).abs()]
 
 
 @contextmanager
 def _guided(model: nn.Module) -> Iterator[None]:
-    """Let only positive gradients through the ReLU modules of `model`; no hook outlives the context."""
+    """Let only positive gradients through the ReLU modules of `model`. No hook outlives the context."""
 
     def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
         if output.requires_grad:
@@ -58,10 +58,12 @@ def _guided(model: nn.Module) -> Iterator[None]:
 
 
 def guided_gradient(capture: Capture) -> Tensor:
-    """Guided backpropagation (Springenberg et al. 2015): gradient of the target's logit at the images, (B,3,H,W).
+    """Guided backpropagation: the gradient of the target's logit at the images, (B,3,H,W).
 
-    Each ReLU module passes on only positive gradients. Networks without ReLU modules (GELU: Swin, ConvNeXt; ReLU6:
-    EfficientNet-Lite0; functional ReLUs) have no such rule, there or in captum, and give the plain gradient.
+    Each ReLU module passes on only positive gradients. Networks without ReLU modules give the plain gradient, as in
+    captum. These are networks with GELU (Swin, ConvNeXt), ReLU6 (EfficientNet-Lite0) or functional ReLUs.
+
+    Source: Springenberg et al. 2015, https://arxiv.org/abs/1412.6806
     """
     model, inputs = _network(capture), _leaf(capture)
     with torch.enable_grad(), evaluating(model), _guided(model):
@@ -70,18 +72,22 @@ def guided_gradient(capture: Capture) -> Tensor:
 
 
 def guided_grad_cam(capture: Capture) -> Maps:
-    """GuidedGradCAM (Selvaraju et al. 2017): |sum over channels of guided gradient x Grad-CAM|, one map a layer.
+    """GuidedGradCAM: |sum over channels of guided gradient x Grad-CAM|, one map (B,H,W) per layer.
 
-    Grad-CAM is upsampled by nearest neighbours, as in captum; the maps (B,H,W) have the image's size and refine. The
-    guided gradient is computed once for all layers. Departs from the paper's code, which takes a (B,h,w,C) layer for
-    (B,C,h,w). See `guided_gradient` for networks without ReLU modules.
+    Grad-CAM is upsampled by nearest neighbours, as in captum. See `guided_gradient` for networks without ReLU modules.
+    Departs from the published code, which reads a (B,h,w,C) layer as (B,C,h,w).
+
+    Source: Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391
     """
     gradient = guided_gradient(capture).sum(1)
     return [(gradient * F.interpolate(m[:, None], size=capture.size)[:, 0]).abs() for m in capture.maps(grad_cam)]
 
 
 def input_x_gradient(capture: Capture) -> Maps:
-    """InputXGradient (Shrikumar et al. 2016): the image times the gradient of the target's logit, one map (B,H,W)."""
+    """InputXGradient: the image times the gradient of the target's logit, one map (B,H,W).
+
+    Source: Shrikumar et al. 2016, https://arxiv.org/abs/1605.01713
+    """
     from captum.attr import InputXGradient
 
     model = _network(capture)
@@ -90,16 +96,21 @@ def input_x_gradient(capture: Capture) -> Maps:
 
 
 def integrated_gradients(capture: Capture, steps: int = 50, chunk: int = 25) -> Maps:
-    """IntegratedGradients (Sundararajan et al. 2017) from the mean colour, 0, one map (B,H,W).
+    """IntegratedGradients from the mean colour, 0, to the image, one map (B,H,W).
 
-    steps: points on the path, one forward and backward each, `chunk` at a time.
+    Args:
+        capture: The batch.
+        steps: Points on the path. Each costs a forward and a backward pass.
+        chunk: Points per pass.
+
+    Source: Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365
     """
     from captum.attr import IntegratedGradients
 
     model = _network(capture)
     with evaluating(model):
         explain = IntegratedGradients(model).attribute
-        # One image at a time: memory stays that of one chunk.
+        # One image at a time, so memory stays that of one chunk.
         each = [
             explain(x[None], target=target, n_steps=steps, internal_batch_size=chunk).to(x)
             for x, target in zip(_leaf(capture), capture.target)
@@ -108,7 +119,7 @@ def integrated_gradients(capture: Capture, steps: int = 50, chunk: int = 25) -> 
 
 
 class _CallByCall(nn.Module):
-    """The same activation, a fresh module for each time it is called in a forward pass."""
+    """An activation with a module of its own for each call in a forward pass."""
 
     def __init__(self, activation: nn.Module, calls: int):
         super().__init__()
@@ -117,13 +128,13 @@ class _CallByCall(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.next = (self.next + 1) % len(self.calls)
-        # captum sets the gradient of the tensor an activation reads, which others may read too. A max-pool keeps its
-        # input: where that is another activation's output, captum passes on the plain gradient, and so do we.
+        # captum sets the gradient of the activation's input, which other modules may read too, hence the clone. A
+        # max-pool keeps its input. If that is an activation's output, captum passes on the plain gradient, and so do we.
         return self.calls[self.next - 1](x if isinstance(self.calls[0], nn.MaxPool2d) else x.clone())
 
 
 class _ReLU6(nn.Module):
-    """min(max(x, 0), 6) from two ReLUs, for which DeepLift has a rule; it then holds for ReLU6 as well."""
+    """min(max(x, 0), 6) by two ReLUs, for which DeepLift has a rule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,21 +145,27 @@ class _ReLU6(nn.Module):
 
 
 def _separate(activation: nn.Module) -> nn.Module:
-    """A copy of an activation that does not work in place."""
+    """Copy an activation. The copy does not work in place."""
     if isinstance(activation, nn.ReLU6):
         return _ReLU6()
     fresh = copy.deepcopy(activation)
     if hasattr(fresh, "inplace"):
-        fresh.inplace = False  # type: ignore[assignment]  # the stub knows no plain attributes of modules
+        fresh.inplace = False  # type: ignore[assignment]
     return fresh
 
 
 def deep_lift_copy(model: nn.Module, inputs: Tensor) -> nn.Module:
-    """A copy of `model` for DeepLift, sharing its weights: activations neither in place nor called twice in a forward.
+    """Copy a network for DeepLift. In the copy no activation works in place or runs twice in a forward pass.
 
-    inputs: images (B,3,H,W) for one forward, which counts the calls. DeepLift pairs what goes into an activation with
-    what comes out; an in-place activation overwrites the first, and a module that runs twice keeps only the last.
-    The copy computes what `model` computes, and `model` is left as it was.
+    DeepLift pairs an activation's inputs and outputs. In-place activations overwrite the inputs. A module that runs twice
+    keeps only those of the last call.
+
+    Args:
+        model: The network. It comes back unchanged.
+        inputs: Images (B,3,H,W) for one forward pass, which counts the calls.
+
+    Returns:
+        A network with the same weights and outputs.
     """
     from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 
@@ -167,27 +184,30 @@ def deep_lift_copy(model: nn.Module, inputs: Tensor) -> nn.Module:
         handle.remove()
     fresh = {module: _CallByCall(module, n) for module, n in calls.items() if n}
     for parent in list(twin.modules()):
-        for name, child in parent._modules.items():  # by every name, also where one module has two
+        for name, child in parent._modules.items():  # by every name, because a module may have two
             if child in fresh:
                 setattr(parent, name, fresh[child])
     return twin.eval()
 
 
 def deep_lift(capture: Capture) -> Maps:
-    """DeepLift (Shrikumar et al. 2017), the Rescale rule, against a baseline of faint noise, one map (B,H,W).
+    """DeepLift with the Rescale rule, one map (B,H,W).
 
-    The baseline is normal with standard deviation .001, drawn from each image's seed. It works on a copy of the network
-    (`deep_lift_copy`). Activations captum has no rule for (GELU, SiLU, functional ones) pass on their plain gradient;
-    ReLU6 is given the rule, which captum lacks. Max-pools right behind an activation have no rule in captum either, so
-    there attributions sum to the difference of the outputs only roughly (ResNet18: .2 %).
+    The baseline is normal noise with standard deviation .001, drawn from each image's seed. The method works on
+    `deep_lift_copy`. Activations without a rule in captum (GELU, SiLU, functional ones) pass on their plain gradient.
+    So do max-pools right behind an activation. Attributions then sum to the difference of the outputs only roughly
+    (ResNet18: .2 %).
+    Departs from captum, which has no rule for ReLU6.
+
+    Source: Shrikumar et al. 2017, https://arxiv.org/abs/1704.02685
     """
     from captum.attr import DeepLift
 
     explain = DeepLift(deep_lift_copy(_network(capture), capture.inputs[:1])).attribute
     each = []
     with torch.enable_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Setting forward, backward hooks")  # they are set on the copy
-        # One image at a time: captum's rule for max-pools takes the first image's gradient for all of a batch.
+        warnings.filterwarnings("ignore", "Setting forward, backward hooks")
+        # One image at a time, because captum's rule for max-pools uses the first image's gradient for all of a batch.
         for x, target, seed in zip(_leaf(capture), capture.target, capture.seeds):
             baseline = 1e-3 * _normal(x, seed_of(seed, "DeepLift"))
             each.append(explain(x[None], baseline[None], target=target).detach())
@@ -195,17 +215,21 @@ def deep_lift(capture: Capture) -> Maps:
 
 
 def _normal(like: Tensor, seed: int) -> Tensor:
-    """Standard normal noise in the shape of `like`, the same on every device and processor.
-
-    NumPy draws it, because the last bits of torch.randn depend on the processor.
-    """
+    """Draw standard normal noise in the shape of `like`. The last bits of torch.randn would depend on the processor."""
     return torch.from_numpy(rng(seed).standard_normal(tuple(like.shape), dtype="float32")).to(like)
 
 
 def superpixels(image: Tensor, n_segments: int = 100) -> Tensor:
-    """SLIC superpixels (Achanta et al. 2012) of an image (3,H,W), numbers 0, 1, ... as int64 (H,W).
+    """Divide an image into SLIC superpixels with compactness 10 and sigma 1, as in the paper.
 
-    The image is scaled to [0,1] by its own minimum and maximum; compactness 10, sigma 1, as in the paper.
+    Args:
+        image: (3,H,W). It is scaled to [0,1] by its own minimum and maximum.
+        n_segments: The approximate number of superpixels.
+
+    Returns:
+        The number of each pixel's superpixel, from 0 on, int64 (H,W).
+
+    Source: Achanta et al. 2012, https://doi.org/10.1109/TPAMI.2012.120
     """
     from skimage.segmentation import slic
 
@@ -217,14 +241,14 @@ def superpixels(image: Tensor, n_segments: int = 100) -> Tensor:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global CPU generator, from which captum draws its samples, and put it back as it was."""
+    """Seed the global CPU generator, which captum uses, and restore it."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def _over_superpixels(capture: Capture, method: Callable, name: str, samples: int, chunk: int) -> Maps:
-    """The absolute weight of each pixel's superpixel, by captum's Lime or a class like it, an image at a time."""
+    """Return the absolute weight of each pixel's superpixel, by captum's Lime or a class like it."""
     if samples < 2:
         raise InputError(f"{samples} samples for {name}; allowed: 2 or more")
     maps, model = [], _network(capture)
@@ -241,17 +265,20 @@ def _over_superpixels(capture: Capture, method: Callable, name: str, samples: in
                     perturbations_per_eval=min(chunk, samples),
                     return_input_shape=False,
                 )
-            # The same in every channel: their sum would only triple it.
+            # The weight is the same in every channel. The sum would only triple it.
             maps.append(with_ties(weights[0].to(x).abs())[mask])
     return [torch.stack(maps)]
 
 
 def with_ties(weights: Tensor, tolerance: float = 1e-5) -> Tensor:
-    """Give weights (N,) that differ by rounding alone the same value, their mean.
+    """Give weights that differ only by rounding the same value, their mean.
 
-    tolerance: neighbours in sorted order tie where they differ by at most this share of the largest absolute weight.
-    Superpixels that no sample tells apart have the same weight in exact arithmetic. A regression in float32 splits such
-    ties in an order that depends on the processor. ROAD removes tied pixels in an order drawn from the image's seed.
+    Superpixels that are always masked together have the same weight in exact arithmetic. A float32 regression splits
+    such ties in an order that depends on the processor. ROAD removes tied pixels in an order drawn from the seed.
+
+    Args:
+        weights: (N,).
+        tolerance: Neighbours in sorted order tie up to this share of the largest absolute weight.
     """
     values, order = weights.sort()
     group = F.pad(values.diff() > tolerance * values.abs().max(), (1, 0)).cumsum(0)
@@ -262,24 +289,40 @@ def with_ties(weights: Tensor, tolerance: float = 1e-5) -> Tensor:
 
 
 def lime(capture: Capture, samples: int = SAMPLES, chunk: int = 25) -> Maps:
-    """LIME (Ribeiro et al. 2016): |weights| of a Lasso(.01) on superpixels kept or greyed, one map (B,H,W).
+    """LIME: |weights| of a Lasso(.01) on superpixels that are kept or set to 0, one map (B,H,W).
 
-    samples: random subsets of the about 100 superpixels, one forward each, `chunk` at a time; `SAMPLES`, captum's
-    default, leaves most weights to the Lasso's zero. Draws depend on each image's seed alone.
+    Args:
+        capture: The batch. Its seeds decide the samples.
+        samples: Random subsets of about 100 superpixels. Each costs a forward pass. With `SAMPLES` most weights are 0.
+        chunk: Images per forward pass.
+
+    Raises:
+        InputError: There are fewer than 2 samples.
+
+    Source: Ribeiro et al. 2016, https://arxiv.org/abs/1602.04938
     """
     from captum._utils.models.linear_model import SkLearnLasso
     from captum.attr import Lime
 
-    # captum's own Lasso, whose 1,000 rounds are not always enough
+    # captum's own Lasso stops after 1,000 rounds, which are not always enough
     method = partial(Lime, interpretable_model=SkLearnLasso(alpha=0.01, max_iter=100_000))
     return _over_superpixels(capture, method, "LIME", samples, chunk)
 
 
 def kernel_shap(capture: Capture, samples: int = SAMPLES, chunk: int = 25) -> Maps:
-    """KernelShap (Lundberg and Lee 2017): |Shapley values| of superpixels by weighted regression, one map (B,H,W).
+    """KernelShap: |Shapley values| of superpixels by weighted regression, one map (B,H,W).
 
-    samples: as in `lime`; with fewer samples than superpixels the regression takes its shortest solution.
-    Departs from captum: weights that differ by rounding alone become equal, see `with_ties`.
+    Departs from captum: weights that differ only by rounding become equal, see `with_ties`.
+
+    Args:
+        capture: The batch. Its seeds decide the samples.
+        samples: As in `lime`. With fewer samples than superpixels the regression takes its shortest solution.
+        chunk: Images per forward pass.
+
+    Raises:
+        InputError: There are fewer than 2 samples.
+
+    Source: Lundberg and Lee 2017, https://arxiv.org/abs/1705.07874
     """
     from captum.attr import KernelShap
 

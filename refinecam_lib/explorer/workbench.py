@@ -23,7 +23,9 @@ from ..datasets.photographs import class_name, open_picture
 from ..explanation import Explanation, Variant, explain, method_of
 from ..metrics import measure
 from ..networks.inference import forward
+from ..networks.layers import fast_pointwise
 from ..networks.loading import load_classifier, normalise, transform_of
+from ..networks.memory import keep_memory
 from ..networks.zoo import MODELS, ModelSpec
 from ..scoring import SCORES, scores
 
@@ -83,6 +85,8 @@ class Workbench:
     """Computes what choices ask for and keeps it, so that a variant is measured once; works without widgets too."""
 
     def __init__(self, pictures: Sequence[str | Path], networks: Mapping[str, Load]):
+        keep_memory()
+        fast_pointwise()
         self.pictures: dict[str, Image.Image] = {}
         for source in pictures:
             self.add(Path(source).name, source)

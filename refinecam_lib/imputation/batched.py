@@ -1,4 +1,4 @@
-"""The imputation systems of `imputation`, solved in batches by torch, on any device."""
+"""Solve the systems of `impute` in batches by torch, on any device. The method is that of `cpu`."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,20 @@ from .cpu import MAX_ITERATIONS, RELAXATION, SINK_LEFT, TOLERANCE
 
 
 def _shifted(t: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
-    """t[i + dy, j + dx], zero outside."""
+    """Return t[i + dy, j + dx], 0 outside."""
     height, width = t.shape[-2:]
     return F.pad(t, (1, 1, 1, 1))[..., 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
 
 
 def _weighted_sum(t: torch.Tensor) -> torch.Tensor:
-    """S t: [1 2 1] in both directions, zeros outside."""
+    """Return S t: [1 2 1] in both directions, 0 outside."""
     t = F.pad(t, (1, 1, 1, 1))
     t = t[..., :-2, :] + 2 * t[..., 1:-1, :] + t[..., 2:, :]
     return t[..., :-2] + 2 * t[..., 1:-1] + t[..., 2:]
 
 
 def _cell_sums(t: torch.Tensor) -> torch.Tensor:
-    """Sums of 2x2 cells, zeros beyond an odd edge."""
+    """Sum 2x2 cells, with zeros beyond an odd edge."""
     return 4 * F.avg_pool2d(F.pad(t, (0, t.shape[-1] % 2, 0, t.shape[-2] % 2)), 2)
 
 
@@ -33,7 +33,7 @@ def _upsampled(coarse: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Level:
-    """Operators of one grid; `weights` is empty on the finest."""
+    """The operators of one grid. `weights` is empty on the finest."""
 
     removed: torch.Tensor
     inverse: torch.Tensor
@@ -42,7 +42,7 @@ class _Level:
     weights: tuple[tuple[int, int, torch.Tensor], ...]
 
     def residual(self, x: torch.Tensor, b: torch.Tensor | float = 0.0) -> torch.Tensor:
-        """b - A x, to be masked by the caller."""
+        """Return b - A x. The caller masks it."""
         if not self.weights:
             return b - self.diagonal * x + _weighted_sum(x)
         height, width = x.shape[-2:]
@@ -56,7 +56,7 @@ class _Level:
 
 
 def _levels(keep: torch.Tensor) -> list[_Level]:
-    """All grids' operators from masks (K,1,H,W) of 0 and 1, fine to coarse; see `multigrid_numba._build`."""
+    """Build the operators of all grids, fine to coarse, from masks (K,1,H,W) of 0 and 1. See `cpu._build`."""
     removed = 1 - keep
     own = _weighted_sum(torch.ones_like(keep[:1]))
     levels = [_Level(removed, removed / (own - 4).clamp_min(1), own, keep, ())]
@@ -68,7 +68,7 @@ def _levels(keep: torch.Tensor) -> list[_Level]:
         odd = (0, removed.shape[-1] % 2, 0, removed.shape[-2] % 2)
         scale, relaxation = (1 / 3, RELAXATION) if min(removed.shape[-2:]) > 2 else (1 / 2, 1.0)
         right, below, se, sw, next_sw = (F.pad(t, odd) for t in (right, below, se, sw, _shifted(sw, 0, 1)))
-        # The weights that cross a cell's right side, lower side, and its two lower corners.
+        # The weights across a cell's right side, lower side and two lower corners.
         right, below, se, sw = (
             (right[..., ::2, 1::2] + right[..., 1::2, 1::2] + (se + next_sw)[..., ::2, 1::2]) * scale,
             (below[..., 1::2, ::2] + below[..., 1::2, 1::2] + se[..., 1::2, ::2] + sw[..., 1::2, 1::2]) * scale,
@@ -88,7 +88,7 @@ def _levels(keep: torch.Tensor) -> list[_Level]:
 
 
 def _batched_cycle(levels: list[_Level], b: torch.Tensor) -> torch.Tensor:
-    """x ~ A^-1 b by one V-cycle; see `multigrid_numba._cycle`."""
+    """Return x ~ A^-1 b by one V-cycle. See `cpu._cycle`."""
     level, coarser = levels[0], levels[1:]
     x = level.inverse * b
     if not coarser:
@@ -98,7 +98,7 @@ def _batched_cycle(levels: list[_Level], b: torch.Tensor) -> torch.Tensor:
 
 
 def _batched_guess(levels: list[_Level], values: torch.Tensor) -> torch.Tensor:
-    """Known means where there are known pixels, else interpolated from the next coarser grid; see `multigrid_numba._first_guess`."""
+    """Return the mean of known pixels, or where there are none the next coarser grid's. See `cpu._first_guess`."""
     level, coarser = levels[0], levels[1:]
     means = values / level.known.clamp_min(1)
     if not coarser:
@@ -107,7 +107,7 @@ def _batched_guess(levels: list[_Level], values: torch.Tensor) -> torch.Tensor:
 
 
 def solve_batched(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """All (image, mask) pairs at once, on the images' device, with noise on removed pixels; each stops by itself."""
+    """Solve all (image, mask) pairs at once on the images' device. Each stops by itself. See `impute` for arguments."""
     n, masks, height, width = keep.shape
     levels = _levels(keep.reshape(n * masks, 1, height, width).to(images))
     fine = levels[0]
@@ -126,7 +126,7 @@ def solve_batched(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor 
     r = fine.removed * fine.residual(x + values)
     p, q = torch.zeros_like(x), torch.zeros_like(x)
     step, rz = torch.zeros_like(limit), torch.ones_like(limit)
-    running = high > low  # else the guess, a constant, is the solution
+    running = high > low  # otherwise the constant guess is the solution
     for _ in range(MAX_ITERATIONS[images.dtype]):
         z = _batched_cycle(levels, r)
         stop = running & (z.abs().amax((-2, -1), keepdim=True) <= limit)

@@ -1,6 +1,6 @@
-"""The imputation systems of `imputation`, solved by compiled code on the CPU, one mask and channel at a time.
+"""Solve the systems of `impute` on the CPU by compiled code, one mask and channel at a time.
 
-One module, since compiled code is kept on disk by the date of its own file, and would not see a change of another.
+It is one module, because numba's cache of compiled code notices changes of its own file only.
 """
 
 from collections.abc import Callable
@@ -11,30 +11,30 @@ import numpy as np
 import torch
 from numba import njit
 
-# Largest last correction over the range of the known values, at which a system counts as solved.
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
+"""A system is solved when the last correction is at most this share of the known values' range."""
 MAX_ITERATIONS = {torch.float32: 30, torch.float64: 100}
-# On coarser grids, both by trial: a cell's weight towards known pixels counts so much less than its pixels' own, since
-# its middle is farther from them; and Jacobi's sweeps are over-relaxed, but on a line of cells, where they would diverge.
 SINK_LEFT = 0.8
+"""Factor of a coarse cell's weight towards known pixels, because its centre is farther from them. Found by trial."""
 RELAXATION = 1.25
+"""Over-relaxation of Jacobi sweeps on coarse grids, except on a line of cells, where it diverges. Found by trial."""
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
 ROWS = 8
-"""Rows of the image's own grid that are worked on at a time, while they are in the fastest cache."""
+"""Rows of the finest grid that are processed together, so that they stay in the fastest cache."""
 
 _inlined = njit(inline="always", **OPTIONS)
 
 
 def _compiled(function: Callable) -> Callable:
-    """Compile without the GIL; kept on disk for the next process where any cache folder can be written."""
+    """Compile without the GIL. The code is cached on disk if a cache folder can be written."""
     try:
         return njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # no folder to write to: compile once in each process
+    except RuntimeError:  # no such folder
         return njit(**OPTIONS)(function)
 
 
 def solve_on_cpu(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """The compiled solver over all (image, mask) pairs, on as many threads as torch uses; noise on removed pixels."""
+    """Solve all (image, mask) pairs, on as many threads as torch uses. See `impute` for the arguments."""
     n, channels, height, width = images.shape
     noise = torch.zeros_like(images) if noise is None else noise
     filled = torch.empty(n, keep.shape[1], channels, height, width, dtype=images.dtype)
@@ -44,26 +44,26 @@ def solve_on_cpu(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor |
     if threads == 1:
         _solve(*arrays, *limits, 0, 1)
         return filled
-    # Python threads rather than numba's: its work queue aborts when two threads of the user's program call it.
+    # Not numba's threads: its work queue aborts if two threads of the user's program call it.
     with ThreadPoolExecutor(threads) as pool:
         for job in [pool.submit(_solve, *arrays, *limits, first, threads) for first in range(threads)]:
             job.result()
     return filled
 
 
-# Rows of the array of operators: one flat buffer each, all levels.
+# The rows of the array of operators. Each is one flat buffer for all levels.
 REMOVED, INVERSE, KNOWN, DIAGONAL, SINK, RIGHT, BELOW, BELOW_RIGHT, BELOW_LEFT = range(9)
 
 
 @_compiled
 def _grids(height, width):
-    """Each level's height, width and offset in a flat buffer, fine to coarse; the last row's offset is its length."""
+    """Return each level's height, width and offset in a flat buffer, fine to coarse. The last offset is its length."""
     levels = np.zeros((64, 3), np.int64)
     levels[0] = height, width, 0
     last = 0
     while True:
         height, width, offset = levels[last]
-        # One zero row and column before, two after, so that odd sizes coarsen like even ones.
+        # One row and column of zeros before and two after, so odd sizes coarsen like even ones.
         offset += (height + 3) * (width + 3)
         last += 1
         levels[last] = (height + 1) // 2, (width + 1) // 2, offset
@@ -73,32 +73,24 @@ def _grids(height, width):
 
 @_compiled
 def _flat(buffer, levels, k):
-    """Level k's part of a flat buffer."""
+    """Return level k of a flat buffer."""
     return buffer[levels[k, 2] : levels[k + 1, 2]]
 
 
 @_compiled
 def _at(buffer, levels, k):
-    """Level k's padded grid in a flat buffer."""
+    """Return level k of a flat buffer as a padded grid."""
     return buffer[levels[k, 2] : levels[k + 1, 2]].reshape(levels[k, 0] + 3, levels[k, 1] + 3)
 
 
 @_compiled
 def _build(keep, levels, ops):
-    """Fill all levels' operators from one mask; weights are those among removed pixels, the sink that to known ones."""
+    """Fill the operators of all levels from one mask: weights among removed pixels, and the sink towards known ones."""
     height, width = keep.shape
-    u, inv, known, sink = (
-        _at(ops[REMOVED], levels, 0),
-        _at(ops[INVERSE], levels, 0),
-        _at(ops[KNOWN], levels, 0),
-        _at(ops[SINK], levels, 0),
-    )
-    right, below, se, sw = (
-        _at(ops[RIGHT], levels, 0),
-        _at(ops[BELOW], levels, 0),
-        _at(ops[BELOW_RIGHT], levels, 0),
-        _at(ops[BELOW_LEFT], levels, 0),
-    )
+    u, inv = _at(ops[REMOVED], levels, 0), _at(ops[INVERSE], levels, 0)
+    known, sink = _at(ops[KNOWN], levels, 0), _at(ops[SINK], levels, 0)
+    right, below = _at(ops[RIGHT], levels, 0), _at(ops[BELOW], levels, 0)
+    se, sw = _at(ops[BELOW_RIGHT], levels, 0), _at(ops[BELOW_LEFT], levels, 0)
     for i in range(height):
         for j in range(width):
             known[i + 1, j + 1] = keep[i, j]
@@ -116,24 +108,16 @@ def _build(keep, levels, ops):
             sw[i, j] = u[i, j] * u[i + 1, j - 1]
     for k in range(1, len(levels) - 1):
         fine_right, fine_below, fine_se, fine_sw = right, below, se, sw
-        # Cells are twice as far apart, which halves the weights between them; /3 as the corners' share is kept whole.
+        # Cells are twice as far from each other, which halves the weights. The corners' are kept, so it is a third.
         line = min(levels[k, 0], levels[k, 1]) == 1
         scale = ops.dtype.type(1 / 2 if line else 1 / 3)
         relaxation, left = ops.dtype.type(1 if line else RELAXATION), ops.dtype.type(SINK_LEFT)
-        right, below, se, sw = (
-            _at(ops[RIGHT], levels, k),
-            _at(ops[BELOW], levels, k),
-            _at(ops[BELOW_RIGHT], levels, k),
-            _at(ops[BELOW_LEFT], levels, k),
-        )
+        right, below = _at(ops[RIGHT], levels, k), _at(ops[BELOW], levels, k)
+        se, sw = _at(ops[BELOW_RIGHT], levels, k), _at(ops[BELOW_LEFT], levels, k)
         for row in (REMOVED, KNOWN, SINK):
             _sum_cells(_at(ops[row], levels, k - 1), _at(ops[row], levels, k), levels[k, 0], levels[k, 1])
-        u, inv, sink, total = (
-            _at(ops[REMOVED], levels, k),
-            _at(ops[INVERSE], levels, k),
-            _at(ops[SINK], levels, k),
-            _at(ops[DIAGONAL], levels, k),
-        )
+        u, inv = _at(ops[REMOVED], levels, k), _at(ops[INVERSE], levels, k)
+        sink, total = _at(ops[SINK], levels, k), _at(ops[DIAGONAL], levels, k)
         for i in range(1, levels[k, 0] + 1):
             for j in range(1, levels[k, 1] + 1):
                 y, x = 2 * i - 1, 2 * j - 1
@@ -153,12 +137,12 @@ def _build(keep, levels, ops):
                 total[i, j] = sink[i, j] + straight + se[i, j] + se[i - 1, j - 1] + sw[i, j] + sw[i - 1, j + 1]
                 inv[i, j] = relaxation / total[i, j] if total[i, j] > 0 else 0
     for i in range(ops.shape[1]):
-        ops[KNOWN, i] = 1 / ops[KNOWN, i] if ops[KNOWN, i] > 0 else 0  # from here on: one over the number of known
+        ops[KNOWN, i] = 1 / ops[KNOWN, i] if ops[KNOWN, i] > 0 else 0  # now one over the number of known pixels
 
 
 @_inlined
 def _stencil(x, first, n, own, scale, sums, out):
-    """out = S x - scale * own * x for n elements of x from `first` on, on the image's own grid, flat and padded."""
+    """out = S x - scale * own * x for n elements of x from `first` on, on the finest grid, flat and padded."""
     stride = len(own) // ROWS
     up, here, down = x[first - stride - 1 :], x[first - 1 :], x[first + stride - 1 :]
     for j in range(n + 2):
@@ -170,13 +154,13 @@ def _stencil(x, first, n, own, scale, sums, out):
 
 @_inlined
 def _rows_alike(i, height):
-    """How many rows from row i on have the same s, of ROWS at most: the image's first and last are by themselves."""
+    """Return how many rows from i on have the same s, at most ROWS. The first and the last row have their own."""
     return 1 if i == 1 or i == height else min(ROWS, height - i)
 
 
 @_compiled
 def _descend(b, inverse, x, coarse, ones, sums, rest):
-    """x = inverse * b, and coarse = the sums over cells of what that leaves of b, in one pass over the image's grid."""
+    """x = inverse * b, and coarse = sums over cells of the residual, in one pass over the finest grid."""
     stride = len(ones) // ROWS
     height, ready, zero, four = len(x) // stride - 3, stride, x.dtype.type(0), x.dtype.type(4)
     for i in range(1, height + 1, ROWS):
@@ -186,7 +170,9 @@ def _descend(b, inverse, x, coarse, ones, sums, rest):
         for j in range(len(o)):
             o[j] = f[j] * right_side[j]
         ready = ahead
-        _stencil(x, first, rows * stride - 1, ones, four, sums, rest)  # of the neighbours: the diagonal took all of b
+        _stencil(
+            x, first, rows * stride - 1, ones, four, sums, rest
+        )  # b - diagonal * x is 0, so only neighbours are left
         f = inverse[first:]
         for j in range(rows * stride - 1):
             rest[j] = rest[j] if f[j] > 0 else zero
@@ -198,7 +184,7 @@ def _descend(b, inverse, x, coarse, ones, sums, rest):
 
 @_compiled
 def _ascend(coarse, inverse, b, q, x, z, along, sums, rest, wide):
-    """x += interpolated coarse and z = x smoothed once, in one pass over the image's own grid; returns z.b and z.q."""
+    """x += interpolated coarse and z = x smoothed once, in one pass over the finest grid. Return z.b and z.q."""
     stride = len(along) // ROWS
     height, ready, i = len(x) // stride - 3, 0, 1
     zb, zq = x.dtype.type(0), x.dtype.type(0)
@@ -221,7 +207,7 @@ def _ascend(coarse, inverse, b, q, x, z, along, sums, rest, wide):
 
 @_compiled
 def _advance(p, beta, z, r, inverse, q, along, sums, rest):
-    """p = beta p + z and q = -A p, in one pass over the image's own grid; returns p.r and p.q."""
+    """p = beta p + z and q = -A p, in one pass over the finest grid. Return p.r and p.q."""
     stride = len(along) // ROWS
     height, ready, i = len(p) // stride - 3, stride, 1
     zero = p.dtype.type(0)
@@ -246,7 +232,7 @@ def _advance(p, beta, z, r, inverse, q, along, sums, rest):
 
 @_compiled
 def _coarse_residual(x, b, factor, out, diagonal, right, below, se, sw, stride):
-    """out = factor * (b - A x) with stored weights, over the flat padded grid, in two loops: one wouldn't vectorise."""
+    """out = factor * (b - A x) with stored weights, on a flat padded grid. One loop instead of two is not vectorised."""
     first, n = stride + 1, len(x) - 2 * stride - 2
     up, here, down = x[first - stride - 1 :], x[first - 1 :], x[first + stride - 1 :]
     below_up, se_up, sw_up = below[first - stride :], se[first - stride - 1 :], sw[first - stride + 1 :]
@@ -281,9 +267,9 @@ def _sum_cells(fine, coarse, height, width):
 
 @_compiled
 def _add_interpolated(coarse, fine, inverse, first, last, wide):
-    """Rows first..last-1, counted from 0, of fine += bilinear upsampling of coarse, where inverse > 0.
+    """Add the bilinear upsampling of coarse to rows first..last-1 of fine, where inverse > 0.
 
-    wide: two rows of coarse upsampled along themselves, as they were left by the call for the rows before.
+    wide: Two rows of coarse, upsampled along the row. Calls for successive rows share them.
     """
     height, width = coarse.shape[0] - 3, coarse.shape[1] - 3
     near, far, zero = coarse.dtype.type(0.75), coarse.dtype.type(0.25), coarse.dtype.type(0)
@@ -321,7 +307,7 @@ def _residual(k, x, b, factor, out, levels, ops):
 
 @_compiled
 def _smooth(k, x, b, spare, levels, ops):
-    """One Jacobi sweep on level k > 0."""
+    """Do one Jacobi sweep on level k > 0."""
     _residual(k, x, b, INVERSE, spare, levels, ops)
     x, spare = _flat(x, levels, k), _flat(spare, levels, k)
     for i in range(len(x)):
@@ -336,7 +322,7 @@ def _interpolate(k, x, levels, ops, wide):
 
 @_compiled
 def _cycle(x, b, q, z, spare, levels, ops, own, scratch):
-    """z ~ A^-1 b on the finest level, by one V-cycle; returns z.b and z.q."""
+    """z ~ A^-1 b on the finest level by one V-cycle. Return z.b and z.q."""
     inverse, start, right_side = _flat(ops[INVERSE], levels, 0), _flat(x, levels, 0), _flat(b, levels, 0)
     _descend(right_side, inverse, start, _at(b, levels, 1), own[0], scratch[0], scratch[1])
     last = len(levels) - 2
@@ -355,7 +341,7 @@ def _cycle(x, b, q, z, spare, levels, ops, own, scratch):
 
 @_compiled
 def _first_guess(x, values, levels, ops, wide):
-    """x on the finest level: the removed pixels from known means of ever larger cells, interpolated."""
+    """Fill removed pixels with known means of ever larger cells, interpolated: x on the finest level."""
     last = len(levels) - 2
     for k in range(last):
         _sum_cells(_at(values, levels, k), _at(values, levels, k + 1), levels[k + 1, 0], levels[k + 1, 1])
@@ -371,10 +357,10 @@ def _first_guess(x, values, levels, ops, wide):
 
 @_compiled
 def _within(a, limit):
-    """Whether no |a| is larger than the limit; far from the solution that's known after the first part."""
+    """Return whether no |a| exceeds the limit. Far from the solution the first part decides."""
     for first in range(0, len(a), 1024):
         part, beyond = a[first : first + 1024], 0
-        for i in range(len(part)):  # a count vectorises, an early end doesn't
+        for i in range(len(part)):  # a count is vectorised, an early exit is not
             beyond += abs(part[i]) > limit
         if beyond:
             return False
@@ -383,7 +369,7 @@ def _within(a, limit):
 
 @_compiled
 def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, levels, ops, own, scratch):
-    """Solve A x = b from the residual r of a first x, both on the finest level, until a cycle changes x by <= limit."""
+    """Solve A x = b from a first x and its residual r, on the finest level, until a cycle changes x by <= limit."""
     r0, inverse = _flat(r, levels, 0), _flat(ops[INVERSE], levels, 0)
     step, rz_before = x.dtype.type(0), x.dtype.type(1)
     for _ in range(max_iterations):
@@ -392,9 +378,9 @@ def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, lev
             for i in range(len(x)):
                 x[i] += z[i]
             return
-        # The cycle isn't symmetric, hence the flexible form: beta = z.(r - r_before) / rz_before.
+        # The cycle is not symmetric, so use flexible conjugate gradients: beta = z.(r - r_before) / rz_before.
         rp, pq = _advance(p, step * qz / rz_before, z, r0, inverse, q, own[1], scratch[0], scratch[1])
-        if not (rz > 0 and pq < 0):  # solved to the last place before the limit
+        if not (rz > 0 and pq < 0):  # solved to machine precision
             return
         step, rz_before = -rp / pq, rz
         for i in range(len(x)):
@@ -404,14 +390,14 @@ def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, lev
 
 @_compiled
 def _solve(images, keep, noise, filled, tolerance, max_iterations, first, step):
-    """Fill systems first, first + step, ... of the N*M: images, noise (N,C,H,W), keep (N,M,H,W) -> (N,M,C,H,W)."""
+    """Fill systems first, first + step, ... of N*M: images and noise (N,C,H,W), keep (N,M,H,W) -> filled (N,M,C,H,W)."""
     _, masks, channels, height, width = filled.shape
     levels = _grids(height, width)
     stride, finest = width + 3, levels[1, 2]
     own = np.ones((2, ROWS * stride), images.dtype)  # 1, and s along a row
     for j in range(ROWS * stride):
         own[1, j] = 2 + (j % stride > 0) + (j % stride < width - 1)
-    scratch = np.zeros((4, (ROWS + 1) * stride), images.dtype)  # sums, what is left, and two rows widened
+    scratch = np.zeros((4, (ROWS + 1) * stride), images.dtype)  # sums, residuals and two upsampled rows
     ops = np.zeros((9, levels[-1, 2]), images.dtype)
     start, r, spare = np.zeros_like(ops[0]), np.zeros_like(ops[0]), np.zeros_like(ops[0])
     fine = r[:finest]
@@ -439,9 +425,9 @@ def _solve(images, keep, noise, filled, tolerance, max_iterations, first, step):
             p[:] = 0
             q[:] = 0
             _advance(p, zero, z, z, _flat(ops[INVERSE], levels, 0), _flat(r, levels, 0), own[1], scratch[0], scratch[1])
-            # The floor: rounding leaves corrections of some units in the last place.
+            # Rounding leaves corrections of some units in the last place, so the limit has a lower bound.
             limit = max(tolerance * (high - low), 1e-2 * tolerance * max(abs(low), abs(high)))
-            if high > low:  # else the guess, a constant, is the solution
+            if high > low:  # otherwise the constant guess is the solution
                 _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, levels, ops, own, scratch)
             for i in range(height):
                 given, kept, found, o = image[i], known[i + 1, 1:], guess[i + 1, 1:], out[i]

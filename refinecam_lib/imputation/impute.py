@@ -1,13 +1,16 @@
-"""ROAD's linear imputation: every removed pixel becomes the weighted mean of its neighbours (Rong et al. 2022).
+"""ROAD's linear imputation: every removed pixel becomes the weighted mean of its neighbours.
 
-For each removed pixel p, sum over its neighbours n inside the image of w_n (x_p - x_n) = 0, with w = 2 for the four
-edge neighbours and 1 for the four corner ones (1/6 and 1/12, scaled by 12). With S = [1 2 1] in both directions, zeros
-outside the image, that is s_i s_j x - S x = 0, where s = 4 inside, 3 on a border: no matrix is ever stored.
+For each removed pixel p, the sum of w_n (x_p - x_n) over its neighbours n inside the image is 0. The weight w is 2 for
+the four edge neighbours and 1 for the four corner neighbours (1/6 and 1/12, times 12). Let S be [1 2 1] in both
+directions with zeros outside the image. Then s_i s_j x - S x = 0, where s is 4 inside and 3 on a border. No matrix is
+stored.
 
-Both solvers are conjugate gradients preconditioned by one multigrid V-cycle (Jacobi smoothing), started from a pyramid
-fill. What makes the cycle work on scattered masks is the coarse operator: the weights between two cells are added up,
-and so is each cell's weight towards known pixels, kept as a sink on the diagonal. `multigrid_numba` is compiled for the
-CPU, one mask and channel at a time; `multigrid_torch` is the same in batches, for other devices.
+Both solvers are conjugate gradients, preconditioned by one multigrid V-cycle with Jacobi smoothing. They start from a
+pyramid fill. On a coarse grid the weights between two cells are added up. So is each cell's weight towards known pixels,
+a sink on the diagonal, which makes the cycle work on scattered masks. `cpu` is compiled and solves one mask and channel
+at a time. `batched` does the same in batches on other devices.
+
+Source: Rong et al. 2022, https://arxiv.org/abs/2202.00449
 """
 
 import torch
@@ -16,18 +19,25 @@ from ..errors import InputError
 
 
 def impute(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """Fill the removed pixels of each image, once for each of its M masks, by noisy linear imputation (ROAD).
+    """Fill the removed pixels of each image, once for each of its M masks, by noisy linear imputation.
 
-    images (N,C,H,W) float32 or float64, normalised; keep (N,M,H,W) bool, True = kept; noise (N,C,H,W), added to removed
-    pixels only, the same for every mask of an image. Returns (N,M,C,H,W), same device and type: kept pixels unchanged,
-    removed ones within about 1e-4 of the range of the kept values of the exact solution (1e-9 in float64).
-    The first call on a machine compiles, some 15 s; later processes find the result on disk.
-    A mask that keeps nothing gives 0, the mean colour of normalised images, plus noise.
-    Raises InputError on other shapes or types, and on images that are not finite.
-    Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", 2022.
+    The first call on a machine compiles for about 15 s. Later processes use the cached code.
+
+    Args:
+        images: Normalised images (N,C,H,W), float32 or float64.
+        keep: Masks (N,M,H,W), bool, True where a pixel stays.
+        noise: (N,C,H,W), added to removed pixels. All masks of an image share it.
+
+    Returns:
+        (N,M,C,H,W) on the images' device and in their type. Kept pixels are unchanged. Removed pixels differ from the
+        exact solution by about 1e-4 of the range of the kept values (1e-9 in float64). A mask that keeps nothing gives
+        0, the mean colour, plus noise.
+
+    Raises:
+        InputError: A shape or type is wrong, or an image is not finite.
     """
     from .batched import solve_batched
-    from .cpu import TOLERANCE, solve_on_cpu  # numba takes a while to import
+    from .cpu import TOLERANCE, solve_on_cpu  # numba is slow to import
 
     if images.ndim != 4 or keep.ndim != 4 or keep.shape[0] != images.shape[0] or keep.shape[2:] != images.shape[2:]:
         raise InputError(
@@ -44,7 +54,7 @@ def impute(images: torch.Tensor, keep: torch.Tensor, noise: torch.Tensor | None 
     masks = keep.shape[1]
     if keep.numel() == 0:
         return images.new_empty(n, masks, channels, height, width)
-    if 1 in (height, width):  # Jacobi's sweeps leave a line's pixels alternating; two equal lines have its solution
+    if 1 in (height, width):  # Jacobi sweeps alternate on a line of pixels; two equal lines have the same solution
         twice = (1, 1, 1 + (height == 1), 1 + (width == 1))
         noise = noise if noise is None else noise.repeat(twice)
         return impute(images.repeat(twice), keep.repeat(twice), noise)[..., :height, :width]

@@ -1,4 +1,4 @@
-"""Checkpoints: a network's weights as fp16 safetensors, and beside them a JSON card that says how they were made."""
+"""Checkpoints: a network's weights as fp16 safetensors, with a JSON card that says how they were made."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from ..errors import InputError
 
 
 def checkpoint_path(name: str, weights: str = "synthetic") -> Path:
-    """Where the shipped weights of a network are: those for the shapes ("synthetic") or for the birds."""
+    """Return the path of a network's shipped weights, "synthetic" for the shapes or "birds"."""
     return paths.CHECKPOINTS / (f"{name}.safetensors" if weights == "synthetic" else f"{name}_{weights}.safetensors")
 
 
 def write_checkpoint(model: nn.Module, path: Path, card: dict) -> dict:
-    """Write a network as fp16 safetensors with its JSON card beside it; returns the card with its sha256."""
+    """Write a network as fp16 safetensors with its card beside it. Return the card with the file's sha256 and size."""
     state = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in model.state_dict().items()}
     paths.write_whole(path, lambda part: safetensors.torch.save_file(state, part))
     card = card | {"sha256": sha256_of(path), "bytes": path.stat().st_size}
@@ -28,13 +28,17 @@ def write_checkpoint(model: nn.Module, path: Path, card: dict) -> dict:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's sha256 as hex digits."""
+    """Compute the file's sha256 as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """The tensors and the card of a checkpoint whose sha256 is checked; raises InputError where a file is not whole."""
+    """Read the tensors and the card of a checkpoint.
+
+    Raises:
+        InputError: A file is missing or damaged, or the sha256 differs from the card's.
+    """
     card_path = path.with_suffix(".json")
     for file in (path, card_path):
         if not file.is_file():
@@ -45,7 +49,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         expected = card["sha256"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint card {card_path.name} is not a card: {error}; restore it from git") from error
-    content = path.read_bytes()  # read once: what is hashed is what is loaded, whatever replaces the file meanwhile
+    content = path.read_bytes()  # read once, because the file may be replaced meanwhile
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise InputError(f"checkpoint {path.name} has sha256 {found[:12]}..., its card says {expected[:12]}...")

@@ -1,9 +1,9 @@
-"""Second derivatives of a network whose weights are constants, without those of the weights.
+"""Second derivatives of networks with constant weights, without the derivatives of the weights.
 
-Asked for the second derivative of a convolution, torch works out what it would be for the weights too, one group of
-channels at a time, also where nobody asks: tens of thousands of small convolutions for a network of depthwise ones.
-A convolution with constant weights is linear but for its bias, so derivatives of every order are itself and its adjoint.
-The same holds for a batch norm with constant statistics. What is computed from the image is left to torch.
+For a second derivative through a convolution, torch also computes the weights' part, one group of channels at a time.
+A depthwise network then runs tens of thousands of small convolutions. With constant weights a convolution is affine.
+Its derivatives of every order are its linear part and the adjoint of that. A batch norm with constant statistics is
+affine too. Layers whose weights depend on the image are left to torch.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Affine(Function):
-    """An affine function of a tensor, given with its linear part and the adjoint of that, which its derivatives are."""
+    """An affine function of a tensor. Its derivatives alternate between the adjoint and the linear part."""
 
     @staticmethod
     def forward(ctx, x: Tensor, function: Callable, linear: Callable, adjoint: Callable) -> Tensor:
@@ -31,7 +31,7 @@ class _Affine(Function):
 
 
 class ConstantWeights(TorchFunctionMode):
-    """Take weights and statistics of convolutions and batch norms inside as constants: their outputs are the same."""
+    """Treat weights and statistics of convolutions and batch norms as constants. The outputs do not change."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         func = {torch.conv2d: _convolution, F.batch_norm: _batch_norm}.get(func, func)
@@ -39,12 +39,12 @@ class ConstantWeights(TorchFunctionMode):
 
 
 def _constant(*values: Tensor | None) -> bool:
-    """Whether nothing here was computed from something else, as weights that depend on the image are."""
+    """Return whether no value was computed from another tensor."""
     return all(value is None or value.is_leaf for value in values)
 
 
 def _convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
-    """torch.conv2d; torch's own for padding by name, a single image, and where types change on the way."""
+    """Replace torch.conv2d, except for padding by name, single images and autocast."""
     convolve = partial(torch.conv2d, stride=stride, padding=padding, dilation=dilation, groups=groups)
     other = isinstance(padding, str) or input.ndim != 4 or torch.is_autocast_enabled(input.device.type)
     if other or not _constant(weight, bias):
@@ -59,7 +59,7 @@ def _convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, grou
 
 
 def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-    """F.batch_norm; torch's own where it takes the statistics of the batch."""
+    """Replace F.batch_norm, except where it uses the statistics of the batch."""
     norm = partial(F.batch_norm, weight=weight, bias=bias, training=training, momentum=momentum, eps=eps)
     if training or running_mean is None or running_var is None or not _constant(weight, bias):
         return norm(input, running_mean, running_var)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from .. import paths
 from ..errors import InputError, one_of
 from .layers import evaluating, in_evaluation_mode
-from .memory import KEEPS
+from .memory import keeps
 
 if TYPE_CHECKING:
     import openvino
@@ -197,4 +197,4 @@ def _convert(model: nn.Module, few: Tensor, folder: Path) -> None:
 
 def forward_chunk(device: torch.device) -> int:
     """Images in one forward of many: many on a GPU, where each kernel has a price; few where memory is mapped anew."""
-    return 256 if device.type != "cpu" else 32 if KEEPS else 8
+    return 256 if device.type != "cpu" else 32 if keeps() else 8

@@ -1,4 +1,4 @@
-"""A network's layers by dotted name, and their outputs as (B,C,h,w) whatever layout the network uses.
+"""Find a network's layers, and bring their outputs from any layout into (B,C,h,w).
 
 >>> layers_of(torchvision.models.resnet50())         # the end of each stage, shallow to deep
 ('layer1', 'layer2', 'layer3', 'layer4')
@@ -15,10 +15,22 @@ from torch import Tensor, nn
 
 from ..errors import InputError, one_of
 
+_fast_pointwise = False
+
+
+def fast_pointwise() -> None:
+    """Let `evaluating` speed up 1x1 convolutions in this process: in float32, on one CPU thread.
+
+    torch computes those of fewer than 16 images by a slow path, and EfficientNet takes 1.5 times as long. A dilation
+    avoids that path. A kernel of one pixel ignores the dilation, so only rounding differs.
+    """
+    global _fast_pointwise
+    _fast_pointwise = True
+
 
 @contextmanager
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model` in evaluation mode, and each back in the mode it had, also after an exception."""
+    """Put every module of `model` in evaluation mode. Each gets its own mode back, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         if any(training for _, training in modes):
@@ -32,30 +44,26 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`in_evaluation_mode`, and fast 1x1 convolutions on one CPU thread.
-
-    There torch takes 1x1 convolutions of fewer than 16 images through a path that costs EfficientNet half as much
-    again. A dilation, which means nothing to a kernel of one pixel, leads around it, and is taken back as well.
-    """
+    """Put `model` in evaluation mode. After a call of `fast_pointwise`, also speed up its 1x1 convolutions."""
+    pointwise = _pointwise(model) if _fast_pointwise and torch.get_num_threads() == 1 else []
     with in_evaluation_mode(model):
-        slow = _pointwise(model) if torch.get_num_threads() == 1 else []
         try:
-            for convolution in slow:
+            for convolution in pointwise:
                 convolution.dilation = (2, 2)
             yield
         finally:
-            for convolution in slow:
+            for convolution in pointwise:
                 convolution.dilation = (1, 1)
 
 
 def _pointwise(model: nn.Module) -> list[nn.Conv2d]:
-    """The 1x1 convolutions in float32 on the CPU, without a dilation."""
+    """Return the 1x1 convolutions in float32 on the CPU that have no dilation."""
     plain = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == m.dilation == (1, 1)]
     return [m for m in plain if m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
 
 
 def named_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """The modules of `model` called `names`; raises InputError with the nearest valid name."""
+    """Return the modules of `model` called `names`. Raises InputError for unknown or repeated names."""
     if isinstance(names, str) or not names:
         raise InputError(f"layers {names!r}; allowed: a non-empty sequence of dotted names, shallow to deep")
     modules = dict(model.named_modules())
@@ -67,8 +75,8 @@ def named_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
 
 
 def is_channels_last(model: nn.Module) -> bool:
-    """Whether the network's own layout is (B,h,w,C): timm says so by `output_fmt`; torchvision's Swin is known."""
-    torchvision = sys.modules.get("torchvision")  # without it the network can't be one of its
+    """Return whether the network's own layout is (B,h,w,C), as in timm's and torchvision's Swin."""
+    torchvision = sys.modules.get("torchvision")  # imported already if the network comes from it
     swin = torchvision and isinstance(model, torchvision.models.SwinTransformer)
     return bool(swin) or str(getattr(model, "output_fmt", "")).endswith("NHWC")
 
@@ -76,11 +84,16 @@ def is_channels_last(model: nn.Module) -> bool:
 def to_nchw(
     activation: Tensor, image_size: tuple[int, int], prefix_tokens: int | None = None, channels_last: bool = False
 ) -> Tensor:
-    """A layer's output as (B,C,h,w), from (B,C,h,w), (B,h,w,C) or tokens (B,N,C), by the image's aspect ratio.
+    """Bring a layer's output into (B,C,h,w).
 
-    prefix_tokens: class and register tokens to leave out; None finds the smallest number that leaves a grid.
-    channels_last: read a shape that may be either, such as (B,96,96,96), as (B,h,w,C).
-    Raises InputError for an output that is none of the three.
+    Args:
+        activation: (B,C,h,w), (B,h,w,C) or tokens (B,N,C).
+        image_size: Height and width of the image. A map has its aspect ratio.
+        prefix_tokens: Class and register tokens to leave out. None takes the smallest number that leaves a grid.
+        channels_last: Read a shape that fits both layouts, such as (B,96,96,96), as (B,h,w,C).
+
+    Raises:
+        InputError: The output has none of these layouts.
     """
     if activation.ndim == 4:
         _, a, b, c = activation.shape
@@ -102,10 +115,7 @@ def to_nchw(
 
 
 def _is_grid(h: int, w: int, image_size: tuple[int, int], roundings: int = 2) -> bool:
-    """Whether h x w is the image reduced by one stride in both directions, give or take a pixel or two of rounding.
-
-    The same rounding befalls both sides of a square image, so it gives a square.
-    """
+    """Return whether h x w is the image reduced by one stride, with some pixels of rounding. A square stays one."""
     height, width = image_size
     if not (1 <= h <= height and 1 <= w <= width):
         return False
@@ -115,7 +125,7 @@ def _is_grid(h: int, w: int, image_size: tuple[int, int], roundings: int = 2) ->
 
 
 def _grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
-    """The (h,w) with h*w = tokens that has the image's aspect ratio, or None; patches are cut, and rounded, once."""
+    """Return (h,w) with h*w = tokens and the image's aspect ratio, or None."""
     height, width = image_size
     if tokens < 4:
         return None
@@ -127,28 +137,39 @@ def _grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A module that runs once and gives a map: when it ended, its grid, whether it gives tokens and gets a gradient."""
+    """A module that runs once and returns a map."""
 
     name: str
     order: int
+    """Its place in the order in which modules end."""
     grid: tuple[int, int]
     tokens: bool
+    """Whether the map comes as tokens (B,N,C)."""
     live: bool
+    """Whether the map receives a gradient."""
 
 
-# These pass their input through, or bring it to a fixed size for the head.
+# They pass their input through or resize it for the head.
 _NOT_STAGES = (nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def layers_of(model: nn.Module, image_size: int | tuple[int, int] = 224, count: int = 4) -> tuple[str, ...]:
-    """The end of each stage of a classifier, as dotted names from shallow to deep, found by one probing pass.
+    """Find the layers to explain, shallow to deep, by one forward and backward pass on noise.
 
-    Hierarchical networks give the last layer of each of their `count` coarsest resolutions; networks of one resolution
-    (plain ViTs) give `count` evenly spaced blocks, and where these work on tokens the first norm inside the block,
-    because the patch tokens that leave the last block get no gradient from a class token. A layer found runs once in a
-    forward pass, returns one tensor that `to_nchw` understands, and receives a gradient.
-    image_size: side, or height and width, that the network accepts. The paper's own layers for its own networks are in
-    `models.MODELS`. Raises InputError where no layer gives a map.
+    In networks of several resolutions it is the last layer of each of the `count` coarsest ones. In plain ViTs it is
+    `count` evenly spaced blocks. Of a block on tokens it is the first norm inside, because the patch tokens that leave
+    the last block get no gradient from a class token. The paper's own layers for its networks are in `zoo.MODELS`.
+
+    Args:
+        model: A classifier (B,3,H,W) -> (B,K). It comes back unchanged.
+        image_size: Side, or height and width, of images that the network accepts.
+        count: The largest number of layers.
+
+    Returns:
+        Dotted names. Each layer runs once, returns one tensor that `to_nchw` reads, and receives a gradient.
+
+    Raises:
+        InputError: No layer returns a map, or an argument is not allowed.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 1 or count < 1:
@@ -174,8 +195,8 @@ def layers_of(model: nn.Module, image_size: int | tuple[int, int] = 224, count: 
 
 
 def _probe(model: nn.Module, size: tuple[int, int]) -> dict[str, _Seen]:
-    """The modules that run once and give a map, by name, in the order in which they end."""
-    batch = 2  # tells images from windows of an image, which Swin puts in the first dimension too
+    """Return the modules that run once and return a map, by name, in the order in which they end."""
+    batch = 2  # Swin also puts windows of an image into the first dimension
     shapes: dict[str, list[torch.Size | None]] = {}
     live: set[str] = set()
     channels_last, prefix = is_channels_last(model), getattr(model, "num_prefix_tokens", None)
@@ -226,17 +247,17 @@ def _probe(model: nn.Module, size: tuple[int, int]) -> dict[str, _Seen]:
         if len(found) == 1 and found[0] is not None:
             on_map = as_map(torch.empty(found[0], device="meta"))
             if on_map is not None and min(on_map.shape[2:]) > 1:
-                # A head set to zero lets no gradient through anywhere: then none is asked for.
+                # If the head is zero, no layer receives a gradient. Then none is required.
                 grid, is_live = (on_map.shape[2], on_map.shape[3]), name in live or not live
                 seen[name] = _Seen(name, order, grid, len(found[0]) == 3, is_live)
     return seen
 
 
 def _stage_ends(model: nn.Module, seen: dict[str, _Seen], resolutions: int) -> list[_Seen]:
-    """The last layer of each resolution on the way from the image to the logits, each coarser than the one before."""
+    """Return the last layer of each resolution between image and logits, each coarser than the one before."""
 
     def inside(module: nn.Module, prefix: str) -> list[tuple[_Seen, nn.Module]]:
-        """The outermost modules in `module` that can stand for a stage."""
+        """Return the outermost modules in `module` that can be a stage."""
         found = []
         for child_name, child in module.named_children():
             each = seen.get(prefix + child_name)
@@ -250,7 +271,7 @@ def _stage_ends(model: nn.Module, seen: dict[str, _Seen], resolutions: int) -> l
         return found
 
     def holds_stages(module: nn.Module, prefix: str) -> bool:
-        # What holds many resolutions is a container of stages; what holds fewer is a stage, or a block that strides.
+        # A container of stages has many resolutions. A stage or a strided block has fewer.
         members = inside(module, prefix)
         many = len({each.grid for each, _ in members}) >= resolutions
         return many or any(holds_stages(child, each.name + ".") for each, child in members)
@@ -264,7 +285,7 @@ def _stage_ends(model: nn.Module, seen: dict[str, _Seen], resolutions: int) -> l
 
 
 def _blocks(model: nn.Module, seen: dict[str, _Seen]) -> list[_Seen]:
-    """The longest run of siblings of one type: the blocks of a network of one resolution."""
+    """Return the longest run of siblings of one type: the blocks of a network with one resolution."""
     modules = dict(model.named_modules())
     siblings: dict[tuple[str, type], list[_Seen]] = {}
     for each in seen.values():
@@ -273,6 +294,6 @@ def _blocks(model: nn.Module, seen: dict[str, _Seen]) -> list[_Seen]:
 
 
 def _first_inside(block: _Seen, seen: dict[str, _Seen]) -> str:
-    """The first module inside a block that gives a map and gets a gradient."""
+    """Return the first module inside a block that returns a map and receives a gradient."""
     inside = (each for each in seen.values() if each.live and each.name.startswith(block.name + "."))
     return next((each.name for each in inside), block.name)

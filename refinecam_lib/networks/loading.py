@@ -24,19 +24,19 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class _Undrawn(TorchFunctionMode):
-    """Networks built inside draw no first weights, for a checkpoint's follow: VGG11's and Swin's would take seconds."""
+    """Build networks inside without drawing weights, which a checkpoint replaces. It saves seconds for VGG11 and Swin."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in (init.uniform_, init.normal_, init.kaiming_uniform_):
             return args[0] if args else kwargs["tensor"]
-        if func in (Tensor.uniform_, Tensor.normal_):  # zeros, for truncated draws are drawn until they are in bounds
+        if func in (Tensor.uniform_, Tensor.normal_):  # zeros, because truncated draws repeat until they are in bounds
             return args[0].zero_()
         return func(*args, **kwargs)
 
 
 def transform_of(spec: ModelSpec) -> Callable[[Image.Image], torch.Tensor]:
-    """The network's preprocessing of a photograph: resized and cropped at the centre, float32 (3,size,size) in [0,1]."""
+    """Return the preprocessing of a photograph: resize and crop at the centre, to float32 (3,size,size) in [0,1]."""
     import torchvision
 
     mode = torchvision.transforms.InterpolationMode(spec.interpolation)
@@ -51,18 +51,24 @@ def transform_of(spec: ModelSpec) -> Callable[[Image.Image], torch.Tensor]:
 
 
 def normalise(images: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
-    """Images (...,3,H,W) in [0,1] -> what the network expects; 0 is the mean colour."""
+    """Normalise images (...,3,H,W) in [0,1] for a network. 0 is then the mean colour."""
     mean = torch.tensor(spec.mean, dtype=images.dtype, device=images.device).view(3, 1, 1)
     std = torch.tensor(spec.std, dtype=images.dtype, device=images.device).view(3, 1, 1)
     return (images - mean) / std
 
 
 def load_model(name: str, weights: str | Path = "synthetic", device: str | torch.device = "cpu") -> nn.Module:
-    """A network in evaluation mode, its weights frozen and channels-last, ready to be explained.
+    """Load a network in evaluation mode, with frozen weights in channels-last.
 
-    weights: "synthetic" (the shipped checkpoint, 6 classes), "birds" (that of the 50 birds), "imagenet" (1000 classes;
-    downloaded where no installed package carries them), or the path of a .safetensors file with its .json card. Raises
-    InputError for an unknown model, a missing or corrupt checkpoint, or one whose sha256 is not its card's.
+    Args:
+        name: A name in MODELS or SMALL.
+        weights: "synthetic" for the shipped checkpoint of the 6 shapes, "birds" for that of the 50 birds, "imagenet"
+            for 1000 classes, or the path of a .safetensors file with its card. ImageNet weights are downloaded unless
+            an installed package has them.
+        device: Where to put it.
+
+    Raises:
+        InputError: The network is unknown, or the checkpoint is missing or damaged.
     """
     spec = spec_of(name)
     if weights == "imagenet":
@@ -78,9 +84,10 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
 
 
 def restore(name: str, path: Path) -> tuple[nn.Module, dict]:
-    """The network of a checkpoint in the form that it was trained in, in float32, and its card.
+    """Load a checkpoint's network as it was trained, in float32, and its card.
 
-    Raises InputError for a missing or corrupt checkpoint, or one of another network than `name`.
+    Raises:
+        InputError: The checkpoint is missing or damaged, or of another network.
     """
     state, card = read_checkpoint(path)
     if card["model"] != name:
@@ -88,14 +95,14 @@ def restore(name: str, path: Path) -> tuple[nn.Module, dict]:
     spec, classes = spec_of(name), len(card["classes"])
     with _Undrawn():
         model = spec.learner(classes) if spec.learner else spec.build(classes, False)
-        if model.state_dict().keys() != state.keys():  # a plain network that was fine-tuned
+        if model.state_dict().keys() != state.keys():  # fine-tuned from ImageNet weights
             model = spec.build(classes, False)
     model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return model, card
 
 
 def _folded(model: nn.Module, plain: nn.Module) -> nn.Module:
-    """`plain` with the weights of `model`, its norms folded: 2-d ones into the layer before them, 1-d into that after."""
+    """Copy the weights of `model` into `plain`. Fold 2-d norms into the layer before and 1-d norms into the one after."""
     parts = [module for module in model.eval().modules() if _weights(module)]
     folded = []
     for before, part, after in zip([None, *parts[:-1]], parts, [*parts[1:], None], strict=True):
@@ -116,17 +123,21 @@ def _folded(model: nn.Module, plain: nn.Module) -> nn.Module:
 
 
 def _weights(module: nn.Module) -> list[torch.Tensor]:
-    """A module's own, without its parts'."""
     return list(module.parameters(recurse=False))
 
 
 def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.Module]:
-    """A network for photographs and its spec: one of MODELS with ImageNet's 1000 classes, or any timm classifier.
+    """Load a network for photographs, with its specification.
 
-    A timm network gets timm's own preprocessing and the layers that `layers_of` finds. pretrained: with its default
-    weights, downloaded once where no package carries them; else with random ones, whose maps mean nothing.
-    Raises InputError for an unknown name, and for a timm network without such weights or classes, or for images that
-    are not square.
+    Args:
+        name: A name in MODELS, or of any timm classifier. A timm network gets timm's preprocessing and the layers that
+            `layers_of` finds.
+        pretrained: Load ImageNet weights, which are downloaded unless an installed package has them. With random
+            weights the maps mean nothing.
+
+    Raises:
+        InputError: The name is unknown, timm has no such weights, or the network has no classes or images that are not
+            square.
     """
     if name in MODELS:
         spec = MODELS[name]
@@ -144,7 +155,7 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
         if not any(words in str(error) for words in ("pretrained tag", "No pretrained weights")):
             raise
         weights = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
-        allowed = weights or "a network of which timm has weights"
+        allowed = weights or "a network with weights in timm"
         raise InputError(f"network {name!r}: timm has no such weights; allowed: {allowed}") from None
     if not model.num_classes:
         raise InputError(f"timm network {name!r} gives features, not classes; allowed: a classifier")
@@ -167,8 +178,8 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
 
 
 def on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
-    """The network on a device, its weights channels-last."""
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+    """Move a network to a device, with weights in channels-last."""
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @lru_cache(maxsize=16)
@@ -180,7 +191,7 @@ def _imagenet_hash(name: str) -> str:
 
 
 def weights_hash(name: str, weights: str = "synthetic") -> str:
-    """The sha256 that tells a network's weights from all others': its checkpoint file's, or of ImageNet's tensors."""
+    """Return the sha256 of a network's checkpoint file, or of its ImageNet tensors."""
     if weights == "imagenet":
         return _imagenet_hash(spec_of(name).name)
     return read_checkpoint(checkpoint_path(name, weights))[1]["sha256"]

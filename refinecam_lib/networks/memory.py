@@ -1,32 +1,43 @@
-"""The C library's memory: kept from one layer's output to the next, and given back when a piece of work is done.
+"""Let glibc reuse freed memory for the next layer's output, and return it after a piece of work.
 
-Without being told, glibc maps each output of tens of MB anew and the system clears its pages, which takes a third of
-many networks' time on a CPU, or forces chunks so small that torch takes slower kernels.
+By default glibc maps each output of tens of MB anew and the system clears its pages. That takes a third of many
+networks' time on a CPU.
+
+>>> keep_memory()                                # once per process
+True
 """
 
 import contextlib
 import ctypes
 
 KEPT = 512 << 20
-"""Bytes: blocks up to here are taken from memory that is kept, of which so much may lie free; larger ones as before."""
+"""Threshold in bytes. glibc keeps freed blocks up to this size for reuse, and at most this much free memory."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_keeping = False
 
 
-def _keep() -> bool:
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
+def keep_memory() -> bool:
+    """Make this process keep freed memory from now on.
+
+    Returns:
+        Whether it does. Only glibc can do it.
+    """
+    global _keeping
+    with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        return all(mallopt(option, KEPT) == 1 for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
-    return False
+        _keeping = all(mallopt(option, KEPT) == 1 for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+    return _keeping
+
+
+def keeps() -> bool:
+    """Return whether `keep_memory` has taken effect in this process."""
+    return _keeping
 
 
 def give_back() -> None:
-    """Return what is free to the system, where the C library can be asked to.
+    """Return free memory to the system, if the C library can.
 
-    joblib starts a process anew whose memory grows, and would take what is kept for a leak.
+    joblib takes kept memory for a leak and then restarts the process.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-KEEPS = _keep()
-"""Whether this process keeps memory, from the import of this module on; elsewhere than on glibc it does not."""

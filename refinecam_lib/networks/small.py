@@ -1,7 +1,7 @@
-"""Small members of the paper's four families, for the birds: each learns them on two CPU cores within an hour.
+"""Small members of the paper's four families for the birds. Each trains within an hour on two CPU cores.
 
-Each builds `network(num_classes)`, takes 256 px images, and has four stages of strides 4, 8, 16 and 32, as its larger
-sister has, with half or less of the width and depth.
+They take images of 256 px. Like the large ones they have four stages of strides 4, 8, 16 and 32, but at most half of
+the width and depth.
 """
 
 from torch import Tensor, nn
@@ -10,15 +10,15 @@ SIDE = 256
 
 
 def small_resnet(num_classes: int) -> nn.Module:
-    """A ResNet of one basic block a stage, 32 to 256 channels wide, with timm's deep stem."""
+    """Build a ResNet with one basic block per stage, 32 to 256 channels and timm's deep stem."""
     from timm.models.resnet import BasicBlock, ResNet
 
     widths = (32, 64, 128, 256)
-    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes, channels=widths, stem_type="deep", stem_width=12)  # type: ignore[arg-type]  # the class is meant
+    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes, channels=widths, stem_type="deep", stem_width=12)  # type: ignore[arg-type]
 
 
 def small_vgg(num_classes: int) -> nn.Module:
-    """A VGG11 of a quarter of the width, with batch norm and, for its 4096-wide layers, a mean and one linear layer."""
+    """Build a VGG11 of a quarter of the width with batch norms. It ends in a mean and one linear layer."""
     from torchvision.models import VGG
 
     layers: list[nn.Module] = []
@@ -42,9 +42,11 @@ class _Last(nn.Module):
 
 
 def _stem(width: int) -> list[nn.Module]:
-    """Two strided convolutions with batch norm in the place of 4 x 4 patches (Xiao et al. 2021).
+    """Build two strided convolutions with batch norms, instead of 4x4 patches.
 
-    Without pretrained weights a network with layer norms learns several times faster so.
+    A network with layer norms then learns several times faster from random weights.
+
+    Source: Xiao et al. 2021, https://arxiv.org/abs/2106.14881
     """
     return [
         nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False),
@@ -56,7 +58,7 @@ def _stem(width: int) -> list[nn.Module]:
 
 
 def small_swin(num_classes: int) -> nn.Module:
-    """A Swin Transformer of two blocks a stage, 24 to 192 channels wide, windows of 8 x 8 tokens, for images of any size."""
+    """Build a Swin with two blocks per stage, 24 to 192 channels and windows of 8x8 tokens, for images of any size."""
     from timm.models.swin_transformer import SwinTransformer
 
     model = SwinTransformer(
@@ -73,7 +75,7 @@ def small_swin(num_classes: int) -> nn.Module:
 
 
 def small_convnext(num_classes: int) -> nn.Module:
-    """A ConvNeXt of two blocks a stage, 24 to 192 channels wide, without layer scale, which is for deep ones."""
+    """Build a ConvNeXt with two blocks per stage and 24 to 192 channels. Layer scale is for deep networks only."""
     from timm.models.convnext import ConvNeXt
 
     model = ConvNeXt(depths=(2, 2, 2, 2), dims=(24, 48, 96, 192), num_classes=num_classes, ls_init_value=None)

@@ -1,7 +1,7 @@
-"""Swin as it is trained from nothing: on small windows, and with a classifier that sees what differs between images.
+"""Changes to timm's Swin for training from random weights, on small windows.
 
-A training window of 56 px ends in 2 x 2 tokens, which timm fills up to the 7 x 7 of Swin's own windows. The filling is
-two fifths of such a window's cost, and takes part in attention, which no whole image of 224 px shows.
+A training window of 56 px ends in 2x2 tokens. timm pads them to the 7x7 of Swin's own windows. The padding takes two
+fifths of the cost and takes part in attention, which does not happen in whole images of 224 px.
 """
 
 import torch
@@ -24,11 +24,10 @@ class _Fitted(SwinTransformerBlock):
 
 
 def normalise_features(model: nn.Module) -> nn.Module:
-    """timm's Swin Transformer, in place: its classifier, a linear layer, now stands behind a batch norm.
+    """Put a batch norm before the linear classifier of timm's Swin, in place.
 
-    Layer norms leave the mean of all tokens nearly the same for every image: its classes are there (a linear fit to it
-    was right in 92 % of unseen windows after 25,000 images of hints), but the classifier itself stayed at chance.
-    `load_model` folds the norm into it.
+    Layer norms leave the mean over all tokens nearly the same for every image, and the classifier alone stays at chance.
+    A linear fit to these means was right in 92 % of unseen windows. `load_model` folds the norm into the classifier.
     """
     head = model.get_submodule("head")
     head.fc = nn.Sequential(nn.BatchNorm1d(head.fc.in_features), head.fc)  # type: ignore[union-attr, arg-type]
@@ -36,9 +35,9 @@ def normalise_features(model: nn.Module) -> nn.Module:
 
 
 def fit_windows(model: nn.Module) -> nn.Module:
-    """timm's Swin Transformer, in place: in maps smaller than a window, tokens attend to those that there are.
+    """Let timm's Swin attend without padding in maps (B,h,w,C) smaller than a window, in place.
 
-    A map (B,h,w,C) with h or w at least a window's is computed as before, so nothing changes for whole images.
+    Whole images give the same as before.
     """
     for module in model.modules():
         if isinstance(module, SwinTransformerBlock):

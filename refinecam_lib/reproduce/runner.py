@@ -29,6 +29,8 @@ HOMES = (
     "NUMBA_CACHE_DIR",
 )
 """The environment variables for tools' own files. The runner moves them into the checkout's ignored `.cache`."""
+FAST = "from refinecam_lib.networks import layers as _l, memory as _m; _l.fast_pointwise(); _m.keep_memory()"
+"""What a kernel runs first."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, tel
             with _environment(products):
                 papermill.execute_notebook(
                     *(book.path, copy, changed), kernel_name="python3", language="python", cwd=book.path.parent,
-                    progress_bar=False, start_timeout=300, extra_arguments=["--IPKernelApp.log_level=50"],
+                    progress_bar=False, start_timeout=300,
+                    extra_arguments=["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={FAST}"],
                     on_cell_executed=executed_cell,
                 )  # fmt: skip
         except papermill.PapermillExecutionError as stop:

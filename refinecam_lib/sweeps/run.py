@@ -16,7 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError, Stopped
-from ..networks.memory import give_back
+from ..networks.layers import fast_pointwise
+from ..networks.memory import give_back, keep_memory
 from ..paths import commit
 from .shard import Shard
 from .store import failures, finished, load_shard, look_up, table, write_rows
@@ -40,6 +41,8 @@ def reproducibly() -> Iterator[None]:
     before = cudnn.allow_tf32, cudnn.deterministic
     torch.set_num_threads(1)
     cudnn.allow_tf32, cudnn.deterministic = False, True
+    keep_memory()
+    fast_pointwise()
     try:
         yield
     finally:

@@ -1,15 +1,14 @@
 """Train a network on the shapes or the birds and write its checkpoint: python -m refinecam_lib.training --model resnet18
 
-The test set is read once, with the finished fp16 file. A killed run goes on from its last state when the same command
-is given. On few cores put `OMP_WAIT_POLICY=passive` before it: threads that wait in a loop keep the process that draws
-from its core (Swin's windows of 56 px on two cores: 41 ms an image instead of 52).
+The test set is read once, with the finished fp16 file. A stopped run continues when the same command is given. On few
+cores put `OMP_WAIT_POLICY=passive` before it. Busy-waiting threads take the core of the process that draws items.
 """
 
 import argparse
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -21,11 +20,11 @@ import torchvision
 from ..errors import InputError, one_of
 from ..networks.checkpoints import checkpoint_path, read_checkpoint, write_checkpoint
 from ..networks.loading import load_model
+from ..networks.memory import keep_memory
 from ..networks.zoo import spec_of
 from ..paths import commit
 from .loop import device_of, evaluate, fit, half_of
-from .recipe import Recipe, training_folder
-from .shipped import SHIPPED
+from .recipe import Recipe, shipped_recipes, training_folder
 from .tasks import TASKS, task_of
 
 
@@ -38,23 +37,35 @@ def train(
     progress: bool | None = None,
     tested: bool = True,
 ) -> dict:
-    """Train, write the checkpoint, test the written file once, and return its card (also written, as JSON).
+    """Train a network, write its checkpoint, and test the written file once.
 
-    out: the .safetensors file, by default results/training/<checkpoint>/<checkpoint>.safetensors, so that the shipped
-    one is safe; transfer: a folder of pictures for one more test of the shapes, on backgrounds of another kind; tested:
-    False leaves the tests to a later run. The card holds the data set's own test and, where items can be drawn, that on
-    6,000 fresh ones, with 95 % intervals, for the shapes also per size, class and kind of background.
+    Args:
+        recipe: Everything that decides the weights.
+        out: The .safetensors file. The default is results/training/<checkpoint>/<checkpoint>.safetensors, so that the
+            shipped file stays.
+        device: "auto", "cpu", "cuda" ...
+        workers: Processes that draw items.
+        transfer: A folder of pictures, for one more test of the shapes on other backgrounds.
+        progress: Whether to draw a bar. None draws one unless the variable CI is set.
+        tested: False leaves the tests to a later run.
+
+    Returns:
+        The card, which is also written as JSON beside the file. It has the accuracy on the data set's own test and, for
+        drawn items, on 6,000 fresh ones.
+
+    Raises:
+        InputError: An argument is not allowed, or a file cannot be read.
     """
-    shipped_as = checkpoint_path(recipe.model, recipe.task).name
-    out = Path(out) if out else training_folder(recipe) / shipped_as
+    keep_memory()  # a step on the CPU takes a seventh less time
+    out = Path(out) if out else training_folder(recipe) / checkpoint_path(recipe.model, recipe.task).name
     if out.suffix != ".safetensors":
         raise InputError(f"out {out.name!r}; allowed: a name that ends in .safetensors")
     task = task_of(recipe.task, recipe.seed, scenes=recipe.scenes, shares=recipe.shares, transfer=transfer)
     model, record = fit(recipe, device, workers, progress=progress)
     place = device_of(device)
-    hyper = json.loads(json.dumps(asdict(recipe)))  # with lists for tuples, as it is read back
+    hyper = json.loads(json.dumps(asdict(recipe)))  # tuples become lists, as in the file
     for name, plain in (("scenes", ("crowd",)), ("weights", ("imagenet", "none"))):
-        if hyper[name] not in plain:  # a folder on somebody's machine
+        if hyper[name] not in plain:  # a card names no folder of a machine
             hyper[name] = Path(hyper[name]).name
     card = {
         "model": recipe.model,
@@ -71,13 +82,12 @@ def train(
         "hyper_parameters": hyper,
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
         "precision": str(half_of(place) or torch.float32).removeprefix("torch."),
-        "validation": {"n": record["judged_on"], "accuracy": record["best"]},
+        "validation": {"n": record["validated_on"], "accuracy": record["best"]},
         "history": record["history"],
         "commit": commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
-                     "torchvision": torchvision.__version__.split("+")[0], "timm": timm.__version__,
-                     "numpy": np.__version__},
-    }  # fmt: skip
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "timm": timm.__version__}
+        | {module.__name__: module.__version__.split("+")[0] for module in (torch, torchvision)},
+    }
     card |= {"images_in_all": card["images_seen"], "seconds_in_all": card["seconds"], "test_readings": int(tested)}
     if recipe.weights not in ("imagenet", "none"):
         earlier = read_checkpoint(Path(recipe.weights))[1]
@@ -88,9 +98,9 @@ def train(
     card = write_checkpoint(model, out, card)
     if not tested:
         return card
-    shipped, spec = load_model(recipe.model, out, place), spec_of(recipe.model, recipe.task)
+    written, spec = load_model(recipe.model, out, place), spec_of(recipe.model, recipe.task)
     for name, items in task.tests().items():
-        card[name] = evaluate(shipped, items, spec, workers=workers)
+        card[name] = evaluate(written, items, spec, workers=workers)
     return write_checkpoint(model, out, card)
 
 
@@ -102,36 +112,42 @@ def retrain(
     transfer: str | Path | None = None,
     progress: bool | None = None,
 ) -> dict:
-    """Make a shipped network again by its recipes in `SHIPPED`; arguments and result as of `train`.
+    """Train a shipped network again by the recipes in its card. A stopped call continues where it was.
 
-    A killed call goes on where it was. Only the last recipe's network is tested.
+    Args:
+        name: The stem of the checkpoint's file, such as "resnet18".
+        out, device, workers, transfer, progress: As in `train`.
+
+    Returns:
+        The card of the last recipe's network, which alone is tested.
+
+    Raises:
+        InputError: No such network is shipped, or as in `train`.
     """
-    recipes = SHIPPED[one_of("network with recipes", name, SHIPPED)]
-    folder = training_folder(recipes[0])
-    weights = recipes[0].weights
-    for number, recipe in enumerate(recipes[:-1], 1):
+    *earlier, last = shipped_recipes(name)
+    folder = training_folder(last)
+    weights = (earlier or [last])[0].weights
+    for number, recipe in enumerate(earlier, 1):
         part = folder / f"{name}-{number}.safetensors"
         train(replace(recipe, weights=weights), part, device, workers, progress=progress, tested=False)
         weights = str(part)
-    return train(replace(recipes[-1], weights=weights), out, device, workers, transfer, progress)
+    return train(replace(last, weights=weights), out, device, workers, transfer, progress)
 
 
-def _shares(text: str) -> tuple[float, ...]:
+def _parsed(option: str, text: str, parse: Callable[[str], object], example: str) -> tuple:
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(parse(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"shares {text!r}; allowed: three numbers such as 2,1,1") from error
+        raise InputError(f"{option} {text!r}; allowed: {example}") from error
 
 
-def _stages(text: str) -> tuple[tuple[int, float], ...]:
-    try:
-        return tuple((int(side), float(share)) for side, share in (part.split(":") for part in text.split(",")))
-    except ValueError as error:
-        raise InputError(f"stages {text!r}; allowed: window:share,... such as 128:.6,224:.4") from error
+def _stage(text: str) -> tuple[int, float]:
+    side, share = text.split(":")
+    return int(side), float(share)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, 2 for bad input, or 130 when it was stopped."""
+    """Run the command line. Return 0, 2 for bad input, or 130 if it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m refinecam_lib.training", description=__doc__.splitlines()[0])
     defaults = {field.name: field.default for field in fields(Recipe)}
     plain = {name: float if d is None else type(d) for name, d in defaults.items() if not isinstance(d, (bool, tuple))}
@@ -144,16 +160,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw items (default 1)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--out", type=Path, default=None, help="the .safetensors file to write")
-    parser.add_argument("--transfer", default=None, help="a folder of pictures to test on as well")
-    parser.add_argument("--shipped", action="store_true", help="make the shipped network again, by its own recipes")
+    parser.add_argument("--transfer", default=None, help="a folder of pictures for one more test")
+    parser.add_argument("--shipped", action="store_true", help="train the shipped network again by its own recipes")
     options = parser.parse_args(arguments)
     rest = (options.out, options.device, options.workers, options.transfer)
     try:
         recipe = {name: getattr(options, name) for name in [*plain, "freeze"]}
         if options.stages:
-            recipe["stages"] = _stages(options.stages)
+            recipe["stages"] = _parsed("stages", options.stages, _stage, "window:share,... such as 128:.6,224:.4")
         if options.shares:
-            recipe["shares"] = _shares(options.shares)
+            recipe["shares"] = _parsed("shares", options.shares, float, "three numbers such as 2,1,1")
         name = checkpoint_path(options.model, one_of("task", options.task, TASKS)).stem
         given = [key for key, value in recipe.items() if value != defaults[key] and key not in ("model", "task")]
         if options.shipped and given:
@@ -163,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last state", file=sys.stderr)
+        print("Stopped. The same command continues from the last state.", file=sys.stderr)
         return 130
     for name in ("test", "fresh", "transfer"):
         if name in card:

@@ -1,7 +1,9 @@
-"""Hints: a network learns a trained one's maps besides the classes (FitNets, Romero et al. 2015, arXiv 1412.6550).
+"""Feature distillation: a student learns the maps of a trained teacher along with the classes.
 
-The class is one number an image; maps say at every place what is there. ConvNeXt and Swin, which start from patches of
-4 x 4 pixels, sit at chance for thousands of images without them.
+A class is one number per image. Maps say at every place what is there. Without them ConvNeXt and Swin, which start from
+patches of 4x4 pixels, stay at chance for thousands of images.
+
+Source: FitNets, Romero et al. 2015, https://arxiv.org/abs/1412.6550
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,40 +18,50 @@ from ..networks.layers import is_channels_last, to_nchw
 from ..networks.loading import load_model, normalise
 from ..networks.zoo import ModelSpec, spec_of
 
-PROBE = 64
-"""Side of the images that tell the channels of layers."""
 
+class Distillation(nn.Module):
+    """The distance between a student's maps and those of a shipped teacher.
 
-class Hints(nn.Module):
-    """How far a student's maps are from those of a shipped teacher; its own weights, the heads, fit one to the other.
+    Its own weights are linear heads, which bring the student's channels to the teacher's.
 
-    teacher: the name of a shipped network for the shapes; student, spec: the network that learns, on its device. Raises
-    InputError as `load_model` does.
+    Args:
+        teacher: Name of a shipped network for the shapes.
+        student: The network that learns, on `device`.
+        spec: The student's specification.
+        device: Where the heads and the teacher are put.
+
+    Raises:
+        InputError: The teacher is unknown or its checkpoint is not whole.
     """
 
     def __init__(self, teacher: str, student: nn.Module, spec: ModelSpec, device: torch.device):
         super().__init__()
         self.spec, self.teacher = spec_of(teacher), load_model(teacher, device=device)
-        images = torch.zeros(1, 3, PROBE, PROBE, device=device)
+        images = torch.zeros(1, 3, 64, 64, device=device)  # only to count channels
         with torch.no_grad(), maps_of(student.eval(), spec.layers) as maps:
             student(images)
-        pairs = zip(maps, self.known(images), strict=True)
-        self.heads = nn.ModuleList(_head(own.shape[1], known.shape[1]) for own, known in pairs).to(device)
+        pairs = zip(maps, self.teacher_maps(images), strict=True)
+        self.heads = nn.ModuleList(_head(own.shape[1], wanted.shape[1]) for own, wanted in pairs).to(device)
 
-    def known(self, images: Tensor) -> list[Tensor]:
-        """The teacher's maps (B,C,h,w) of images (B,3,H,W) in [0,1]."""
+    def teacher_maps(self, images: Tensor) -> list[Tensor]:
+        """Return the teacher's maps (B,C,h,w) of images (B,3,H,W) in [0,1]."""
         with torch.no_grad(), maps_of(self.teacher, self.spec.layers) as maps:
             self.teacher(normalise(images, self.spec))
         return maps
 
     def forward(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
-        """Mean squared error of the teacher's maps, standardised over the batch, by a linear function of the student's.
+        """Compute the mean squared error between the heads' outputs and the teacher's standardised maps.
 
-        maps: the student's, (B,C,h,w) a layer; images (B,3,H,W) in [0,1]. 1 or more where nothing is known, 0 is best.
+        Args:
+            maps: The student's maps (B,C,h,w), one per layer.
+            images: (B,3,H,W) in [0,1].
+
+        Returns:
+            A scalar. 0 is best, and about 1 is chance.
         """
         errors = []
-        for head, own, known in zip(self.heads, maps, self.known(images), strict=True):
-            wanted = functional.adaptive_avg_pool2d(known.float(), (own.shape[2], own.shape[3]))
+        for head, own, wanted in zip(self.heads, maps, self.teacher_maps(images), strict=True):
+            wanted = functional.adaptive_avg_pool2d(wanted.float(), (own.shape[2], own.shape[3]))
             wanted = functional.batch_norm(wanted, None, None, training=True)
             errors.append(functional.mse_loss(head(own).float(), wanted))
         return torch.stack(errors).mean()
@@ -57,13 +69,16 @@ class Hints(nn.Module):
 
 def _head(channels: int, wanted: int) -> nn.Module:
     last = nn.Conv2d(channels, wanted, 1)
-    nn.init.zeros_(last.weight)  # begins by knowing nothing
+    nn.init.zeros_(last.weight)
     return nn.Sequential(nn.BatchNorm2d(channels), last)
 
 
 @contextmanager
 def maps_of(model: nn.Module, layers: Sequence[str]) -> Iterator[list[Tensor]]:
-    """The maps (B,C,h,w) of `layers` in the one forward pass inside, part of its graph; no hook outlives the context."""
+    """Record the maps (B,C,h,w) of `layers` in the forward pass inside, attached to its graph.
+
+    No hook outlives the context.
+    """
     maps: list[Tensor] = []
     size: list[tuple[int, int]] = []
     channels_last = is_channels_last(model)

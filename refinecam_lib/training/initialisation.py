@@ -1,7 +1,7 @@
-"""First weights by images, for networks of layer norms.
+"""Data-dependent initialisation of networks with layer norms.
 
-With random ones ConvNeXt and Swin sit at chance where networks of batch norms soon learn: layer norms leave each channel
-its mean over the images, and patches of 4 x 4 pixels are nearly all brightness.
+From random weights ConvNeXt and Swin stay at chance where networks with batch norms soon learn. A layer norm does not
+remove a channel's mean over the images, and patches of 4x4 pixels differ mostly in brightness.
 """
 
 import itertools
@@ -14,33 +14,36 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 NOISE = 0.01
-"""Variance that whitening leaves out: about that of the faintest quarter of a patch's components."""
-
+"""Added to the variances before whitening. A quarter of a patch's components vary less than this."""
 BRANCH = 0.2
-"""Standard deviation of what a transformer's block adds to its input, for which a ConvNeXt has its layer scale."""
-
+"""Standard deviation of the output of a transformer's branch. ConvNeXt has its layer scale instead."""
 PLACES = ((0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
-"""Steps from the eight neighbours of a token, which attention heads look at in turn."""
-
+"""Steps to the eight neighbours of a token. Attention heads start at them in turn."""
 FALL = 2.0
-"""How fast attention falls off: the logit at a distance of one token from its place is lower by this."""
-
+"""How much the attention logit falls at a distance of one token. It falls with the squared distance."""
 LEAST = -6.0
-"""The lowest such logit: far tokens are not out of sight for ever."""
-
+"""The lowest such logit, so that far tokens keep a gradient."""
 MATCH = 0.5
-"""Standard deviation of queries and keys, so that at first places decide more than likeness."""
+"""Standard deviation of queries and keys. It is small, so that positions decide at first."""
 
 
 def set_by_images(model: nn.Module, images: Tensor) -> nn.Module:
-    """The untrained network, its weights set by a batch of its inputs, float (B,3,H,W), in place.
+    """Set the weights of an untrained network by a batch of its inputs, in place.
 
-    The first convolution, one of patches side by side, whitens them: half of its channels give the components of largest
-    variance, the other half the same with the other sign. Then, in the order of computation, each layer norm and each
-    linear layer but the classifier gives every channel mean 0 and variance 1 over the batch (Krähenbühl et al. 2016);
-    the last of a transformer's branches, timm's `proj` and `fc2`, standard deviation .2. Source: arXiv 1511.06856.
-    A shifted-window transformer's heads start out looking at one neighbour each (as ConViT's, arXiv 2103.10697): left
-    to learn it, positions counted for next to nothing after 120,000 images.
+    The first convolution whitens its patches. Half of its channels are the components of largest variance, the others
+    are their negatives. Then each layer norm and each linear layer, except the classifier, is scaled in the order of
+    computation: every channel has mean 0 and variance 1 over the batch. The last layers of a transformer's branches,
+    timm's `proj` and `fc2`, get the standard deviation .2. Each attention head of a Swin looks at one neighbour.
+
+    Args:
+        model: The network.
+        images: Normalised images, float (B,3,H,W).
+
+    Returns:
+        The same network.
+
+    Source: Krähenbühl et al. 2016, https://arxiv.org/abs/1511.06856; for attention ConViT, d'Ascoli et al. 2021,
+    https://arxiv.org/abs/2103.10697
     """
     model.eval()
     _look_nearby(model)
@@ -60,13 +63,13 @@ def set_by_images(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def _look_nearby(model: nn.Module) -> None:
-    """Let the relative position biases (P,heads) fall off with the squared distance from a neighbour, one for each head."""
+    """Let each head's relative position biases (P,heads) fall with the squared distance from one neighbour."""
     places = itertools.cycle(PLACES)
     for name, table in model.named_parameters():
         if not name.endswith("relative_position_bias_table"):
             continue
-        side = math.isqrt(len(table))  # of all steps within a window, its middle being none
-        steps = torch.cartesian_prod(*[torch.arange(side) - side // 2] * 2)
+        side = math.isqrt(len(table))
+        steps = torch.cartesian_prod(*[torch.arange(side) - side // 2] * 2)  # all steps within a window
         for head in range(table.shape[1]):
             distance = (steps - torch.tensor(next(places))).square().sum(1)
             with torch.no_grad():
@@ -86,7 +89,7 @@ def _whiten(layer: nn.Conv2d, images: Tensor) -> None:
 
 
 def _rescale(deviation: Tensor, layer: nn.LayerNorm | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """A hook that gives each channel of the layer mean 0 and its standard deviation; returns its output from now on."""
+    """Give each output channel mean 0 and its standard deviation (a forward hook). Return the new output."""
     axis = 1 if isinstance(layer, LayerNorm2d) else output.ndim - 1
     others = [k for k in range(output.ndim) if k != axis]
     std, mean = torch.std_mean(output, others, keepdim=True)

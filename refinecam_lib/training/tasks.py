@@ -1,17 +1,15 @@
 """What a network learns and is tested on: the shapes of the synthetic set, or the birds.
 
 >>> task = task_of("birds", seed=0)
->>> task.item(7, side=128).image.shape, len(task.exam(500, side=64))
+>>> task.item(7, side=128).image.shape, len(task.validation(500, side=64))
 (torch.Size([3, 128, 128]), 500)
-
-A task gives training items in windows of any side, the items that choose among states of a run, and the tests.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -26,36 +24,26 @@ from ..funnybirds.dataset import FunnyBirds, sample_of
 
 TEST_ITEMS, FRESH_ITEMS, TRANSFER_ITEMS = 600, 6000, 600
 HELD_OUT = 1000
-"""The last training images of the birds, which choose among states instead."""
-
-
-class Task(Protocol):
-    """Training items by number, and the items that judge; `side` is a whole image's, `data` says what it is made of."""
-
-    classes: ClassVar[tuple[str, ...]]
-    side: ClassVar[int]
-    data: str
-    task_data: str
-
-    def item(self, index: int, side: int) -> Sample:
-        """Training item `index`, each a new one, in a window of `side` px."""
-
-    def exam(self, n: int, side: int) -> list[Sample]:
-        """The first n items that choose among states, in windows of `side` px; neither trained nor tested on."""
-
-    def tests(self) -> dict[str, Samples]:
-        """The tests by name: "test", the data set's own, and "fresh", items that another seed has never looked at."""
+"""The number of training birds, the last ones, that are for validation."""
 
 
 class Shapes:
-    """Six shapes over crowded backgrounds, windows at native resolution that hold the shape, or as much as fits.
+    """Six shapes over crowded backgrounds, in windows at native resolution that hold as much of the shape as fits.
 
-    scenes, shares: as for SyntheticShapes. transfer: a folder of pictures for one more test, "transfer".
+    Args:
+        seed: Another seed draws other training and fresh items.
+        scenes: Backgrounds, see SyntheticShapes.
+        shares: How often small, medium and large shapes come.
+        transfer: A folder of pictures for one more test, "transfer".
     """
 
     classes: ClassVar[tuple[str, ...]] = synthetic.CLASSES
     side: ClassVar[int] = synthetic.SIZE
+    """Side of a whole image in pixels."""
+    data: str
+    """A description of the items, for the checkpoint's card."""
     task_data = "own shapes"
+    """A key for the card: which data the network knows."""
 
     def __init__(
         self,
@@ -65,28 +53,31 @@ class Shapes:
         transfer: str | Path | None = None,
     ):
         self.seed, self.scenes = seed, scenes
-        name = scenes if scenes == "crowd" else Path(scenes).name  # a folder on somebody's machine
+        name = scenes if scenes == "crowd" else Path(scenes).name  # a card names no folder of a machine
         self.data = f"scenes {name}; training half raw, half Perlin-mask imputed"
         self.training = SyntheticShapes("train", 10**9, seed, scenes=scenes, shares=shares)
         self.others = SyntheticShapes("all", TRANSFER_ITEMS, scenes=transfer) if transfer else None
 
     def item(self, index: int, side: int) -> Sample:
+        """Return training item `index` in a window of `side` px. Each index gives a new one."""
         return _window(self.training[index], side, rng("window", self.seed, index))
 
-    def exam(self, n: int, side: int) -> list[Sample]:
-        validation = SyntheticShapes("validation", n, scenes=self.scenes)
-        return [_window(validation[i], side, rng("exam", i)) for i in range(n)]
+    def validation(self, n: int, side: int) -> list[Sample]:
+        """Return the first n validation items in windows of `side` px. They are neither trained nor tested on."""
+        items = SyntheticShapes("validation", n, scenes=self.scenes)
+        return [_window(items[i], side, rng("exam", i)) for i in range(n)]
 
     def tests(self) -> dict[str, Samples]:
+        """Return the test sets by name: "test", the data set's own, and "fresh", items that no other seed draws."""
         tests: dict[str, Samples] = {"test": SyntheticShapes("test", TEST_ITEMS, scenes=self.scenes)}
-        # Other shapes, flips, colours and masks over the scenes of the test split; of another seed for each recipe's
-        # seed, so that training on from a tested network meets items that nobody has looked at.
+        # Other shapes, flips, colours and masks over the scenes of the test split. Each recipe's seed draws its own, so
+        # a network that is trained further is tested on items that no earlier test has seen.
         tests["fresh"] = SyntheticShapes("test", FRESH_ITEMS, self.seed + 1, scenes=self.scenes)
         return tests | ({"transfer": self.others} if self.others else {})
 
 
 def _window(sample: Sample, side: int, generator: np.random.Generator) -> Sample:
-    """A window of `side` px, anywhere that holds the whole shape, or as much as fits."""
+    """Cut a random window of `side` px that holds the whole shape, or as much as fits."""
     corner, mask = [], cast(torch.Tensor, sample.mask)
     whole = mask.shape[-1]
     for axis in (1, 0):
@@ -98,14 +89,14 @@ def _window(sample: Sample, side: int, generator: np.random.Generator) -> Sample
 
 
 def faded(sample: Sample, contrast: float) -> Sample:
-    """The sample with its background, all outside its mask, drawn towards its mean colour: contrast 1 leaves it as it is."""
+    """Reduce the contrast of the background, which is everything outside the mask. 1 leaves it, 0 is its mean colour."""
     image, mask = sample.image, cast(torch.Tensor, sample.mask)
     mean = image.mean((1, 2), keepdim=True)
     return replace(sample, image=torch.where(mask, image, mean + contrast * (image - mean)))
 
 
 def enlarged(sample: Sample, side: int) -> Sample:
-    """The sample at `side` px, its image bilinear, its mask by nearest neighbours; as it is where that is its side."""
+    """Resize a sample to `side` px: the image bilinearly, the mask by nearest neighbours."""
     if sample.image.shape[-1] == side:
         return sample
     image = nn.functional.interpolate(sample.image[None], size=side, mode="bilinear", align_corners=False)[0]
@@ -115,10 +106,13 @@ def enlarged(sample: Sample, side: int) -> Sample:
 
 
 class Birds:
-    """FunnyBirds or the project's own birds, whole ones and such that lack parts, drawn or averaged to a window's side.
+    """FunnyBirds or the project's own birds, whole ones and ones that lack parts, averaged to a window's side.
 
-    Training items carry the classes that their visible parts allow, all of which are their target ("multi-target", as
-    Hesse et al. train for the interventions). The project's own birds never end; files come in a new order each epoch.
+    The target of a training item is every class that its visible parts allow (multi-target training, Hesse et al. 2023,
+    https://arxiv.org/abs/2308.06248). The project's own birds never end. Those from files come in a new order each epoch.
+
+    Raises:
+        InputError: There are no more training birds than the held-out ones.
     """
 
     classes: ClassVar[tuple[str, ...]] = tuple(f"bird {k:02d}" for k in range(len(birds.CLASSES)))
@@ -133,18 +127,21 @@ class Birds:
             raise InputError(f"{self.seen + HELD_OUT} training birds; allowed: more than the {HELD_OUT} held out")
 
     def item(self, index: int, side: int) -> Sample:
+        """Return training item `index` in a window of `side` px, as Shapes do."""
         if not self.birds.drawn:
             epoch, place = divmod(index, self.seen)
             return self.birds.train(int(_order(self.seen, self.seed, epoch)[place]), side)
         index += self.seed * 10**8
         return self.birds.train(index if index < self.seen else index + HELD_OUT, side)
 
-    def exam(self, n: int, side: int) -> list[Sample]:
+    def validation(self, n: int, side: int) -> list[Sample]:
+        """Return the first n whole held-out birds in windows of `side` px."""
         held_out = range(self.seen, self.seen + HELD_OUT)
         whole = [i for i in held_out if birds.is_whole(self.birds.scene(i, "train"))]
         return [self.birds.train(i, side) for i in whole[:n]]
 
     def tests(self) -> dict[str, Samples]:
+        """Return the test sets by name. Birds from files have no "fresh" ones."""
         return {"test": self.birds} | ({"fresh": FreshBirds(self.seed)} if self.birds.drawn else {})
 
 
@@ -154,7 +151,7 @@ def _order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class FreshBirds(Sequence[Sample]):
-    """Whole birds of the project's own set that no split lists, others for each seed."""
+    """Whole birds of the project's own set that are in no split. Each seed has its own."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -169,14 +166,21 @@ class FreshBirds(Sequence[Sample]):
         return sample_of(birds.draw(bird), bird, f"fresh-{index:06d}")
 
 
+Task = Shapes | Birds
 TASKS: dict[str, type[Shapes] | type[Birds]] = {"synthetic": Shapes, "birds": Birds}
-"""Task by name, which is also the name of the weights that it gives."""
+"""Task by name. The weights that a task gives have the same name."""
 
 
 def task_of(name: str, seed: int = 0, **options: object) -> Task:
-    """The task called so; options: those of Shapes.
+    """Return the task of a name.
 
-    Raises InputError for an unknown name, and for a transfer test of the birds, whose other options mean nothing.
+    Args:
+        name: A name in TASKS.
+        seed: Another seed draws other items.
+        options: Those of Shapes. The birds ignore scenes and shares.
+
+    Raises:
+        InputError: The name is unknown, or the birds should have a transfer test.
     """
     one_of("task", name, TASKS)
     if name == "birds":

@@ -1,4 +1,4 @@
-"""Layers found in any network, and every layout read as (B,C,h,w): against grad-cam with a reshape written by hand."""
+"""Layers found in any network, and every layout read as (B,C,h,w), compared with grad-cam and a manual reshape."""
 
 import pytest
 import pytorch_grad_cam
@@ -13,6 +13,7 @@ from torch import nn
 from refinecam_lib import cams
 from refinecam_lib.capture import Capture
 from refinecam_lib.errors import InputError
+from refinecam_lib.networks import layers
 from refinecam_lib.networks.layers import evaluating, layers_of, to_nchw
 
 vision = torchvision.models
@@ -50,7 +51,7 @@ STAGES, SWIN = ("stages.0", "stages.1", "stages.2", "stages.3"), ("layers.0", "l
 RESNET = ("layer1", "layer2", "layer3", "layer4")
 LNS = tuple(f"encoder.layers.encoder_layer_{n}.ln_1" for n in range(4))
 DENSE = ("features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5")
-NETWORKS = {  # build, side of the images, reshapes of the first and the third layer, the layers that it must find
+NETWORKS = {  # build, side of the images, reshape of the first and of the third layer, expected layers
     "resnet50": (vision_net("resnet50"), 64, nchw, nchw, RESNET),
     "timm resnet50": (timm_net("resnet50"), 64, nchw, nchw, RESNET),
     "densenet121": (vision_net("densenet121"), 64, nchw, nchw, DENSE),
@@ -113,11 +114,11 @@ def test_layers_of_a_network_and_their_maps_equal_grad_cam(name):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build().eval()
-    for weight in model.parameters():  # some networks begin with a head, or branches, set to zero
+    for weight in model.parameters():  # some networks start with a head or branches of zeros
         if not weight.any():
             nn.init.normal_(weight, std=0.02)
     norms_of_batch = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms_of_batch:  # without statistics of its own inputs a deep network's signal dies out
+    for norm in norms_of_batch:  # otherwise the signal vanishes in deep networks
         norm.train().momentum = 1.0
     with torch.no_grad():
         model(torch.randn(4, 3, side, side))
@@ -136,7 +137,7 @@ def test_layers_of_a_network_and_their_maps_equal_grad_cam(name):
 
 
 def package_raw(kind, model, layer, inputs, reshape) -> torch.Tensor:
-    """The raw map of the package grad-cam, before it scales and resizes."""
+    """Return the raw map of the package grad-cam, before it scales and resizes."""
     explain = kind(model, [model.get_submodule(layer)], reshape)
     raw, original = [], explain.get_cam_image
     explain.get_cam_image = lambda *args: raw.append(original(*args)) or raw[-1]
@@ -150,11 +151,11 @@ def package_raw(kind, model, layer, inputs, reshape) -> torch.Tensor:
 
 
 def test_the_papers_layers_are_found_or_equivalent_ones():
-    """ResNet18's are the paper's own; for VGG11 the ReLU before each pool stands for the pool."""
+    """ResNet18's layers are the paper's. For VGG11 it is the ReLU before each pool instead of the pool."""
     assert layers_of(vision.resnet18(), 64) == RESNET
 
 
-def test_few_stages_and_a_count_of_ones_own():
+def test_networks_with_few_stages_and_another_count():
     net = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU()),
         nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU()),
@@ -167,8 +168,8 @@ def test_few_stages_and_a_count_of_ones_own():
     assert layers_of(nn.Sequential(nn.Sequential(*net[:2]), *net[2:]), 32) == ("0.0", "0.1")
 
 
-def test_a_wrapped_network_of_tokens_is_understood():
-    """The wrapper hides the number of prefix tokens, so the smallest that leaves a grid is taken."""
+def test_the_layers_of_a_wrapped_transformer_are_found():
+    """The wrapper hides the number of prefix tokens. The smallest number that leaves a grid is used."""
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4, num_classes=3, reg_tokens=4).eval()
     wrapped = nn.Sequential(nn.Identity(), vit)
     layers = layers_of(wrapped, 64)
@@ -181,8 +182,8 @@ def test_a_wrapped_network_of_tokens_is_understood():
     assert all(torch.equal(a, b) for a, b in zip(ours, direct)) and ours[0].shape == (2, 4, 4)
 
 
-def test_a_shape_that_may_be_either_layout_is_read_by_the_networks_own():
-    """As many channels as rows: (B,14,14,14) is (B,h,w,C) from a Swin and (B,C,h,w) from a CNN."""
+def test_a_shape_that_fits_both_layouts_is_read_in_the_networks_own():
+    """(B,14,14,14) is (B,h,w,C) in a Swin and (B,C,h,w) in a CNN."""
     torch.manual_seed(0)
     swin = timm.models.swin_transformer.SwinTransformer(
         img_size=56, embed_dim=14, depths=(1, 1), num_heads=(1, 2), num_classes=3
@@ -234,7 +235,7 @@ def test_an_output_that_is_no_map_is_refused(shape):
 
 
 def test_windows_of_an_image_are_refused():
-    """Swin's attention sees windows in the batch dimension; they are no maps of the images."""
+    """Swin's attention has windows in the batch dimension, which are not maps of images."""
     swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, num_classes=3).eval()
     with pytest.raises(InputError, match="one output an image"):
         cams.grad_cam(Capture(swin, torch.randn(1, 3, 56, 56), [0], ("layers.0.blocks.0.attn.proj",)))
@@ -259,7 +260,7 @@ def test_networks_without_a_map_are_refused():
             layers_of(vision.resnet18(), size, count)
 
 
-def test_a_layer_that_runs_twice_is_not_chosen_and_the_network_comes_back_as_it_was():
+def test_a_layer_that_runs_twice_is_not_chosen_and_the_network_is_unchanged():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -281,8 +282,11 @@ def test_a_layer_that_runs_twice_is_not_chosen_and_the_network_comes_back_as_it_
     assert all(module.training and not module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_evaluating_leads_small_kernels_another_way_on_one_thread_and_leaves_no_trace(threads):
+@pytest.mark.parametrize(("threads", "fast"), [(1, True), (2, True), (1, False)])
+def test_evaluating_restores_modes_and_speeds_up_pointwise_convolutions_where_asked(threads, fast, monkeypatch):
+    monkeypatch.setattr(layers, "_fast_pointwise", False)
+    if fast:
+        layers.fast_pointwise()
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 4, 1))
     images, before = torch.randn(2, 3, 16, 16), torch.get_num_threads()
     expected = model.double().eval()(images.double())
@@ -290,7 +294,7 @@ def test_evaluating_leads_small_kernels_another_way_on_one_thread_and_leaves_no_
     torch.set_num_threads(threads)
     try:
         with pytest.raises(KeyError), evaluating(model):
-            pointwise = (2, 2) if threads == 1 else (1, 1)
+            pointwise = (2, 2) if fast and threads == 1 else (1, 1)
             assert [model[k].dilation for k in (0, 2, 3)] == [pointwise, (2, 2), pointwise]
             assert not model[1].training
             torch.testing.assert_close(model(images).double(), expected, rtol=0, atol=1e-5)
@@ -303,6 +307,7 @@ def test_evaluating_leads_small_kernels_another_way_on_one_thread_and_leaves_no_
 
 def test_evaluating_changes_no_state_of_a_network_in_training_mode(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(layers, "_fast_pointwise", True)
     model = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 1)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with evaluating(model):

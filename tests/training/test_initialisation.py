@@ -1,3 +1,5 @@
+"""Data-dependent initialisation: the statistics that it promises."""
+
 import pytest
 import torch
 from torch import nn
@@ -19,13 +21,13 @@ def _seen(model: nn.Module, images: torch.Tensor, kinds: tuple[type, ...]) -> di
 
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "swin_tiny"])
-def test_every_channel_has_mean_0_and_its_variance_over_the_images(name):
+def test_every_channel_has_mean_0_and_its_standard_deviation_over_the_images(name):
     images = torch.randn(48, 3, 56, 56, generator=torch.Generator().manual_seed(0)).cumsum(3).mul(0.2)
     torch.manual_seed(0)
     model = set_by_images(zoo.spec_of(name).learner(6), images)
     seen = _seen(model, images, (nn.LayerNorm, nn.Linear))
     assert len(seen) > 50
-    outputs = list(seen.items())[:-1]  # the classifier is left as it was
+    outputs = list(seen.items())[:-1]  # the classifier stays unchanged
     for layer, output in outputs:
         axis = 1 if output.ndim == 4 and output.shape[1] == model.get_submodule(layer).weight.shape[0] else -1
         channels = output.movedim(axis, -1).flatten(0, -2)
@@ -37,20 +39,20 @@ def test_every_channel_has_mean_0_and_its_variance_over_the_images(name):
             assert channels.mean(0).abs().max() < 0.05, layer
 
 
-def test_every_head_starts_out_looking_at_one_neighbour():
+def test_every_attention_head_first_looks_at_one_neighbour():
     images = torch.randn(4, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     model = set_by_images(zoo.spec_of("swin_tiny").learner(6), images)
     seen: list[int] = []
     for layer in model.layers:
         for block in layer.blocks:
-            attention = block.attn._get_rel_pos_bias()[0].softmax(-1)[:, 24]  # of the middle token of 7 x 7, by head
+            attention = block.attn._get_rel_pos_bias()[0].softmax(-1)[:, 24]  # of the central token of 7x7, per head
             assert (attention.max(-1).values > 0.5).all()
             seen += attention.argmax(-1).tolist()
     assert len(seen) == 2 * 3 + 2 * 6 + 6 * 12 + 2 * 24
     assert {seen.count(place) for place in (16, 17, 18, 23, 25, 30, 31, 32)} <= {len(seen) // 8, len(seen) // 8 + 1}
 
 
-def test_the_first_convolution_whitens_patches_with_either_sign():
+def test_the_first_convolution_whitens_patches_with_both_signs():
     images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1)).cumsum(2).cumsum(3).mul(9)
     model = set_by_images(zoo.spec_of("convnext_tiny").learner(6), images)
     found = _seen(model, images, (nn.Conv2d,))["features.0.0"].movedim(1, -1).flatten(0, -2)
@@ -58,7 +60,7 @@ def test_the_first_convolution_whitens_patches_with_either_sign():
     assert torch.allclose(torch.cov(found[:, :48].T), torch.eye(48), atol=0.1)
 
 
-def test_a_network_of_layer_norms_starts_from_its_images_and_learns(tmp_path):
+def test_fit_initialises_a_network_with_layer_norms_by_images(tmp_path):
     recipe = Recipe("convnext_tiny", weights="none", freeze=False, images=4, batch=2, stages=((32, 1.0),), validation=2)
     model, record = fit(recipe, "cpu", 0, tmp_path, progress=False)
     first = model.features[0][0].weight.detach()
