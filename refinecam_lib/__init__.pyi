@@ -1,5 +1,5 @@
-from .analysis.statistics import paired_test as paired_test
 from .analysis.statistics import summary as summary
+from .analysis.tables import correct as correct
 from .capture import Capture as Capture
 from .datasets.photographs import open_picture as open_picture
 from .datasets.sample import Sample as Sample
@@ -22,11 +22,9 @@ from .networks.loading import load_model as load_model
 from .networks.loading import normalise as normalise
 from .networks.zoo import spec_of as spec_of
 from .refinement import AGGREGATES as AGGREGATES
-from .refinement import refine as refine
 from .reproduce.products import Report as Report
 from .scoring import CONVENTIONS as CONVENTIONS
 from .scoring import scores as scores
 from .sweeps.run import sweep as sweep
-from .sweeps.shard import plan as plan
 
 __version__: str

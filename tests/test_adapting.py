@@ -1,4 +1,4 @@
-"""The pages' code runs as written: docs/adapting.md, which notebook 11 repeats, and README's example."""
+"""Run the code of docs/adapting.md, which notebook 11 repeats, and of the README as it is written."""
 
 import re
 
@@ -10,13 +10,9 @@ from pytorch_grad_cam import XGradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from tiny_networks import LAYERS, batch, tiny_net
 
-from refinecam_lib import explanation as explain
+import refinecam_lib as rc
 from refinecam_lib import paths
-from refinecam_lib import refinement as refine
-from refinecam_lib.capture import Capture
-from refinecam_lib.datasets.shapes import SyntheticShapes
-from refinecam_lib.networks.loading import normalise
-from refinecam_lib.networks.zoo import spec_of
+from refinecam_lib.refinement import to_map
 from refinecam_lib.reproduce import __main__ as reproduce
 
 
@@ -26,10 +22,10 @@ def blocks(page):
 
 @pytest.fixture
 def registries():
-    """The registries as they are, put back after a page has added to them."""
-    before = set(explain.METHODS), set(refine.AGGREGATES)
+    """Remove what a page adds to the registries."""
+    before = set(rc.METHODS), set(rc.AGGREGATES)
     yield
-    for registry, names in zip((explain.METHODS, refine.AGGREGATES), before):
+    for registry, names in zip((rc.METHODS, rc.AGGREGATES), before):
         for name in set(registry) - names:
             del registry[name]
 
@@ -37,18 +33,18 @@ def registries():
 def test_the_page_on_adapting_runs_as_written(registries, capsys):
     page = {}
     for block in blocks("docs/adapting.md"):
-        exec(block, page)  # noqa: S102 - the page's own code is what is tested
+        exec(block, page)  # noqa: S102 - the test is about the page's code
     assert "torch.Size([2, 1, 224, 224])" in capsys.readouterr().out
     assert page["rows"]["correct"].all() and page["rows"]["cosine"].between(0.1, 1).all()
     energy = page["table"]["mean"]
     assert energy["LayerCAM", "none"] < energy["LayerCAM", "product"] < 1 and energy["XGradCAM", "minimum"] > 0
-    # The new method is the published one, where that is well-conditioned: on activations that are not negative.
+    # The published method is well-conditioned on activations that are not negative.
     model, (inputs, target) = tiny_net(activation=torch.nn.ReLU), batch()
-    ours = page["xgrad_cam"](Capture(model, inputs, target, LAYERS))
+    ours = page["xgrad_cam"](rc.Capture(model, inputs, target, LAYERS))
     for name, raw in zip(LAYERS, ours):
         oracle = XGradCAM(model, [getattr(model, name)])
         theirs = oracle(inputs, [ClassifierOutputTarget(int(t)) for t in target])
-        torch.testing.assert_close(refine.to_map(raw, (48, 48)), torch.from_numpy(theirs), atol=2e-5, rtol=0)
+        torch.testing.assert_close(to_map(raw, (48, 48)), torch.from_numpy(theirs), atol=2e-5, rtol=0)
 
 
 def test_notebook_11_is_the_page():
@@ -59,12 +55,12 @@ def test_notebook_11_is_the_page():
 
 def test_the_example_of_the_readme_runs_as_written(capsys):
     (example,) = blocks("README.md")
-    sample = SyntheticShapes("test", 1)[0]
+    sample = rc.SyntheticShapes("test", 1)[0]
     page = {
-        "inputs": normalise(sample.image[None], spec_of("efficientnet_lite0")),
+        "inputs": rc.normalise(sample.image[None], rc.spec_of("efficientnet_lite0")),
         "target": torch.tensor([sample.target]),
     }
-    exec(example, page)  # noqa: S102 - as above
+    exec(example, page)  # noqa: S102 - the test is about the page's code
     assert page["maps"].shape == (1, 224, 224) and "arcc" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Which of the paper's claims hold, under each convention and with each defect of the published code switched on.
+"""Test every claim of the paper under each convention and with each defect of the published code.
 
 >>> table = audit(conditions(audit_plan("efficientnet_lite0", 100, 30, 100, n_defects=40)))
 """
@@ -11,58 +11,66 @@ import pandas as pd
 
 from ..errors import rng
 from ..explanation import CAMS, OTHERS, TRIVIAL
-from ..scoring import CONVENTIONS, scores
+from ..scoring import CONVENTIONS
 from ..sweeps.experiments import EIGHTH_ROOT
 from ..sweeps.run import sweep
 from ..sweeps.shard import Shard
 from .statistics import correlation
+from .tables import scored
 
 REAL = ("GradCAM++", "LayerCAM", "ScoreCAM")
 """The methods of Fig. 1."""
 TERMS = ("one_minus_average_drop", "one_minus_complexity", "coherency", "road", "adcc")
-"""What ARCC competes with in Fig. 3, each higher is better."""
+"""The other scores of Fig. 3. Higher is better for all of them."""
 LEVEL = 0.01
-"""A score that a change of magnitude moves by less than this is called blind to it."""
+"""A score is blind to magnitude if raising the map to a power moves it by less than this."""
 
 
 class Draw:
-    """Scores of one bootstrap draw of images: means and paired differences of a method's variants.
-
-    values: score -> array (images, series), NaN where not measured or undefined; series: (method, aggregate) -> column.
-    """
+    """The scores of one bootstrap draw of images."""
 
     def __init__(self, values: Mapping[str, np.ndarray], series: Mapping[tuple[str, str], int], pick: np.ndarray):
+        """Draw images.
+
+        Args:
+            values: Score -> array (images, series), NaN where it was not measured or is undefined.
+            series: (method, aggregate) -> its column in the arrays.
+            pick: The drawn images.
+        """
         self.values = {name: array[pick] for name, array in values.items()}
         self.series = series
 
     def of(self, score: str, method: str, aggregate: str = "none") -> np.ndarray:
-        """The score of each image; all NaN where it was not measured."""
+        """Return the score of each image; all NaN if it was not measured."""
         column = self.series.get((method, aggregate))
         values = self.values[score]
         return np.full(len(values), np.nan) if column is None else values[:, column]
 
     def mean(self, score: str, method: str, aggregate: str = "none") -> float:
+        """Return the mean of a score over images."""
         return _mean(self.of(score, method, aggregate))
 
     def best_trivial(self, score: str) -> float:
+        """Return the highest mean of a trivial map."""
         return _max([self.mean(score, method) for method in TRIVIAL])
 
     def average_real(self, score: str) -> float:
+        """Return the average mean of the methods of Fig. 1."""
         return _mean(np.array([self.mean(score, method) for method in REAL]))
 
     def gain(self, better: str, worse: str) -> float:
-        """Mean over methods of the mean over images of ARCC's difference between two aggregates."""
+        """Return by how much one aggregate's ARCC exceeds another's: the mean over images, then over methods."""
         return _mean(np.array([_mean(self.of("arcc", m, better) - self.of("arcc", m, worse)) for m in CAMS]))
 
     def agreement(self, score: str) -> float:
-        """Spearman's correlation of the score with the cosine similarity to the truth, over explanations."""
+        """Return Spearman's correlation of a score with the cosine similarity to the truth, over explanations."""
         methods = [method for method in CAMS + OTHERS if (method, "none") in self.series]
         x, y = (np.concatenate([self.of(name, method) for method in methods]) for name in (score, "cosine"))
-        arcc = np.concatenate([self.of("arcc", method) for method in methods])  # rivals on the rows where it is defined
+        arcc = np.concatenate([self.of("arcc", method) for method in methods])  # all scores use the rows with an ARCC
         return correlation(np.where(np.isfinite(arcc), x, np.nan), y, "spearman")
 
     def moved(self, score: str) -> float:
-        """How far the haze of Fig. 4 moves a score, the mean over images of the absolute change."""
+        """Return the mean absolute change of a score when the map is raised to the power 1/8 (Fig. 4)."""
         return _mean(np.abs(self.of(score, EIGHTH_ROOT) - self.of(score, "GradCAM++")))
 
 
@@ -91,27 +99,28 @@ CLAIMS: dict[str, Callable[[Draw], float]] = {
     "ROAD is blind to magnitude": lambda d: LEVEL - d.moved("road"),
     "ARCC is not blind to magnitude": lambda d: d.moved("arcc") - LEVEL,
 }
-"""Claim -> by how much it holds: it holds above 0, and fails below."""
+"""Claim -> by how much it holds. Above 0 it holds, below 0 it fails."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Measured rows and the convention that scores them; `name` and `note` say what is different from ours."""
+    """Measured rows and the convention that scores them."""
 
     name: str
     rows: pd.DataFrame
     convention: str = "recommended"
     note: str = ""
+    """What is different from ours."""
 
 
 def conditions(shards: Mapping[str, Sequence[Shard]], n_jobs: int = 1) -> list[Condition]:
-    """Measure, or read, the rows of every condition of the audit; shards: of `plans.audit_plan`."""
+    """Measure or read the rows of every condition. shards: those of `experiments.audit_plan`."""
     found = {name: sweep(list(part), n_jobs) for name, part in shards.items()}
     ours = found["ours"]
     few = sorted(ours["image"].unique())[: found["D4"]["image"].nunique()]
 
     def replaced(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
-        """The base rows, with `rows` in the place of those of the same name."""
+        """Return the base rows, with `rows` instead of those with the same keys."""
         return pd.concat([rows, base]).drop_duplicates(["image", "method", "layer", "aggregate"])
 
     first = ours[ours["image"].isin(few) & ours["method"].isin(set(found["D4"]["method"]))]
@@ -134,11 +143,17 @@ def conditions(shards: Mapping[str, Sequence[Shard]], n_jobs: int = 1) -> list[C
 
 
 def audit(found: Sequence[Condition], draws: int = 400, seed: int = 0) -> pd.DataFrame:
-    """One row a condition and claim: by how much the claim holds, its bootstrap 95 % interval over images, the verdict.
+    """Test every claim under every condition.
 
-    Columns: condition, note, claim, value, low, high, verdict ("holds", "fails", "undecided", or "no value" where
-    nothing was measured or no score is defined), n images, and undefined, the share of ARCC scores that the convention
-    leaves undefined.
+    Args:
+        found: The conditions.
+        draws: Draws of the bootstrap over images.
+        seed: Seeds the bootstrap.
+
+    Returns:
+        One row per condition and claim with the columns condition, note, claim; value, by how much the claim holds, and
+        its 95 % interval low, high; verdict: "holds" above 0, "fails" below 0, "undecided" if the interval contains 0,
+        "no value" if no score is defined; n images; undefined: the share of ARCC scores that have no value.
     """
     records = []
     for condition in found:
@@ -149,7 +164,7 @@ def audit(found: Sequence[Condition], draws: int = 400, seed: int = 0) -> pd.Dat
         with np.errstate(invalid="ignore"):
             for claim, by_how_much in CLAIMS.items():
                 value, *drawn = (by_how_much(Draw(values, series, pick)) for pick in picks)
-                known = np.isfinite(value) and n > 1  # of one image nothing can be told
+                known = np.isfinite(value) and n > 1  # one image gives no interval
                 low, high = np.nanquantile(drawn, [0.025, 0.975]) if known else (np.nan, np.nan)
                 records.append(
                     {"condition": condition.name, "note": condition.note, "claim": claim}
@@ -166,17 +181,9 @@ def _verdict(value: float, low: float, high: float) -> str:
 
 
 def _scored(condition: Condition) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], int], float]:
-    """Each score as an array (images, series) of the shallowest layer's maps of images that are classified correctly."""
-    rows = condition.rows[(condition.rows["correct"] == True) & (condition.rows["layer"] == 0)]
-    rows = rows.reset_index(drop=True)
-    table = scores(rows, condition.convention)
+    """Return each score as an array (images, series): the shallowest layer's maps of correctly classified images."""
+    table = scored(condition.rows[condition.rows["layer"] == 0], condition.convention)
     undefined = float(table["arcc"].isna().mean())
-    table = table.assign(
-        one_minus_average_drop=1 - table["average_drop"],
-        one_minus_complexity=1 - table["complexity"],
-        cosine=rows["cosine"],
-        **{name: rows[name] for name in ("image", "method", "aggregate")},
-    )
     wide = {
         score: table.pivot(index="image", columns=["method", "aggregate"], values=score)
         for score in ("arcc", "cosine", *TERMS)

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and correlations: what a table needs to say which differences are real."""
+"""Compute intervals, paired tests and correlations."""
 
 from collections.abc import Sequence
 
@@ -8,30 +8,34 @@ import scipy
 
 from ..errors import InputError, one_of, rng
 
-CORRELATIONS = {
-    "pearson": "pearsonr",
-    "spearman": "spearmanr",
-    "kendall": "kendalltau",
-}
-"""Correlation -> its function in scipy.stats, which is imported when it is first used."""
-
-
+CORRELATIONS = {"pearson": "pearsonr", "spearman": "spearmanr", "kendall": "kendalltau"}
+"""Correlation -> its function in scipy.stats, which is imported on first use."""
 FEW = 100
-"""Up to so many rows Kendall's correlation is computed from all pairs."""
+"""Up to this many rows Kendall's correlation is computed from all pairs, which is faster."""
 
 
 def bootstrap_interval(
     values: np.ndarray, images: np.ndarray | None = None, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of values (n,), resampling images; NaN values are left out.
+    """Compute the percentile bootstrap interval of a mean over images.
 
-    images: the image of each value, where an image has several, as of several networks: these are drawn together.
-    NaN for a single image, of which nothing can be told. Raises InputError where no value is left.
+    Args:
+        values: (n,). Values that are not finite are left out.
+        images: The image of each value (n,), if images have several values. They are drawn together.
+        level: The interval's coverage, in [0,1].
+        draws: How many samples are drawn.
+        seed: Seeds the draws.
+
+    Returns:
+        The lower and upper bound; NaN for a single image.
+
+    Raises:
+        InputError: No value is finite.
     """
     values = np.asarray(values, float)
     known = np.isfinite(values)
     if not known.any():
-        raise InputError("no finite value to draw an interval from; allowed: at least one")
+        raise InputError("Expected at least one finite value, got none. An interval needs measured values.")
     image = np.arange(known.sum()) if images is None else pd.factorize(np.asarray(images)[known])[0]
     sums, counts = np.bincount(image, values[known]), np.bincount(image)
     if len(sums) < 2:
@@ -42,13 +46,21 @@ def bootstrap_interval(
 
 
 def summary(rows: pd.DataFrame, score: str, by: Sequence[str]) -> pd.DataFrame:
-    """Mean, standard deviation over images, n and the bootstrap 95 % interval (low, high) of a score for each group.
+    """Summarise a score for each group.
 
-    rows: columns `score`, those of `by`, and image where an image has several rows in a group, as of several networks.
-    Values that are not finite are left out, and n counts the rest. Raises InputError where there is no row.
+    Args:
+        rows: Columns `score` and those of `by`; and image, if an image has several rows in a group.
+        score: The column to summarise. Values that are not finite are left out.
+        by: The columns that name a group.
+
+    Returns:
+        One row per group: mean, std (standard deviation over images), n values, and the bootstrap 95 % interval low, high.
+
+    Raises:
+        InputError: There is no row.
     """
     if rows.empty:
-        raise InputError(f"no row to average {score} over; allowed: at least one")
+        raise InputError(f"Expected rows to average {score} over, got none. Measure some images first.")
     rows = rows.reset_index(drop=True)
     images = rows["image"].to_numpy() if "image" in rows else np.arange(len(rows))
 
@@ -62,16 +74,27 @@ def summary(rows: pd.DataFrame, score: str, by: Sequence[str]) -> pd.DataFrame:
 
 
 def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[str, str]) -> pd.DataFrame:
-    """Wilcoxon's signed-rank test of `pair[1]` against `pair[0]` (values of column aggregate), image by image.
+    """Test one aggregate against another, image by image, by Wilcoxon's signed-rank test.
 
-    Returns, for each group of `by`: n pairs, the mean difference and its bootstrap 95 % interval, the matched-pairs
-    rank-biserial correlation (effect size, -1..1, positive where pair[1] is higher), p, and p corrected by Holm over
-    all groups. Pairs with an undefined score are left out; groups without a difference have p = 1, and groups in which
-    every pair is left out come last, with n = 0 and NaN. Raises InputError for a name in `pair` that no row has, and
-    where a group has several rows of an image, as of several networks.
+    Args:
+        rows: Columns image, aggregate, `score` and those of `by`. Pairs with an undefined score are left out.
+        score: The column to compare.
+        by: The columns that name a group.
+        pair: Two aggregates. The second is tested against the first.
+
+    Returns:
+        One row per group: n pairs; difference, its mean, with the bootstrap 95 % interval low, high; effect, the
+        matched-pairs rank-biserial correlation in [-1,1], positive if pair[1] is higher; p; p_holm, corrected by Holm
+        over all groups. A group without a difference has p = 1. Groups without a pair come last, with n = 0 and NaN.
+
+    Raises:
+        InputError: No row has an aggregate of `pair`, or a group has several rows of an image and aggregate.
     """
     if rows.duplicated([*by, "image", "aggregate"]).any():
-        raise InputError(f"several rows an image and aggregate in a group by {', '.join(by)}; allowed: one")
+        raise InputError(
+            f"Expected one row per image and aggregate in a group by {', '.join(by)}, got several. "
+            "Add the column that tells them apart, such as model."
+        )
     for name in pair:
         one_of("aggregate", name, rows["aggregate"].unique())
     wide = rows.pivot_table(index=[*by, "image"], columns="aggregate", values=score, sort=False)
@@ -96,7 +119,7 @@ def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[s
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of p values (m,), in [0,1]; NaN, of no test, stays and doesn't count."""
+    """Correct p values (m,) by Holm's step-down method. NaN stays NaN and does not count as a test."""
     p = np.asarray(p, float)
     order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN come last
     stepped = np.maximum.accumulate((len(order) - np.arange(len(order))) * p[order])
@@ -106,7 +129,11 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def correlation(x: np.ndarray, y: np.ndarray, kind: str = "pearson") -> float:
-    """Pearson, Spearman or Kendall correlation of the pairs in which both are finite, in [-1,1]; NaN below 3 pairs."""
+    """Compute a correlation in CORRELATIONS over the pairs (n,) in which both values are finite.
+
+    Returns:
+        The correlation in [-1,1]; NaN below 3 pairs and for a constant.
+    """
     test = getattr(scipy.stats, CORRELATIONS[one_of("correlation", kind, CORRELATIONS)])
     x, y = np.asarray(x, float), np.asarray(y, float)
     both = np.isfinite(x) & np.isfinite(y)
@@ -116,16 +143,16 @@ def correlation(x: np.ndarray, y: np.ndarray, kind: str = "pearson") -> float:
 
 
 def correlations_with_first(table: np.ndarray) -> dict[str, np.ndarray]:
-    """All three correlations of the first column (n,) with each other column (n,S) of a table, (S,) each.
+    """Compute every correlation of the first column of a table (n,1+S) with each other column: (S,) each.
 
-    The same numbers as `correlation`, many times faster, because no p value is computed. Rows with a value that is not
-    finite are left out; NaN below 3 rows, and where a column is constant.
+    The numbers are those of `correlation`. It is many times faster, because it computes no p values. Rows with a value
+    that is not finite are left out. NaN below 3 rows and for a constant column.
     """
     table = table[np.isfinite(table).all(1)]
     if len(table) < 3:
         return {kind: np.full(table.shape[1] - 1, np.nan) for kind in CORRELATIONS}
     ranks = scipy.stats.rankdata(table, axis=0)
-    if len(table) <= FEW:  # signs of all pairs
+    if len(table) <= FEW:  # the signs of all pairs
         kendall = _cosines(np.sign(table[:, None] - table[None]).reshape(-1, table.shape[1]))
     else:
         kendall = np.array([correlation(column, table[:, 0], "kendall") for column in table[:, 1:].T])
@@ -139,7 +166,7 @@ def _pearson(table: np.ndarray) -> np.ndarray:
 
 
 def _cosines(table: np.ndarray) -> np.ndarray:
-    """The cosine of the first column with each other, NaN where one is zero."""
+    """Compute the cosine of the first column with each other column; NaN if one is zero."""
     norms = np.linalg.norm(table, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.clip(table[:, 0] @ table[:, 1:] / (norms[0] * norms[1:]), -1, 1)
@@ -153,20 +180,30 @@ def correlations(
     draws: int = 400,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How well each score agrees with the truth (Fig. 3), with intervals from a bootstrap over images.
+    """Correlate each score with the truth (Fig. 3), with intervals from a bootstrap over images.
 
-    rows: columns image, model, method, `truth` and `scores`, all higher is better. Returns one row for each score, kind
-    (CORRELATIONS) and level ("explanation": over all rows; "method mean": over the means of the methods): value, the
-    mean over models; std, over models; low, high; and difference, `reference`'s correlation minus the score's, with
-    low_difference and high_difference, for both are drawn on the same images. Rows in which any score is
-    undefined are left out, and so are models on which a score has no correlation, unless it has none on any (NaN then):
-    all scores are compared on the same n rows. Of a single image the bounds are NaN.
-    Raises InputError for a reference that is none of the scores, and where no row is left.
+    Args:
+        rows: Columns image, model, method, `truth` and `scores`; higher is better for all scores. Rows in which a score
+            is undefined are left out, so all scores are compared on the same rows.
+        scores: The columns to correlate.
+        truth: The column to correlate them with.
+        reference: The score that the others are compared with.
+        draws: Draws of the bootstrap.
+        seed: Seeds the draws.
+
+    Returns:
+        One row per level ("explanation": over all rows; "method mean": over the means of methods), kind (CORRELATIONS)
+        and score: value, the mean over networks; std, over networks; low, high; difference, the reference's correlation
+        minus the score's, with low_difference, high_difference; n rows. A network on which a score has no correlation
+        is left out, unless the score has none on any network; then the value is NaN. A single image has no interval.
+
+    Raises:
+        InputError: The reference is not one of the scores, or no row is left.
     """
     own = list(scores).index(one_of("reference", reference, scores))
     rows = rows[np.isfinite(rows[[truth, *scores]].to_numpy(float)).all(1)]
     if rows.empty:
-        raise InputError(f"no row in which {truth} and every score are defined; allowed: at least one")
+        raise InputError(f"Expected rows in which {truth} and every score are defined, got none.")
     values = rows[[truth, *scores]].to_numpy(float)
     method, names = pd.factorize(rows["method"])
     image, images = pd.factorize(rows["image"])
@@ -174,7 +211,7 @@ def correlations(
     rows_of = [np.flatnonzero(image == i) for i in range(len(images))]
 
     def measured(pick: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-        """(level, kind) -> correlations (models, scores)."""
+        """Return (level, kind) -> correlations (models, scores)."""
         found: dict[tuple[str, str], list] = {}
         for k in range(len(models)):
             own = pick[model[pick] == k]
@@ -207,7 +244,7 @@ def correlations(
 
 
 def _group_means(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
-    """Mean of each column in each group; NaN for an empty group."""
+    """Compute the mean of each column in each group; NaN for an empty group."""
     sums = np.zeros((count, values.shape[1]))
     np.add.at(sums, groups, values)
     sizes = np.bincount(groups, minlength=count)[:, None]
@@ -215,7 +252,7 @@ def _group_means(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarr
 
 
 def middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The bounds of the middle `level` of resampled values (n,), without those not finite; NaN where none is left."""
+    """Return the bounds of the middle `level` of resampled values (n,). Values that are not finite are left out."""
     values = values[np.isfinite(values)]
     if not len(values):
         return np.nan, np.nan
@@ -224,7 +261,7 @@ def middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def accuracy(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The share of correct predictions in each group: n, accuracy in [0,1] and its Wilson 95 % interval (low, high)."""
+    """Return n, accuracy in [0,1] and its Wilson 95 % interval (low, high) for each group."""
 
     def one(correct: pd.Series) -> pd.Series:
         low, high = scipy.stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(method="wilson")

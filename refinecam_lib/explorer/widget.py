@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ..analysis.plots import HEAT, image_grid
+from ..analysis.grids import HEAT, image_grid
 from ..datasets.photographs import BUNDLED
 from ..errors import InputError
 from ..explanation import METHODS, Variant, method_of

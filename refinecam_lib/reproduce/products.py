@@ -1,13 +1,14 @@
-"""A notebook's products: saving its figures and tables, and their captions.
+"""Save a notebook's figures, tables and rows, each with a caption that says what it was made from.
 
->>> save(figure, "fig1", profile, caption=caption(profile, n=24))
->>> save(table, "table1", profile, caption=caption(profile, n=24))
->>> save_rows(results, "rows_fig1", profile)
+>>> report = rc.Report("fig1", profile, "shallowest layer", rows=rows)
+>>> report.figure(figure)                                         # fig1.png and fig1.pdf; returns the figure
+>>> report.table(table)                                           # table_fig1.csv, .md and .tex; returns the table
+>>> report.rows(rows)                                             # rows_fig1.parquet
 """
 
 import os
 import re
-from collections.abc import Iterable
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,88 +24,127 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PRODUCTS = "REFINECAM_PRODUCTS"
-"""The environment variable by which the runner has a notebook save to a folder of its own until it has succeeded."""
+"""The environment variable that names the folder for products. The runner moves them to figures/ when a notebook ends."""
 
 
 def products_folder(profile: str = STANDARD) -> Path:
-    """Return the folder that `save` writes to, and make it if it is missing.
+    """Return the folder that products are saved to, and make it if it is missing.
 
-    The runner gives it. Outside the runner it is `figures/interactive/<profile>`, so that a cell run by hand never
-    replaces what `make reproduce` made.
+    Outside the runner it is `figures/interactive/<profile>`, so a cell run by hand never replaces what the runner made.
     """
     folder = Path(os.environ.get(PRODUCTS) or paths.FIGURES / "interactive" / profile)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def caption(
-    profile: str, n: int, what: str = "images", rows: pd.DataFrame | None = None, kept: pd.DataFrame | None = None
-) -> str:
-    """Return the line that stands under every figure and table, `profile standard, n = 24 images, commit abc1234`.
+class Report:
+    """The products of one figure or table of the paper: files named after it, all with the same caption."""
 
-    rows: those of the sweep; the line then says how many of them failed, `0 of 1,200 rows failed`. kept: those of
-    images that are classified correctly, where the others are left out; it then says how many there are, if not all.
-    """
-    words = f"profile {profile}, n = {n:,} {what}"
-    if rows is not None:
-        words += f", {(rows['status'] == 'failed').sum():,} of {len(rows):,} rows failed"
-    if rows is not None and kept is not None:
-        seen, right = (len(part[["model", "image"]].drop_duplicates()) for part in (rows, kept))
-        if right < seen:
-            words += f", {right:,} of {seen:,} classifications correct and kept"
-    return f"{words}, commit {commit()}"
+    def __init__(
+        self,
+        name: str,
+        profile: str = STANDARD,
+        *details: str,
+        rows: pd.DataFrame | None = None,
+        n: str = "",
+        unit: str = "images",
+        every_class: bool = False,
+    ):
+        """Compose the caption, such as `profile standard, n = 24 images, resnet18, commit abc1234`.
 
+        Args:
+            name: Names the files: letters, digits, "_" and "-".
+            profile: The notebook's profile.
+            details: What else the caption says, such as the convention and the layer.
+            rows: All rows behind the product. The caption counts their images, failures and correct classifications,
+                and names their data sets and networks.
+            n: What was counted, such as "6 scenes", for a product without rows or with a count of its own.
+            unit: What the images show.
+            every_class: Rows of wrongly classified images are used, too.
+        """
+        self.name, self.profile = name, profile
+        counts = [] if rows is None else _counts(rows, every_class)
+        n = n if n or rows is None else _number_of_images(rows, unit)
+        parts = [f"profile {profile}", n and f"n = {n}", *counts, *details, f"commit {commit()}"]
+        self.caption = ", ".join(filter(None, parts))
 
-def save(product: "Figure | pd.DataFrame", name: str, profile: str = STANDARD, caption: str = "") -> None:
-    """Save a figure as png and pdf, or a table as csv, md and tex; equal input, equal bytes.
+    def figure(self, figure: "Figure", name: str = "") -> "Figure":
+        """Write the caption below a figure, save it as `<name>.png` and `.pdf`, and return it.
 
-    A table's cells may be text: `**.55 ± .30**` is bold in md and tex, and plain in csv. Numbers keep their full
-    precision in csv and have two decimals in md and tex. A table's index, where it has one that says something, is
-    its first column. `caption` stands below the table, and in the figure's metadata.
-    Raises InputError if the product is neither, or the name isn't letters, digits, `_` and `-`.
-    """
-    target = products_folder(profile) / _checked(name)
-    if hasattr(product, "savefig"):  # a Figure, told without importing matplotlib
-        # No dates and no program versions: a file changes only where the picture does.
-        png = {"Software": None, "Description": caption} if caption else {"Software": None}
-        pdf = {"CreationDate": None, "Creator": None, "Producer": None, "Subject": caption or None}
-        product.savefig(target.with_suffix(".png"), dpi=150, bbox_inches="tight", metadata=png)
-        product.savefig(target.with_suffix(".pdf"), bbox_inches="tight", metadata=pdf)
-    elif isinstance(product, pd.DataFrame):
-        table = _flat(product)
-        plain = table.map(lambda cell: cell.replace("**", "") if isinstance(cell, str) else cell)
+        Equal figures give equal bytes: the files hold no date and no program's version.
+        """
+        if not hasattr(figure, "savefig"):  # so that matplotlib need not be imported
+            raise InputError(f"Expected a matplotlib Figure, got a {type(figure).__name__}.")
+        text = f"{figure.get_supxlabel()} {self.caption}".strip()
+        figure.supxlabel("\n".join(textwrap.wrap(text, int(figure.get_figwidth() * 16))), fontsize=8, color="0.35")
+        target = self._path(name or self.name)
+        png = {"Software": None, "Description": self.caption}
+        pdf = {"CreationDate": None, "Creator": None, "Producer": None, "Subject": self.caption}
+        figure.savefig(target.with_suffix(".png"), dpi=150, bbox_inches="tight", metadata=png)
+        figure.savefig(target.with_suffix(".pdf"), bbox_inches="tight", metadata=pdf)
+        return figure
+
+    def table(self, table: pd.DataFrame, name: str = "") -> pd.DataFrame:
+        """Save a table as `table_<name>.csv`, `.md` and `.tex`, and return it.
+
+        Numbers keep their precision in csv and have two decimals elsewhere. A cell's text may be bold (`**.55 ± .30**`);
+        csv drops the asterisks. An index other than a plain range becomes the first columns.
+
+        Args:
+            table: The table.
+            name: The files' name, instead of "table_" and the report's name.
+        """
+        if not isinstance(table, pd.DataFrame):
+            raise InputError(f"Expected a pandas DataFrame, got a {type(table).__name__}.")
+        target, flat = self._path(name or f"table_{self.name}"), _flat(table)
+        plain = flat.map(lambda cell: cell.replace("**", "") if isinstance(cell, str) else cell)
         plain.to_csv(target.with_suffix(".csv"), index=False, lineterminator="\n")
-        target.with_suffix(".md").write_text(_markdown(table, caption), encoding="utf-8")
-        target.with_suffix(".tex").write_text(_latex(table, caption), encoding="utf-8")
-    else:
-        raise InputError(
-            f"product {name!r} is a {type(product).__name__}; allowed: a matplotlib Figure, a pandas DataFrame"
-        )
+        target.with_suffix(".md").write_text(f"{_markdown(flat)}\n{self.caption}\n", encoding="utf-8")
+        target.with_suffix(".tex").write_text(f"% {self.caption}\n{_latex(flat)}", encoding="utf-8")
+        return table
+
+    def rows(self, rows: pd.DataFrame) -> None:
+        """Save the rows behind the products as `rows_<name>.parquet`.
+
+        Raises:
+            InputError: Two rows have the same values in all columns of KEYS.
+        """
+        keys = [key for key in KEYS if key in rows]
+        if not keys or rows.duplicated(keys).any():
+            raise InputError(
+                f"Expected rows that differ in {', '.join(keys) or ', '.join(KEYS)}, got duplicates. Drop the duplicates."
+            )
+        rows.to_parquet(self._path(f"rows_{self.name}").with_suffix(".parquet"), index=False, compression="zstd")
+
+    def _path(self, name: str) -> Path:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise InputError(
+                f"Expected a name of letters, digits, '_' and '-', got {name!r}. Leave out folder and ending."
+            )
+        return products_folder(self.profile) / name
 
 
-def save_rows(frame: pd.DataFrame, name: str, profile: str = STANDARD) -> None:
-    """Save the rows behind a figure or table as `<name>.parquet`, for the reader; the name begins with `rows`.
-
-    Raises InputError for another name, and where two rows have the same values in the columns of KEYS.
-    """
-    if not name.startswith("rows"):
-        raise InputError(f"rows named {name!r}; allowed: a name that begins with 'rows', such as 'rows_{name}'")
-    keys = [key for key in KEYS if key in frame]
-    if not keys or frame.duplicated(keys).any():
-        raise InputError(
-            f"rows {name!r}: their columns ({', '.join(keys)}) don't tell them apart; allowed: one row a key"
-        )
-    frame.to_parquet(products_folder(profile) / f"{_checked(name)}.parquet", index=False, compression="zstd")
+def _number_of_images(rows: pd.DataFrame, unit: str) -> str:
+    """Return the largest number of images of a method, and the methods with fewer images or networks."""
+    images = rows.groupby(["method", "model"], sort=False)["image"].nunique().unstack()
+    each, most = images.max(axis=1), int(images.max().max())
+    fewer = [f"{count:.0f} for {', '.join(each.index[each == count])}" for count in sorted(set(each)) if count < most]
+    lacking = images.isna().apply(lambda row: ", ".join(images.columns[row]), axis=1)
+    fewer += [f"{', '.join(lacking.index[lacking == names])} not on {names}" for names in sorted(set(lacking)) if names]
+    return f"{most:,} {unit}" + (f" ({'; '.join(fewer)})" if fewer else "")
 
 
-def _checked(name: str) -> str:
-    if not re.fullmatch(r"[\w-]+", name):
-        raise InputError(f"product name {name!r}; allowed: letters, digits, '_' and '-', without a folder or an ending")
-    return name
+def _counts(rows: pd.DataFrame, every_class: bool) -> list[str]:
+    """Return how many rows failed, how many classifications are correct, and the data sets and networks."""
+    parts = [f"{(rows['status'] == 'failed').sum():,} of {len(rows):,} rows failed"]
+    seen, right = (len(part[["model", "image"]].drop_duplicates()) for part in (rows, rows[rows["correct"] == True]))
+    if right < seen and not every_class:
+        parts.append(f"{right:,} of {seen:,} classifications correct and kept")
+    return [*parts, *dict.fromkeys(rows["dataset"]), *dict.fromkeys(rows["model"])]
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """One level of text columns, and no index: a plain range is dropped, any other becomes the first columns."""
+    """Return the table with one level of text columns and no index."""
     if not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index()
     names = [
@@ -119,33 +159,17 @@ def _cell(value: object) -> str:
     return f"{value:z.2f}" if isinstance(value, float) else str(value)
 
 
-def _markdown(table: pd.DataFrame, caption: str) -> str:
+def _markdown(table: pd.DataFrame) -> str:
     rows = [list(table.columns), ["---"] * len(table.columns), *table.itertuples(index=False)]
-    lines = ["| " + " | ".join(_cell(value).replace("|", "\\|") for value in row) + " |" for row in rows]
-    return "\n".join(lines + (["", caption] if caption else [])) + "\n"
+    return "".join("| " + " | ".join(_cell(value).replace("|", "\\|") for value in row) + " |\n" for row in rows)
 
 
-def _latex(table: pd.DataFrame, caption: str) -> str:
-    """A tabular for the package booktabs."""
+def _latex(table: pd.DataFrame) -> str:
+    """Return a tabular for the package booktabs."""
 
-    def cell(value: object) -> str:
-        text = _cell(value)
-        bold = re.fullmatch(r"\*\*(.*)\*\*", text)
-        special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-        special |= {"±": r"$\pm$", "−": "$-$", "<": "$<$", ">": "$>$"}
-        text = "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in (bold[1] if bold else text))
-        return rf"\textbf{{{text}}}" if bold else text
+    def cell(value: object) -> str:  # pandas has escaped the text
+        text = _cell(value).replace("±", r"$\pm$").replace("<", "$<$").replace(">", "$>$").replace("−", "$-$")
+        return re.sub(r"^\*\*(.*)\*\*$", r"\\textbf{\1}", text)
 
-    def line(values: Iterable[object]) -> str:
-        return " & ".join(cell(value) for value in values) + r" \\"
-
-    body = [line(row) for row in table.itertuples(index=False)]
-    tabular = [
-        rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
-        r"\toprule",
-        line(table.columns),
-        r"\midrule",
-        *body,
-    ]
-    note = [f"% {caption}"] if caption else []
-    return "\n".join([*note, *tabular, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    styled = table.style.hide(axis="index").format(cell, escape="latex").format_index(cell, escape="latex", axis=1)
+    return styled.to_latex(hrules=True, column_format="l" * len(table.columns))

@@ -1,4 +1,4 @@
-"""The audit: planted rows whose verdicts are known, the defects against the package they come from, the randomisation."""
+"""Test the audit on planted rows, the defects against the published package, and the randomisation."""
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from refinecam_lib.sweeps.randomisation import cascade, similarity
 
 
 def planted(n=24, refined=0.2, trivial_keeps=1.0):
-    """Rows in which RefineCAM beats Base by `refined` in ROAD, and trivial maps keep the probability when masked."""
+    """Return rows in which RefineCAM's ROAD is higher by `refined`, and trivial maps keep the masked probability."""
     generator, rows = np.random.default_rng(0), []
     for image in range(n):
         for method in [*CAMS, *OTHERS, *TRIVIAL, EIGHTH_ROOT]:
@@ -65,7 +65,7 @@ def test_planted_claims_are_found_to_hold_and_their_opposites_to_fail():
     assert verdicts(planted(refined=0.0))[gain] == "undecided"
 
 
-def test_one_image_decides_nothing():
+def test_one_image_gives_no_verdict():
     table = audit([Condition("x", planted(n=1))], draws=10)
     known = table["value"].notna()
     assert (
@@ -73,7 +73,7 @@ def test_one_image_decides_nothing():
     )
 
 
-def test_what_was_not_measured_is_said_so():
+def test_a_claim_without_measurements_has_no_value():
     rows = planted()
     found = verdicts(rows[~rows["aggregate"].isin(["product"])])
     assert found["RefineCAM beats Base in ARCC"] == "no value"
@@ -102,12 +102,12 @@ def test_percentile_masks_are_those_of_the_published_code():
         for k, fraction in enumerate((0.2, 0.6)):
             assert torch.equal(ours[i, k], theirs(RemoveMostRelevantFirst, fraction, heat))
             assert torch.equal(ours[i, 2 + k], theirs(RemoveLeastRelevantFirst, fraction, heat))
-    assert not ours[1, 1].any()  # of the map with ties, every pixel is removed, not 60 %
+    assert not ours[1, 1].any()  # the map with ties loses every pixel, not 60 %
     exact = keep_masks(removal_order(maps, [0, 1]), (0.2, 0.6))
     assert (~exact[1, 1]).sum() == round(0.6 * 144)
 
 
-def test_each_defect_changes_what_it_is_about_and_nothing_else():
+def test_each_defect_changes_only_its_own_columns():
     inputs, target = batch(4)
     capture = Capture(tiny_net(), inputs, target, LAYERS)
 

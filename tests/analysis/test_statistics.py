@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy and known cases."""
+"""Compare intervals, tests and correlations with scipy and with known cases."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ def test_bootstrap_interval_agrees_with_scipy():
     theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", random_state=1).confidence_interval
     np.testing.assert_allclose(bootstrap_interval(values), (theirs.low, theirs.high), atol=0.04)
     assert bootstrap_interval(np.append(values, np.nan)) == bootstrap_interval(values)
-    with pytest.raises(InputError, match="no finite value"):
+    with pytest.raises(InputError, match="Expected at least one finite value"):
         bootstrap_interval([np.nan])
 
 
@@ -26,11 +26,11 @@ def test_summary_counts_and_averages():
     assert list(table["n"]) == [2, 1]
 
 
-def test_an_image_that_several_networks_see_is_no_several_images():
+def test_rows_of_several_networks_are_drawn_by_image():
     values = np.random.default_rng(0).random(30)
     alone = bootstrap_interval(values)
     assert bootstrap_interval(np.tile(values, 4), np.tile(np.arange(30), 4)) == pytest.approx(alone)
-    assert np.isnan(bootstrap_interval([0.3, 0.5], [7, 7])).all(), "of one image nothing can be told"
+    assert np.isnan(bootstrap_interval([0.3, 0.5], [7, 7])).all(), "one image gives no interval"
     low, high = bootstrap_interval(np.tile(values, 4))
     assert high - low < 0.6 * (alone[1] - alone[0])
 
@@ -58,7 +58,7 @@ def test_paired_test_refuses_several_networks_in_one_group():
         columns=["model", "image", "aggregate", "arcc"],
     ).assign(method="m")
     assert len(paired_test(rows, "arcc", ["model", "method"], ("none", "product"))) == 2
-    with pytest.raises(InputError, match="several rows an image and aggregate in a group by method; allowed: one"):
+    with pytest.raises(InputError, match="Expected one row per image and aggregate in a group by method, got several"):
         paired_test(rows, "arcc", ["method"], ("none", "product"))
 
 
@@ -74,14 +74,14 @@ def test_paired_test_keeps_groups_without_a_pair():
     assert table.loc["x", "p_holm"] == pytest.approx(2 * table.loc["x", "p"])  # two tests, not three
     nothing = paired_test(rows.assign(arcc=np.nan), "arcc", ["method"], ("none", "product"))
     assert len(nothing) == 3 and (nothing["n"] == 0).all()
-    with pytest.raises(InputError, match="no row to average arcc over"):
+    with pytest.raises(InputError, match="Expected rows to average arcc over, got none"):
         summary(rows[:0], "arcc", ["method"])
 
 
 def test_correlations_leave_out_networks_on_which_a_score_has_none():
     rows = planted_rows(("a", "b"))
     alone = correlations(rows[rows["model"] == "a"], ["arcc", "road"], draws=20)
-    rows.loc[rows["model"] == "b", "road"] = 0.5  # of a constant nothing can be told
+    rows.loc[rows["model"] == "b", "road"] = 0.5  # a constant has no correlation
     assert correlations(rows, ["arcc", "road"], draws=20)["n"].tolist() == [150] * 12
     pd.testing.assert_series_equal(correlations(rows, ["arcc", "road"], draws=20)["value"], alone["value"])
     rows["road"] = 0.5
@@ -151,7 +151,7 @@ def test_correlations_average_over_models_and_leave_out_the_undefined():
     assert table.loc[("explanation", "pearson", "road"), "n"] == len(rows) - 1
     with pytest.raises(InputError, match="unknown reference 'adcc'"):
         correlations(rows, ["arcc", "road"], reference="adcc")
-    with pytest.raises(InputError, match="no row in which cosine and every score are defined"):
+    with pytest.raises(InputError, match="Expected rows in which cosine and every score are defined"):
         correlations(rows.assign(road=np.nan), ["arcc", "road"])
 
 

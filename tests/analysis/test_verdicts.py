@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from refinecam_lib.analysis.conventions import agreement, winner
-from refinecam_lib.analysis.verdicts import in_networks, shown, verdict
+from refinecam_lib.analysis.verdicts import in_networks, shown
 from refinecam_lib.scoring import GRID, scores
 
 
@@ -19,21 +19,6 @@ def test_a_difference_is_shown_by_interval_corrected_p_and_enough_images():
         }
     )
     assert list(shown(tests)) == [1, -1, 0, 0, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "n", "comparable", "expected"),
-    [
-        ((1, 1), 100, True, "reproduced"),
-        ((1, 0), 100, True, "depends on the convention"),
-        ((1, -1), 100, True, "depends on the convention"),
-        ((0, -1), 100, True, "not reproduced"),
-        ((1, 1), 29, True, "too few images"),
-        ((1, 1), 100, False, "not comparable"),
-    ],
-)
-def test_a_verdict_is_one_of_five(outcomes, n, comparable, expected):
-    assert verdict(dict(zip("ab", outcomes)), n, comparable) == expected
 
 
 def test_networks_are_counted():

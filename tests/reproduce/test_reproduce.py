@@ -22,10 +22,11 @@ from refinecam_lib.reproduce import parameters, products, reference, runner, ver
 
 PARAMETERS = 'profile: str = "standard"\nn_images: int = 4  # how many\nmethods: list = ["a", "b"]\nscale: float = 1.0\nfail: bool = False'
 TABLE = """import pandas as pd
-from refinecam_lib.reproduce.products import caption, save, save_rows
+import refinecam_lib as rc
 rows = pd.DataFrame({"image": [str(i) for i in range(n_images)], "method": "a", "value": [i * scale for i in range(n_images)]})
-save_rows(rows, "rows_one", profile)
-save(rows.groupby("method", as_index=False)["value"].mean(), "table_one", profile, caption(profile, n_images))"""
+report = rc.Report("one", profile, n=f"{n_images} images")
+report.rows(rows)
+report.table(rows.groupby("method", as_index=False)["value"].mean())"""
 FAIL = "if fail:\n    raise ZeroDivisionError('one\\ntwo')"
 
 
@@ -97,7 +98,7 @@ def test_a_run_by_hand_leaves_the_runners_products_alone(house, monkeypatch):
     assert reproduce.main([]) == 0
     before = made("table_one.csv").read_bytes()
     monkeypatch.delenv(products.PRODUCTS, raising=False)
-    products.save(pd.DataFrame({"value": [9]}), "table_one", "standard")
+    products.Report("one").table(pd.DataFrame({"value": [9]}))
     assert made("table_one.csv").read_bytes() == before and by_hand("table_one.csv").read_text() == "value\n9\n"
 
 
@@ -193,8 +194,8 @@ while not Path(paths.FIGURES, f"{other}.here").exists():
     assert time.monotonic() < end, "the other never came"
     time.sleep(0.05)
 import pandas as pd
-from refinecam_lib.reproduce.products import save
-save(pd.DataFrame({"name": [mine]}), f"table_{mine}")"""
+import refinecam_lib as rc
+rc.Report(mine).table(pd.DataFrame({"name": [mine]}))"""
 
 
 def test_notebooks_run_at_once_and_keep_their_products_apart(house, capsys):
@@ -305,8 +306,9 @@ def test_saved_files_depend_on_the_content_alone(house):
     axis.plot([1, 2])
     contents = []
     for _ in range(2):
-        products.save(table, "t", caption="n = 2")
-        products.save(figure, "f", caption="n = 2")
+        report = products.Report("f", n="2 images")
+        report.table(table, "t")
+        report.figure(figure)
         contents.append({path.name: path.read_bytes() for path in by_hand("").iterdir()})
     plt.close(figure)
     assert sorted(contents[0]) == ["f.pdf", "f.png", "t.csv", "t.md", "t.tex"] and contents[0] == contents[1]
@@ -314,18 +316,26 @@ def test_saved_files_depend_on_the_content_alone(house):
     assert by_hand("t.csv").read_text() == "method,score,text\nA_1,0.123456,.55 ± .30\nB,,5 %\n"
     assert by_hand("t.md").read_text().splitlines()[2] == "| A_1 | 0.12 | **.55 ± .30** |"
     assert r"A\_1 & 0.12 & \textbf{.55 $\pm$ .30} \\" in by_hand("t.tex").read_text()
-    with pytest.raises(InputError, match="is a dict"):
-        products.save({}, "t")
-    with pytest.raises(InputError, match="allowed: letters"):
-        products.save(table, "../t")
+    with pytest.raises(InputError, match="Expected a pandas DataFrame, got a dict"):
+        report.table({})
+    with pytest.raises(InputError, match="Expected a matplotlib Figure, got a DataFrame"):
+        report.figure(table)
+    with pytest.raises(InputError, match="Expected a name of letters"):
+        report.table(table, "../t")
 
 
-def test_the_caption_names_profile_n_and_commit():
-    assert products.caption("standard", 1000) == f"profile standard, n = 1,000 images, commit {commit()}"
-    rows = pd.DataFrame({"model": list("aabb"), "image": list("xyxy"), "status": "ok"})
-    assert "4 rows failed, commit" in products.caption("standard", 2, rows=rows, kept=rows)
-    words = products.caption("standard", 2, rows=rows, kept=rows[:3])
-    assert "n = 2 images, 0 of 4 rows failed, 3 of 4 classifications correct and kept, commit" in words
+def test_the_caption_says_what_a_product_was_made_from():
+    assert products.Report("x", n="1,000 scenes").caption == f"profile standard, n = 1,000 scenes, commit {commit()}"
+    rows = pd.DataFrame(
+        {"model": list("aabb"), "image": list("xyxy"), "status": "ok", "correct": [True, True, True, False]}
+    )
+    rows = pd.concat([rows.assign(method="LIME"), rows[:1].assign(method="ScoreCAM")]).assign(dataset="toy")
+    words = products.Report("x", "standard", "convention paper", rows=rows).caption
+    assert words == (
+        "profile standard, n = 2 images (1 for ScoreCAM; ScoreCAM not on b), 0 of 5 rows failed, "
+        f"3 of 4 classifications correct and kept, toy, a, b, convention paper, commit {commit()}"
+    )
+    assert "classifications" not in products.Report("x", rows=rows, every_class=True).caption
 
 
 @pytest.mark.parametrize("home", ["/", "/somebody"])
@@ -387,7 +397,7 @@ def test_tables_are_compared_cell_by_cell(tmp_path):
 
 def test_rows_are_saved_for_the_reader(house):
     rows = pd.DataFrame({"image": range(3), "value": np.linspace(0, 1, 3)})
-    products.save_rows(rows, "rows_x")
+    products.Report("x").rows(rows)
     pd.testing.assert_frame_equal(pd.read_parquet(by_hand("rows_x.parquet")), rows)
 
 

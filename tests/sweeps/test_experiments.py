@@ -14,8 +14,9 @@ from refinecam_lib.explanation import BASE, CAMS, OTHERS, REFINED, SLOW, TRIVIAL
 from refinecam_lib.networks import zoo
 from refinecam_lib.paths import commit
 from refinecam_lib.refinement import AGGREGATES
-from refinecam_lib.reproduce import parameters, products
+from refinecam_lib.reproduce import parameters
 from refinecam_lib.reproduce.__main__ import main
+from refinecam_lib.reproduce.products import Report
 from refinecam_lib.sweeps import experiments, measurements, registry
 
 
@@ -145,7 +146,7 @@ def test_nothing_to_measure_and_bad_input(toy, capsys):
 
 
 def test_a_caption_counts_the_failures():
-    rows = pd.DataFrame({"status": ["ok", "failed", "constant", "failed"]})
-    assert products.caption("standard", 4, rows=rows) == (
-        f"profile standard, n = 4 images, 2 of 4 rows failed, commit {commit()}"
-    )
+    rows = pd.DataFrame({"status": ["ok", "failed", "constant", "failed"], "image": list("abcd"), "correct": True})
+    rows = rows.assign(method="GradCAM", model="tiny", dataset="toy")
+    words = f"profile standard, n = 4 images, 2 of 4 rows failed, toy, tiny, commit {commit()}"
+    assert Report("x", rows=rows).caption == words

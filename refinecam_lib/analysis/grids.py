@@ -1,0 +1,170 @@
+"""Draw figures that are grids: pictures with maps, radars, and tables coloured by value."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from .plots import FAKE, NAMES, REAL, TITLES, legend, new_figure, note, unique
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Cell = tuple[np.ndarray | None, ...]
+"""A picture (H,W,3) in [0,1] or None; a map (H,W) in [0,1] or None; optionally a ground-truth mask (H,W)."""
+
+HEAT = "inferno"
+"""The colour map of maps."""
+VERDICTS = {"holds": REAL, "undecided": "#bbbbbb", "fails": FAKE, "no value": "#ffffff"}
+"""Verdict of the audit -> its colour."""
+BIRD_TERMS = {"csdc": "CSDC", "pc": "PC", "dc": "DC", "d": "D", "sd": "SD", "ts": "TS"}
+"""Column of the FunnyBirds score -> the name of its axis."""
+
+
+def image_grid(
+    cells: Sequence[Sequence[Cell]],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    caption: str = "",
+    notes: Sequence[Sequence[str]] | None = None,
+) -> Figure:
+    """Draw pictures and maps in a grid. A map covers its picture, or stands alone from black to light.
+
+    Args:
+        cells: Rows of cells. A cell without picture and map stays empty. A mask is drawn as an outline.
+        columns: The title above each column.
+        rows: The title beside each row.
+        caption: A text below the figure.
+        notes: A text below each cell.
+    """
+    figure, axes = new_figure(len(columns), len(rows), 1.6, 1.65 + 0.2 * (notes is not None))
+    figure.set_dpi(70)  # keeps the notebook's file small; saved files have their own resolution
+    for i, row in enumerate(cells):
+        for j, (picture, heat, *mask) in enumerate(row):
+            axis = axes[i, j]
+            if picture is None and heat is None:
+                axis.set_axis_off()
+                continue
+            if picture is not None:
+                axis.imshow(picture, vmin=0, vmax=1)
+            if heat is not None:
+                axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=None if picture is None else 0.55)
+            if mask:
+                axis.contour(mask[0], levels=[0.5], colors="#56b4e9", linewidths=0.7)
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+            if notes is not None:
+                axis.set_xlabel(notes[i][j], fontsize=8)
+        axes[i, 0].set_ylabel(rows[i], fontsize=9)
+    for axis, name in zip(axes[0], columns):
+        axis.set_title(name, fontsize=9)
+    return note(figure, caption)
+
+
+def radar_grid(table: pd.DataFrame) -> Figure:
+    """Draw the FunnyBirds radar: one panel per method, one axis per term, one polygon per aggregate.
+
+    Args:
+        table: Columns method, aggregate and those of BIRD_TERMS, in [0,1]; higher is better.
+    """
+    methods = unique(table["method"])
+    columns = min(5, len(methods))
+    figure, axes = new_figure(columns, -(-len(methods) // columns), 2.15, 2.45, subplot_kw={"projection": "polar"})
+    angles = np.linspace(0, 2 * np.pi, len(BIRD_TERMS), endpoint=False)
+    for axis, method in zip(axes.flat, methods):
+        for aggregate, colour, style in (("none", REAL, "o-"), ("product", FAKE, "s--")):
+            part = table[(table["method"] == method) & (table["aggregate"] == aggregate)]
+            for values in part[list(BIRD_TERMS)].to_numpy(float):
+                closed = [np.append(each, each[0]) for each in (angles, values)]
+                axis.plot(*closed, style, color=colour, lw=1.4, ms=3, label=NAMES[aggregate])
+                axis.fill(angles, values, color=colour, alpha=0.12)
+        axis.set_theta_offset(np.pi / 2)
+        axis.set_theta_direction(-1)
+        axis.set(ylim=(0, 1), xticks=angles, yticks=[0.25, 0.5, 0.75, 1])
+        axis.set_xticklabels(BIRD_TERMS.values(), fontsize=8)
+        axis.set_yticklabels(["", ".5", "", "1"], fontsize=6.5, color="0.4")
+        axis.tick_params(axis="x", pad=-1)
+        axis.set_title(method, fontsize=9.5, pad=10)
+    for axis in axes.flat[len(methods) :]:
+        axis.set_axis_off()
+    legend(figure, axes[0, 0], 2)
+    return note(figure, "CSDC, PC, DC, D: Completeness; SD: Correctness; TS: Contrastivity. Mean over the networks.")
+
+
+def verdict_grid(table: pd.DataFrame) -> Figure:
+    """Draw the audit: one row per claim, one column per condition, coloured by the verdict.
+
+    Args:
+        table: Columns claim, condition, note, verdict, value.
+    """
+    import seaborn as sns
+    from matplotlib.patches import Rectangle
+
+    claims, names = unique(table["claim"]), unique(table["condition"])
+    figure, axes = new_figure(1, 1, 0.86 * len(names) + 3.2, 0.5 * len(claims) + 1.2)
+    axis = axes[0, 0]
+    for row in table.itertuples():
+        x, y = names.index(row.condition), claims.index(row.claim)
+        axis.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=VERDICTS[row.verdict], alpha=0.85, lw=0))
+        text = row.verdict if row.verdict == "no value" else f"{row.verdict}\n{row.value:+.2g}"
+        colour = "white" if row.verdict == "holds" else "black"
+        axis.text(x, y, text, ha="center", va="center", fontsize=8.5, color=colour)
+    axis.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(claims) - 0.5, -0.5))
+    axis.set(xticks=range(len(names)), yticks=range(len(claims)))
+    axis.set_xticklabels([textwrap.fill(name.replace("_", " "), 11) for name in names], fontsize=9)
+    axis.set_yticklabels([textwrap.fill(claim, 36) for claim in claims], fontsize=9.5)
+    axis.xaxis.tick_top()
+    axis.grid(False)
+    sns.despine(figure, left=True, bottom=True)
+    notes = dict(zip(table["condition"], table["note"]))
+    described = "; ".join(f"{name}: {text}" for name, text in notes.items() if text)
+    return note(figure, f"number: by how much the claim holds; above 0 it holds. {described}.")
+
+
+def _heatmap(values: pd.DataFrame, width: float, height: float, **options) -> tuple[Figure, Axes]:
+    import seaborn as sns
+
+    figure, axes = new_figure(1, 1, width, height)
+    axis = axes[0, 0]
+    sns.heatmap(values, cbar=False, ax=axis, annot_kws={"fontsize": 8.5}, lw=1, **options)
+    axis.set(xlabel="", ylabel="")
+    axis.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False)
+    axis.tick_params(axis="y", rotation=0)
+    return figure, axis
+
+
+def rank_grid(table: pd.DataFrame) -> Figure:
+    """Draw the stress test: one row per map, one column per score, with mean and rank. Better ranks are darker.
+
+    Args:
+        table: Columns map, score, mean, rank (1 is best), in the order to show.
+    """
+    maps, scores = unique(table["map"]), unique(table["score"])
+    rank, mean = (table.pivot(index="map", columns="score", values=v).loc[maps, scores] for v in ("rank", "mean"))
+    text = mean.map("{:z.2f}".format) + rank.map("  #{:.0f}".format)
+    width, height = 1.35 * len(scores) + 1.6, 0.34 * len(maps) + 1.0
+    figure, axis = _heatmap(rank, width, height, annot=text, fmt="", cmap="mako")
+    axis.set(xticklabels=[textwrap.fill(TITLES[score], 16) for score in scores])
+    return note(figure, "mean over images, and rank among the maps (#1 is best; darker is better).")
+
+
+def rounding_grid(table: pd.DataFrame) -> Figure:
+    """Draw the share of rows that rounding decides: one row per method and variant, one column per network.
+
+    Args:
+        table: Columns method, aggregate, model, share in [0,1], in the order to show.
+    """
+    shares = table.assign(aggregate=table["aggregate"].map(NAMES))
+    shares = shares.pivot_table(index=["method", "aggregate"], columns="model", values="share", sort=False)
+    shares.index = [" ".join(name) for name in shares.index]
+    width, height = 1.25 * shares.shape[1] + 2.6, 0.3 * len(shares) + 1.2
+    figure, axis = _heatmap(shares, width, height, annot=True, fmt=".0%", cmap="rocket_r", vmin=0, vmax=1)
+    axis.set(xticklabels=[name.replace("_", "\n") for name in shares])
+    axis.grid(False)  # cells without a value stay empty
+    axis.tick_params(axis="x", rotation=0)
+    return note(figure, "share of rows that rounding moves.")
