@@ -1,1 +1,1 @@
-"""The library's time against public code's, on the same images and maps: `make bench`."""
+"""Benchmarks: time this library against public code on the same images and maps (`make bench`)."""

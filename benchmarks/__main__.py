@@ -1,6 +1,7 @@
 """Time the library against public code: python -m benchmarks [--images 8] [--threads 1 2] [--networks ...].
 
-Writes benchmark.json and benchmark.md. Ratios, not seconds, are the claim: both sides run in turn in one process.
+It writes benchmark.json and benchmark.md. Both sides run in turn in one process. The result is the ratio of their times;
+the seconds depend on the machine.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-import refinecam_lib  # noqa: F401 - before anything imports torchvision
+import refinecam_lib  # noqa: F401 - it repairs the import of torchvision
 from refinecam_lib.capture import Capture
 from refinecam_lib.datasets.sample import batch_of
 from refinecam_lib.datasets.shapes import SyntheticShapes
@@ -38,21 +39,21 @@ PACKAGES = ("torch", "torchvision", "timm", "grad-cam", "numba", "scipy", "numpy
 
 
 def subject(name: str, images: int, device: str = "cpu") -> Subject:
-    """A shipped network with the first test images; raises InputError for a network that isn't shipped."""
+    """Return a shipped network and the first test images. Raises InputError if the network is not shipped."""
     inputs, target, _ = batch_of(list(SyntheticShapes("test", images)))
     spec, model = spec_of(name), load_model(name, device=device)
     return Subject(name, model, normalise(inputs, spec).to(device), target.to(device), spec.layers)
 
 
 def resident() -> float:
-    """The process's resident memory in MB."""
+    """Return the resident memory of this process in MB."""
     import psutil
 
     return psutil.Process().memory_info().rss / 1e6
 
 
 def memory(model: torch.nn.Module, inputs: torch.Tensor, layers: Sequence[str], explanations: int, mark: int) -> dict:
-    """Resident memory after `mark` and after all explanations (GradCAM++, refined), one image each, in one process."""
+    """Measure resident memory after `mark` explanations and after all, GradCAM++ refined, one image each."""
     after = {}
     for i in range(explanations):
         capture = Capture(model, inputs[i % len(inputs)][None], torch.tensor([0]), layers)
@@ -65,7 +66,7 @@ def memory(model: torch.nn.Module, inputs: torch.Tensor, layers: Sequence[str], 
 
 
 def environment() -> dict:
-    """What ran it: versions, processor, GPU or none."""
+    """Return the versions, the processor and the GPU, if there is one."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -90,7 +91,7 @@ def _time(seconds: float | None) -> str:
 
 
 def table(result: dict) -> str:
-    """The result as markdown: a table for each network, device and number of threads."""
+    """Write the result as markdown, one table per network, device and number of threads."""
     lines, rows = [], result["rows"]
     for key in dict.fromkeys((row["network"], row["device"], row["threads"]) for row in rows):
         network, device, threads = key
@@ -122,8 +123,8 @@ def table(result: dict) -> str:
 def run(
     subjects: Sequence[Subject], parts: Sequence[str], images: int, batch: int, score_images: int, checked: int
 ) -> Iterator[Row]:
-    """Rows of every part for subjects, on the device and threads in use, each as it is done."""
-    # TF32's 10 bits would set both sides apart.
+    """Yield the rows of every part for each subject, on the current device and number of threads."""
+    # TF32 has a mantissa of 10 bits. With it both sides would differ.
     exact = partial(torch.backends.cudnn.flags, enabled=True, allow_tf32=False)
     for each in subjects:
         with exact():
@@ -136,7 +137,7 @@ def run(
 
 
 def report(rows: Sequence[Row], settings: dict) -> dict:
-    """The JSON of a run."""
+    """Return the content of benchmark.json."""
     return {
         "environment": environment(),
         "settings": settings,
@@ -145,20 +146,20 @@ def report(rows: Sequence[Row], settings: dict) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns 1 where the two sides disagree or memory grows."""
+    """Run the benchmark. Return 1 if the two sides disagree or memory grows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=8, help="pairs timed for each part (default 8)")
-    parser.add_argument("--score-images", type=int, default=2, help="the same for ScoreCAM (default 2)")
-    parser.add_argument("--batch", type=int, default=4, help="images our side takes at once (default 4)")
+    parser.add_argument("--images", type=int, default=8, help="images timed per part (default 8)")
+    parser.add_argument("--score-images", type=int, default=2, help="images timed for ScoreCAM (default 2)")
+    parser.add_argument("--batch", type=int, default=4, help="images in a batch of our side (default 4)")
     parser.add_argument("--networks", nargs="+", default=list(MODELS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument("--devices", nargs="+", default=None, help="cpu, cuda (default: what is here)")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--devices", nargs="+", default=None, help="cpu, cuda (default: all that exist)")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), help=f"any of {', '.join(PARTS)}")
     parser.add_argument(
         "--checked", type=int, default=2, help="images whose maps and Coherency are compared in float64 (default 2)"
     )
-    parser.add_argument("--memory", type=int, nargs="?", const=1000, help="only this many explanations, and memory")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the results")
+    parser.add_argument("--memory", type=int, nargs="?", const=1000, help="only check memory, over this many explanations")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the results")
     chosen = parser.parse_args(arguments)
     keep_memory()
     fast_pointwise()
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         devices = [str(device_of(device)) for device in chosen.devices or present]
         if not 1 <= chosen.score_images <= chosen.images or min(chosen.batch, chosen.checked, *chosen.threads) < 1:
             raise InputError(
-                "images, batch, checked and threads must be at least 1, ScoreCAM's images at most --images"
+                "--images, --batch, --checked and --threads must be at least 1, and --score-images at most --images"
             )
         if chosen.memory is not None:
             return _memory(chosen)
@@ -185,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"{'agrees' if row.agrees else 'DISAGREES'}",
                     flush=True,
                 )
-                _write(report(rows, settings), chosen.out)  # what is done stays, should the run be stopped
+                _write(report(rows, settings), chosen.out)  # a stopped run keeps what it has measured
     except InputError as error:
         parser.error(str(error))
     print("\n" + table(report(rows, settings)))
@@ -199,7 +200,7 @@ def _write(result: dict, out: Path) -> None:
 
 
 def _memory(chosen: argparse.Namespace) -> int:
-    """The memory check, on the first network and number of threads; growth of over 5 % is a failure."""
+    """Check memory on the first network and number of threads. Growth above 5 % is a failure."""
     torch.set_num_threads(chosen.threads[0])
     each = subject(chosen.networks[0], chosen.images)
     found = memory(each.model, each.inputs, each.layers, max(51, chosen.memory), 50)

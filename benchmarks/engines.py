@@ -1,6 +1,6 @@
-"""Compare engines for passes without gradients: python -m benchmarks.engines [--networks ...]. Needs onnxruntime and onnxscript.
+"""Compare engines for passes without gradients: python -m benchmarks.engines [--networks ...].
 
-All engines run in turn on the same 16 images, on one thread. Ratios, not seconds, are the claim.
+It needs onnxruntime and onnxscript. All engines run in turn on the same 16 images, on one thread.
 """
 
 import argparse
@@ -29,6 +29,8 @@ IMAGES = 16
 
 
 def by_torch(model: nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
+    """Return a function that runs torch. The functions below do the same for other engines."""
+
     def run() -> Tensor:
         with torch.no_grad(), evaluating(model):
             return model(inputs)
@@ -70,7 +72,7 @@ ENGINES = {"torch": by_torch, "openvino": by_openvino, "onnxruntime": by_onnxrun
 
 
 def compare(name: str, rounds: int) -> list[dict]:
-    """One record an engine: ms an image, torch's time over its own, the largest difference of a probability."""
+    """Return one record per engine: ms per image, torch's time divided by its own, largest difference of a probability."""
     images, _, _ = batch_of(list(SyntheticShapes("test", IMAGES)))
     inputs = normalise(images, spec_of(name)).contiguous(memory_format=torch.channels_last)
     runs, records, exact = {}, [], torch.empty(0)
@@ -78,7 +80,7 @@ def compare(name: str, rounds: int) -> list[dict]:
         start = time.perf_counter()
         runs[engine] = make(load_model(name), inputs)
         probabilities = runs[engine]().softmax(1)
-        exact = probabilities if engine == "torch" else exact  # torch is the first
+        exact = probabilities if engine == "torch" else exact  # torch comes first
         largest = float((probabilities - exact).abs().max())
         records.append(
             {"network": name, "engine": engine, "prepare_s": time.perf_counter() - start, "difference": largest}

@@ -1,7 +1,7 @@
-"""Measure all that docs/gpu.md says of a GPU: python -m benchmarks.gpu [--minutes 8]. Try it with --device cpu --images 1.
+"""Write docs/gpu.md: python -m benchmarks.gpu [--minutes 8]. Try it with --device cpu --images 1.
 
-First how many rows a second each method measures on each network, then each part of the benchmark beside public code.
-What does not fit into the minutes is left out and named.
+It first measures the rows per second of each method on each network, then each part of the benchmark. It stops after
+`--minutes` and names what it left out.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from .__main__ import report, run, subject, table
 from .parts import PARTS
 
 BATCH = 32
-"""Images that are explained together."""
+"""Images per batch."""
 
 
 def rates(networks: list[str], images: int, until: float) -> Iterator[dict]:
-    """Rows a second of each method on each network, a warm-up before; methods of many forwards come last, on one image."""
+    """Measure the rows per second of each method on each network, after a warm-up. Slow methods come last, on one image."""
     order = sorted((*CAMS, *OTHERS), key=lambda method: (method in SLOW, method == "ScoreCAM"))
     for method in order:
         n = 1 if method in SLOW else images
@@ -54,24 +54,24 @@ def _rate(rate: float) -> str:
 
 
 def page(result: dict) -> str:
-    """docs/gpu.md of a result."""
+    """Write docs/gpu.md."""
     found = pd.DataFrame(result["rates"])
     wide = (found["rows"] / found["seconds"]).groupby([found["method"], found["network"]], sort=False).first().unstack()
     lines = [
         "# What was measured on a GPU",
         "",
         (
-            f"By `python -m benchmarks.gpu`, {result['images']} images at a time, on {result['device']}. A dash did not fit "
-            f"into its {result['minutes']:g} minutes."
+            f"Measured by `python -m benchmarks.gpu` on {result['device']}, in batches of {result['images']} images. A dash "
+            f"marks what did not fit into {result['minutes']:g} minutes."
         ),
         "",
-        "Rows a second, each a map with all its measurements; more is better:",
+        "Rows per second, higher is better. A row is one map with all its measurements.",
         "",
         f"| method | {' | '.join(wide)} |",
         "|---" * (1 + len(wide.columns)) + "|",
         *(f"| {' | '.join([method, *map(_rate, row)])} |" for method, row in zip(wide.index, wide.to_numpy())),
         "",
-        "The parts of the benchmark, see [performance.md](performance.md):",
+        "The parts of the benchmark. [performance.md](performance.md) explains them.",
         "",
         table(result),
     ]
@@ -79,11 +79,11 @@ def page(result: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, and write gpu.json and gpu.md after each step; returns 1 where a part disagrees with public code."""
+    """Measure, and write gpu.json and gpu.md after each step. Return 1 if a part disagrees with public code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--images", type=int, default=BATCH, help=f"explained together (default {BATCH})")
+    parser.add_argument("--images", type=int, default=BATCH, help=f"images per batch (default {BATCH})")
     parser.add_argument("--networks", nargs="+", default=["efficientnet_lite0", "resnet18", *MODELS])
     parser.add_argument("--parts", nargs="+", default=list(PARTS))
     parser.add_argument("--out", type=Path, default=paths.ROOT / "docs")

@@ -1,4 +1,4 @@
-"""What is timed: each part of the work, by this library on a batch of images and by public code on one image."""
+"""The parts of the work that are timed: this library takes a batch of images, public code takes one image."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -10,11 +10,12 @@ import torch
 from pytorch_grad_cam.utils.image import scale_cam_image
 from torch import Tensor, nn
 
-from refinecam_lib import public
 from refinecam_lib.capture import Capture, Maps
 from refinecam_lib.explanation import BASE, METHODS, REFINED, Explanation, Variant, explain
 from refinecam_lib.metrics import complexity, measure, pearson
 from refinecam_lib.road import FRACTIONS, impute, keep_masks, removal_order, road_noise, road_probabilities
+
+from . import public
 
 GRADIENT = ("GradCAM", "GradCAM++", "LayerCAM")
 SIX = [(method, variant) for method in GRADIENT for variant in (BASE, REFINED)]
@@ -22,19 +23,23 @@ Differences = dict[str, float]
 
 
 def tie_free(maps: Tensor) -> Tensor:
-    """Maps (B,H,W) in [0,1] with a small slope along their own order added, so that no two pixels are equal.
+    """Add a small slope to maps (B,H,W) in [0,1] along their own order, so that no two pixels are equal.
 
-    Public code cuts at percentiles, and so removes other shares of a map with ties than asked for, up to all of it;
-    without ties both sides remove the same pixels.
+    Public code cuts at percentiles. With ties it removes wrong shares. Without ties both sides remove the same pixels.
     """
     ranks = removal_order(maps, range(len(maps)))
     return 0.95 * maps + 0.05 * (1 - ranks / ranks[0].numel()).to(maps)
 
 
 class Subject:
-    """A network and its images, as both sides get them: ours frozen and channels-last, the public one as it is built.
+    """A network and its images for both sides. Ours is frozen and channels-last; the public one is as it was built.
 
-    model: classifier in evaluation mode; inputs (N,3,H,W) normalised; target (N,); layers: shallow to deep.
+    Args:
+        name: The network's name.
+        model: A classifier.
+        inputs: Normalised images (N,3,H,W).
+        target: Class indices (N,).
+        layers: Dotted names of modules, shallow to deep.
     """
 
     def __init__(self, name: str, model: nn.Module, inputs: Tensor, target: Tensor, layers: Sequence[str]):
@@ -47,33 +52,33 @@ class Subject:
         self.classes = target.tolist()
 
     def capture(self, batch: list[int]) -> Capture:
-        """A new Capture of some of the images."""
+        """Make a new Capture of some images."""
         return Capture(self.model, self.inputs[batch], self.target[batch], self.layers)
 
     @cached_property
     def maps(self) -> Tensor:
-        """The six maps without ties, (6,N,H,W): what both sides measure."""
+        """The six maps that both sides measure, without ties, (6,N,H,W)."""
         capture = self.capture(list(range(len(self.inputs))))
         return torch.stack([tie_free(explain(capture, method, variant).maps) for method, variant in SIX])
 
     @property
     def fractions(self) -> tuple[float, ...]:
-        """ROAD's shares, to the pixel those of the public code's percentiles: on some networks a pixel shows."""
+        """ROAD's shares, equal to the public code's to the pixel. On some networks one pixel changes the result."""
         return public.shares(self.inputs[0, 0].numel())
 
     @cached_property
     def channels(self) -> int:
-        """The number of channels of all layers, so of ScoreCAM's forwards."""
+        """The number of channels of all layers. ScoreCAM needs one forward pass per channel."""
         return sum(activations.shape[1] for activations in self.capture([0]).activations)
 
     def double(self, images: int) -> "Subject":
-        """The first images, in float64."""
+        """Return the network and the first images in float64."""
         model = copy.deepcopy(self.model).double()
         return Subject(self.name, model, self.inputs[:images].double(), self.target[:images], self.layers)
 
 
 def _scaled(raw: Maps, size: tuple[int, int]) -> np.ndarray:
-    """The first image's raw maps as the package scales them, (L,H,W): ReLU, min-max and resized, min-max."""
+    """Scale the first image's raw maps as the package does, (L,H,W): ReLU, min-max, resize, min-max."""
     maps = [scale_cam_image(each[:1].relu().cpu().numpy(), size[::-1]) for each in raw]
     return np.concatenate([scale_cam_image(np.maximum(each, 0)) for each in maps])
 
@@ -84,27 +89,27 @@ def _largest(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> float:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the work.
-
-    ours(subject, batch) and theirs(subject, i) prepare, untimed, and return what is timed: the same work for a batch
-    of images, i being the first, and for image i. compare(subject, i, result of ours, of theirs) gives differences.
-    needs(subject): passes forward and back, and forwards alone, that the definition needs for an image; None: no floor.
-    tolerances: the largest differences at which both sides agree. exact: of which of them float32 is no test, and that
-    difference on image i, for a subject in float64.
-    """
+    """A part of the work."""
 
     title: str
     ours: Callable[[Subject, list[int]], Callable]
+    """Takes a subject and a batch of image numbers, prepares, and returns the function that is timed."""
     theirs: Callable[[Subject, int], Callable]
+    """Takes a subject and one image number, prepares, and returns the function that is timed."""
     compare: Callable[[Subject, int, object, object], Differences]
+    """Takes a subject, an image number and both results, and returns the differences by name."""
     tolerances: Differences
+    """The largest differences at which both sides agree."""
     needs: Callable[[Subject], tuple[int, int]] | None = None
+    """Passes forward and back, and forward passes alone, that the definition needs per image. None: no floor."""
     exact: tuple[str, Callable[[Subject, int], float]] | None = None
+    """A difference that must be computed in float64: its name, and a function of a float64 subject and an image."""
     single: bool = False
+    """Whether our side takes one image at a time too."""
 
 
 def _cams(title: str, methods: Sequence[str], **options) -> Part:
-    """The maps of all layers by some methods; agreement where both are scaled alike."""
+    """Make the part that computes the maps of all layers by some methods. Both sides' maps are scaled alike."""
 
     def ours(s: Subject, batch: list[int]) -> Callable:
         def run() -> list[Maps]:
@@ -127,7 +132,7 @@ def _cams(title: str, methods: Sequence[str], **options) -> Part:
 
 
 def _keep(s: Subject, i: int) -> Tensor:
-    """The eight masks of image i and the i-th kind of map, (1,8,H,W)."""
+    """Return the eight masks of image i and the i-th kind of map, (1,8,H,W)."""
     return keep_masks(removal_order(s.maps[i % len(SIX), i : i + 1], [i]))
 
 
@@ -142,7 +147,7 @@ def _impute_theirs(s: Subject, i: int) -> Callable:
 
 
 def _impute_compare(s: Subject, i: int, ours: Tensor, exact: Tensor) -> Differences:
-    """Pixels, and ROAD under the same noise: of our images against that of the direct solver's."""
+    """Compare the pixels, and ROAD under the same noise, of our solution and the direct solver's."""
     noise = road_noise([i], tuple(exact.shape[1:])) * ~_keep(s, i)[0, :, None].cpu()
     scores = []
     for filled in (ours.cpu(), exact):
@@ -168,7 +173,7 @@ def _road_compare(s: Subject, i: int, ours: tuple[Tensor, Tensor], theirs: float
 
 
 def _coherency_exact(kinds: Sequence[tuple[str, Variant]], s: Subject, i: int) -> float:
-    """The largest difference of Coherency over some kinds of map."""
+    """Return the largest difference of Coherency over some kinds of map."""
     capture, differences = s.capture([i]), []
     for method, variant in kinds:
         maps = s.maps[SIX.index((method, variant)), i : i + 1]
@@ -182,7 +187,7 @@ def _coherency_exact(kinds: Sequence[tuple[str, Variant]], s: Subject, i: int) -
 
 def _coherency_ours(s: Subject, batch: list[int]) -> Callable:
     capture, maps = s.capture(batch), s.maps[SIX.index(("LayerCAM", BASE)), batch]
-    before = capture.probability  # of the clean image: known from explaining it
+    before = capture.probability  # not timed: explaining the clean image gives it
 
     def run() -> dict[str, Tensor]:
         masked = capture.masked(maps, layers=s.layers[:1])
@@ -205,7 +210,7 @@ def _coherency_compare(s: Subject, i: int, ours: dict[str, Tensor], theirs: dict
 
 
 def _six_ours(s: Subject, batch: list[int], as_in_rows: bool = False) -> Callable:
-    """as_in_rows: Grad-CAM++ in float64, as rows are measured; else all in float32, as public code computes."""
+    """as_in_rows: compute Grad-CAM++ in float64, as sweeps do. Otherwise compute all in float32, as public code does."""
     maps = s.maps[:, batch]
 
     def run() -> list[dict[str, float]]:

@@ -1,7 +1,8 @@
-"""The yardstick: the paper's pipeline as it was published, made of the package grad-cam.
+"""The public side: the paper's published pipeline, built from the package grad-cam.
 
-One CAM object for each method, layer and image; batch size 1; weights that require gradients; the usual memory layout;
-`ROADCombined` at 20, 40, 60 and 80 %; Coherency and Complexity of `metrics.arcc`; `DropInConfidence`.
+It makes one CAM object per method, layer and image. The batch size is 1, weights require gradients, and the memory layout
+is torch's default. It uses `ROADCombined` at 20, 40, 60 and 80 %, `arcc.Coherency`, `arcc.Complexity` and
+`DropInConfidence`.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ CAMS = {
 
 
 def layer_maps(model: nn.Module, image: Tensor, target: int, layers: Sequence[str], method: str) -> np.ndarray:
-    """The method's map of each layer, float32 (L,H,W) in [0,1], for one image (1,3,H,W): a CAM object for each layer."""
+    """Compute the method's map of each layer for one image (1,3,H,W): float32 (L,H,W) in [0,1]."""
     wanted = ClassifierOutputReST(target) if method == "ShapleyCAM" else ClassifierOutputTarget(target)
     maps = []
     with open(os.devnull, "w") as silent, contextlib.redirect_stderr(silent):  # ScoreCAM draws a progress bar
@@ -44,26 +45,26 @@ def layer_maps(model: nn.Module, image: Tensor, target: int, layers: Sequence[st
 
 
 def refined(maps: np.ndarray) -> np.ndarray:
-    """RefineCAM of maps (L,H,W): their product, scaled as the package scales it."""
+    """Compute RefineCAM of maps (L,H,W): their product, scaled as the package scales it."""
     return scale_cam_image(maps.prod(0, keepdims=True))[0]
 
 
 def impute(image: Tensor, keep: Tensor) -> Tensor:
-    """One image (3,H,W), its removed pixels filled by the package's direct solver, without noise, for masks (M,H,W)."""
+    """Fill the removed pixels of an image (3,H,W) for masks (M,H,W), by the package's direct solver without noise."""
     imputer = road.NoisyLinearImputer(noise=0.0)
     return torch.stack([imputer(image, mask.float()) for mask in keep])
 
 
 def road_score(model: nn.Module, image: Tensor, target: int, maps: np.ndarray) -> float:
-    """ROAD by eq. 5 of one image (1,3,H,W) and map (1,H,W): twice the package's."""
+    """Compute ROAD (eq. 5) of one image (1,3,H,W) and map (1,H,W). It is twice the package's value."""
     combined = road.ROADCombined(percentiles=[20, 40, 60, 80])
     return 2 * float(combined(image, maps, [ClassifierOutputSoftmaxTarget(target)], model)[0])
 
 
 def shares(pixels: int) -> tuple[float, ...]:
-    """The shares of pixels that the percentiles 80, 60, 40 and 20 remove of a map without ties, a pixel above 20 % ...
+    """Return the shares of pixels that the percentiles 80, 60, 40 and 20 remove from a map without ties.
 
-    Pixels below the percentile stay: those at places 0 .. (n-1)p/100 of the sorted map, that place itself left out.
+    Pixels below the percentile stay. In the sorted map they are at places below (n-1)p/100.
     """
     return tuple((pixels - math.ceil((pixels - 1) * percentile / 100)) / pixels for percentile in (80, 60, 40, 20))
 
@@ -71,7 +72,7 @@ def shares(pixels: int) -> tuple[float, ...]:
 def coherency_and_drop(
     model: nn.Module, image: Tensor, target: int, maps: np.ndarray, layers: Sequence[str], method: str, refine: bool
 ) -> dict[str, float]:
-    """Coherency, Complexity and the drop f(X) - f(X ⊙ M), at least 0, of one image (1,3,H,W) and map (1,H,W)."""
+    """Compute Coherency, Complexity and max(f(X) - f(X ⊙ M), 0) of one image (1,3,H,W) and map (1,H,W)."""
     modules = [model.get_submodule(layer) for layer in layers]
     logit, softmax = [ClassifierOutputTarget(target)], [ClassifierOutputSoftmaxTarget(target)]
     with contextlib.ExitStack() as hooks:
@@ -91,9 +92,9 @@ def coherency_and_drop(
 
 @contextlib.contextmanager
 def noiseless() -> Iterator[None]:
-    """Both sides without ROAD's noise, which the package draws from the global generator, so that they can be compared.
+    """Remove ROAD's noise from both sides, so that they can be compared.
 
-    Both still draw it, times zero: the work is that of the published setting.
+    The package draws it from the global generator. Both sides still draw it and multiply it by zero, so the work is the same.
     """
     from refinecam_lib.road import road_noise
 

@@ -1,8 +1,8 @@
-"""What a sweep costs, counted and timed: python -m benchmarks.scaling [--images 2]
+"""Count and time what a sweep costs: python -m benchmarks.scaling [--images 2]
 
-Counts each network's operations, and how many images each method with its measurements sends through it, forward and
-back; times the passes and then one shard a method on the shipped network, to see whether counting predicts the time;
-and multiplies up to the paper's sweep and to ImageNet's validation set. docs/scaling.md explains what is printed.
+It counts each network's operations and each method's forward and backward passes. It times the passes, and one shard per
+method on the shipped network, to check that the count predicts the time. It then extrapolates to the paper's sweep and
+to ImageNet's validation set. docs/scaling.md explains the output.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import refinecam_lib  # noqa: F401 - before anything imports torchvision
+import refinecam_lib  # noqa: F401 - it repairs the import of torchvision
 from refinecam_lib.capture import Capture
 from refinecam_lib.explanation import BASE, CAMS, OTHERS, REFINED
 from refinecam_lib.networks.inference import forward_chunk
@@ -34,13 +34,13 @@ PAPER = ("vgg11", "resnet18", "swin_tiny", "convnext_tiny")
 """The paper's four networks."""
 OURS = "efficientnet_lite0"
 SUSTAINED = 10.0
-"""TFLOP/s that one GPU is taken to sustain in float32: an assumption, half the peak of an A100."""
+"""Assumed TFLOP/s of one GPU in float32: half the peak of an A100."""
 
 
 def operations(name: str) -> dict[str, float]:
-    """GFLOP (2 for a multiply-add) of an image through a network: forward, forward and back to the shallowest layer.
+    """Count the GFLOP per image (2 per multiply-add): forward, and backward to the shallowest layer. Count channels too.
 
-    With them the number of channels of its layers, and the shallowest's. Weights are random: they change no count.
+    The weights are random. They do not change a count.
     """
     spec = spec_of(name)
     model = spec.build(1000, False).eval().requires_grad_(False)
@@ -48,14 +48,14 @@ def operations(name: str) -> dict[str, float]:
     with FlopCounterMode(display=False) as forward:
         channels = [activation.shape[1] for activation in capture.activations]
     with FlopCounterMode(display=False) as back:
-        capture.gradients  # noqa: B018 - computed when asked for
+        capture.gradients  # noqa: B018 - computed on first use
     gigas = [counter.get_total_flops() / 1e9 for counter in (forward, back)]
     return {"forward": gigas[0], "back": gigas[1], "channels": sum(channels), "shallowest": channels[0]}
 
 
 @contextmanager
 def counted(model: nn.Module) -> Iterator[Counter]:
-    """Count the images that go through a network, `forward`, and `back` from its output."""
+    """Count the images that pass forward through a network (`forward`) and backward from its output (`back`)."""
     seen: Counter = Counter()
 
     def count(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -71,7 +71,7 @@ def counted(model: nn.Module) -> Iterator[Counter]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of a piece of work, the least of five: unlike the clock's they leave out other programs."""
+    """Return the CPU seconds of a piece of work, the minimum of five. CPU time does not count other programs."""
     times = []
     for _ in range(5):
         begun = time.process_time()
@@ -81,13 +81,13 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def shards(images: int) -> list[Shard]:
-    """One shard for each of the ten methods of Table 1: Base, and RefineCAM where there is one; ScoreCAM's of 1 image."""
+    """Plan one shard per method of Table 1: Base, and RefineCAM if the method refines. ScoreCAM's has 1 image."""
     sizes = {method: 1 if method == "ScoreCAM" else images for method in (*CAMS, *OTHERS)}
     return [s for method, n in sizes.items() for s in plan(OURS, [method], n, [BASE, REFINED], size=n)]
 
 
 def methods(images: int) -> pd.DataFrame:
-    """For each method, an image: rows, passes, CPU seconds that the passes alone would take, and measured ones."""
+    """Measure each method per image: rows, passes, CPU seconds predicted from the passes, and measured CPU seconds."""
     model, spec = load_model(OURS), spec_of(OURS)
     batch = torch.randn(forward_chunk(torch.device("cpu")), 3, spec.size, spec.size)
     batch = batch.contiguous(memory_format=torch.channels_last)
@@ -98,7 +98,7 @@ def methods(images: int) -> pd.DataFrame:
     both = seconds(lambda: Capture(model, batch, target, spec.layers).gradients) / len(batch)
     print(f"{OURS}: an image forward {1e3 * forward:.1f} ms, forward and back {1e3 * both:.1f} ms of CPU time")
     records, planned = [], shards(images)
-    measured(planned[0])  # what is slow only once
+    measured(planned[0])  # a warm-up
     for shard in planned:
         n = len(shard.numbers)
         with counted(load_once(OURS, "synthetic", shard.checkpoint, threading.get_ident())) as seen:
@@ -113,10 +113,10 @@ def methods(images: int) -> pd.DataFrame:
 
 
 def network_cost(network: dict[str, float], own: dict[str, float], costs: pd.DataFrame) -> tuple[float, float]:
-    """Forward passes and GFLOP of an image through all ten methods on a network, from the passes counted on ours.
+    """Compute the forward passes and GFLOP per image of all ten methods on a network, from the passes on our network.
 
-    ScoreCAM's passes go with the channels: all of them for the image, and for the masked image of RefineCAM, and the
-    shallowest layer's for that of Base.
+    Only ScoreCAM's passes depend on the network. It needs one per channel: all channels for the image and for the masked
+    image of RefineCAM, and the shallowest layer's for the masked image of Base.
     """
 
     def channel_passes(of: dict[str, float]) -> float:
@@ -129,7 +129,7 @@ def network_cost(network: dict[str, float], own: dict[str, float], costs: pd.Dat
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of docs/scaling.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2, help="images a shard, 1 of ScoreCAM (default 2)")
+    parser.add_argument("--images", type=int, default=2, help="images per shard; ScoreCAM has 1 (default 2)")
     options = parser.parse_args(arguments)
     keep_memory()
     fast_pointwise()

@@ -1,4 +1,4 @@
-"""Timing of both sides in turn, image by image, with the floor beside them, and the ratios' intervals."""
+"""Time both sides in turn, image by image, and the floor. Compute ratios and their intervals."""
 
 import time
 from collections.abc import Callable
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from refinecam_lib import public, road
+from refinecam_lib import road
 
+from . import public
 from .parts import Part, Subject
 
 CHUNKS = (4, 8, 16, 32)
 
 
 def clock(device: torch.device, work: Callable) -> tuple[object, float]:
-    """What `work()` returns, and its seconds of wall clock, the device's queue included."""
+    """Return what `work()` returns, and its wall-clock seconds. It waits for the device's queue."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -26,7 +27,7 @@ def clock(device: torch.device, work: Callable) -> tuple[object, float]:
 
 
 def ratio(above: list[float], below: list[float], draws: int = 2000) -> tuple[float, float, float]:
-    """sum(above) / sum(below) and its 95 % interval, by a bootstrap over the pairs."""
+    """Return sum(above) / sum(below) and the bounds of its 95 % interval, from a bootstrap over the pairs."""
     a, b = np.array(above), np.array(below)
     drawn = np.random.default_rng(0).integers(len(a), size=(draws, len(a)))
     low, high = np.quantile(a[drawn].sum(1) / b[drawn].sum(1), [0.025, 0.975])
@@ -34,7 +35,7 @@ def ratio(above: list[float], below: list[float], draws: int = 2000) -> tuple[fl
 
 
 class Floor:
-    """The network alone, channels-last and without weight gradients, in the chunks that are fastest here."""
+    """The passes alone: channels-last, without weight gradients, in the fastest chunk size."""
 
     def __init__(self, subject: Subject, chunks: tuple[int, ...] = CHUNKS):
         self.subject = subject
@@ -42,19 +43,19 @@ class Floor:
         while len(images) < max(chunks):
             images = torch.cat([images, subject.inputs])
         self.images = images.contiguous(memory_format=torch.channels_last)
-        for chunk in chunks:  # warm
+        for chunk in chunks:  # a warm-up
             self._forward(chunk), self._both(chunk)
         self.forward = min(chunks, key=lambda chunk: min(self._forward(chunk) for _ in range(3)))
         self.both = min(chunks, key=lambda chunk: min(self._both(chunk) for _ in range(3)))
 
     def _forward(self, chunk: int) -> float:
-        """Seconds an image of a forward."""
+        """Time a forward pass: seconds per image."""
         images = self.images[:chunk]
         with torch.inference_mode():
             return clock(self.subject.device, lambda: self.subject.model(images))[1] / chunk
 
     def _both(self, chunk: int) -> float:
-        """Seconds an image of a forward, and back from the target's logit to the shallowest layer."""
+        """Time a forward pass, and the backward pass from a logit to the shallowest layer: seconds per image."""
         leaf: list[torch.Tensor] = []
 
         def cut(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
@@ -71,7 +72,7 @@ class Floor:
             handle.remove()
 
     def seconds(self, part: Part) -> float:
-        """The time now of the passes that the part's definition needs for an image; NaN where it has no floor."""
+        """Time the passes that the part's definition needs per image. NaN if it has no floor."""
         if part.needs is None:
             return float("nan")
         both, forward = part.needs(self.subject)
@@ -80,7 +81,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Row:
-    """A part on a network: mean seconds an image, ratios with 95 % intervals, and whether both sides agree."""
+    """A part on a network: mean seconds per image, ratios with their 95 % intervals, and differences."""
 
     network: str
     device: str
@@ -105,10 +106,17 @@ class Row:
 
 
 def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int, batch: int, checked: int) -> Row:
-    """Time a part on `images` images: for each, our batch that starts with it and the public code, taking turns to start.
+    """Time a part on `images` images. For each image both sides run, and they take turns to be first.
 
-    checked: images on which a part's `exact` difference is taken in float64, untimed, beside those of the timed results: where
-    Grad-CAM++ of signed activations cancels, float32 is no test of two programs.
+    Args:
+        subject: The network and its images.
+        floor: The passes alone, on the same network.
+        part: The part's name in PARTS.
+        rules: The part.
+        images: How many images the public code takes. Our batch starts with the same image.
+        batch: The size of our batch.
+        checked: How many images a part's `exact` difference takes, in float64 and not timed. Rounding decides Grad-CAM++
+            of signed activations in float32, so float32 cannot compare two programs.
     """
     n = len(subject.inputs)
     size = 1 if rules.single else min(batch, n)
@@ -116,7 +124,7 @@ def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int,
     differences: dict[str, list[float]] = {}
     with public.noiseless():
         for work in (rules.ours(subject, list(range(size))), rules.theirs(subject, 0)):
-            work()  # warm: threads, caches, compiled code, and on a GPU the kernels for this shape
+            work()  # a warm-up: threads, caches, compiled code, and the GPU's kernels for this shape
         for i in range(images):
             sides = {
                 "ours": rules.ours(subject, [(i + k) % n for k in range(size)]),
@@ -124,7 +132,7 @@ def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int,
             }
             results = {}
             for side in sorted(sides, reverse=bool(i % 2)):
-                for cached in (road._ties, road._noise):  # the public code draws anew as well
+                for cached in (road._ties, road._noise):  # the public code does not cache either
                     cached.cache_clear()
                 results[side], time_taken = clock(subject.device, sides[side])
                 seconds[side].append(time_taken / (size if side == "ours" else 1))

@@ -1,4 +1,4 @@
-"""The benchmark on a tiny network: both sides agree, disagreement shows, the JSON is whole. Never a time."""
+"""The benchmark on a tiny network: both sides agree, disagreement shows, and the JSON is complete. No test of times."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def subject():
     return Subject("tiny", tiny_net(), inputs, target, LAYERS)
 
 
-def test_every_part_agrees_and_the_report_is_whole(subject):
+def test_every_part_agrees_and_the_report_is_complete(subject):
     rows = list(run([subject], list(PARTS), images=2, batch=2, score_images=1, checked=1))
     result = json.loads(json.dumps(report(rows, {"images": 2})))
     assert [row["part"] for row in result["rows"]] == list(PARTS)
@@ -40,7 +40,7 @@ def test_every_part_agrees_and_the_report_is_whole(subject):
 
 
 @pytest.mark.parametrize("part", ["gradient", "coherency"])
-def test_a_wrong_result_is_seen(subject, part, monkeypatch):
+def test_a_wrong_result_is_detected(subject, part, monkeypatch):
     truth = Capture.gradients.func
     wrong = property(lambda self: [g + 0.05 * g.abs().amax() for g in truth(self)])
     monkeypatch.setattr(benchmarks.parts.Capture, "gradients", wrong)
@@ -49,14 +49,14 @@ def test_a_wrong_result_is_seen(subject, part, monkeypatch):
     assert "DISAGREE" in table(report([row], {}))
 
 
-def test_a_wrong_imputation_is_seen(subject, monkeypatch):
+def test_a_wrong_imputation_is_detected(subject, monkeypatch):
     monkeypatch.setattr(benchmarks.parts, "impute", lambda images, keep: images[:, None] * keep[:, :, None])
     row = compare(subject, Floor(subject, (1,)), "imputation", PARTS["imputation"], images=1, batch=1, checked=0)
     assert row.differences["pixel"] > 0.1 and row.differences["ROAD, same noise"] > 2e-4 and not row.agrees
 
 
 def test_neither_side_changes_the_other(subject):
-    """Ours is frozen and stays so; public code's own network is another, as built."""
+    """Our network stays frozen. Public code has another copy, whose weights require gradients."""
     assert not any(p.requires_grad for p in subject.model.parameters())
     assert all(p.requires_grad for p in subject.public.parameters())
     torch.testing.assert_close(subject.model(subject.inputs), subject.public(subject.inputs), atol=1e-5, rtol=1e-5)
@@ -91,15 +91,15 @@ def test_bad_options_are_refused(capsys, tmp_path, monkeypatch):
         main(["--images", "1", "--score-images", "2"])
     with pytest.raises(SystemExit):
         main(["--checked", "0"])
-    assert "images, batch, checked and threads must be at least 1" in capsys.readouterr().err
-    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)  # as of a network that isn't shipped
+    assert "--images, --batch, --checked and --threads must be at least 1" in capsys.readouterr().err
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)  # no network is shipped
     with pytest.raises(SystemExit):
         main(["--networks", "vgg11", "--images", "1", "--score-images", "1"])
     assert "vgg11" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pixels", [6 * 7, 48 * 48, 224 * 224])
-def test_shares_are_those_of_the_package(pixels):
+def test_shares_equal_those_of_the_package(pixels):
     seen = []
     maps = torch.randperm(pixels, generator=torch.Generator().manual_seed(0)).float()[None]
     for percentile in (80, 60, 40, 20):
@@ -108,7 +108,7 @@ def test_shares_are_those_of_the_package(pixels):
     assert seen == [round(share * pixels) for share in public.shares(pixels)]
 
 
-def test_a_device_that_is_not_here_is_refused_in_one_line(capsys):
+def test_a_missing_device_is_refused_in_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--devices", "warp"])
     assert stopped.value.code == 2
@@ -117,7 +117,7 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(capsys):
     )
 
 
-def test_the_page_of_the_gpu_names_what_did_not_fit(tmp_path, capsys):
+def test_the_gpu_page_names_what_it_left_out(tmp_path, capsys):
     arguments = ["--device", "cpu", "--minutes", "0", "--networks", "resnet18", "--out", str(tmp_path)]
     assert gpu.main(arguments) == 0
     written = (tmp_path / "gpu.md").read_text()

@@ -42,7 +42,7 @@ def test_passes_are_counted_as_the_formulas_say(tmp_path, monkeypatch, method, f
     assert not network._forward_hooks
 
 
-def test_another_network_changes_only_the_passes_of_its_channels():
+def test_only_the_passes_per_channel_depend_on_the_network():
     own = {"forward": 1.0, "back": 2.0, "channels": 80, "shallowest": 8}
     costs = pd.DataFrame({"forward": [19.0, 187.0], "back": [3.0, 0.0]})
     assert scaling.network_cost(own, own, costs) == (206, 206 + 6)
