@@ -48,5 +48,5 @@ def ground_truth(capture: Capture) -> Maps:
 
 
 def inverted_truth(capture: Capture) -> Maps:
-    """Everything except the ground-truth mask. Raises InputError if the capture has none."""
+    """One minus the ground-truth mask. Raises InputError if the capture has none."""
     return [1 - ground_truth(capture)[0]]

@@ -1,4 +1,4 @@
-"""What all tests share: a backend without a window, and property tests that are the same on every machine."""
+"""Settings of all tests: plots without a window, and property tests with the same examples on every machine."""
 
 import os
 
@@ -7,7 +7,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import hypothesis
 import torch
 
-import refinecam_lib  # noqa: F401 - before any test imports torchvision, whose import it repairs on CPU builds
+import refinecam_lib  # noqa: F401 - it repairs the import of torchvision on CPU builds
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     torch.set_num_threads(1)

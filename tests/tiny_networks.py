@@ -1,11 +1,11 @@
-"""Small networks with random weights for the tests: as deep as they must be, and quick on one core."""
+"""Small networks with random weights for the tests."""
 
 import torch
 from torch import nn
 
 
 class TinyNet(nn.Module):
-    """Four strided convolutions with a curved non-linearity, named like a ResNet, and a global average."""
+    """Four strided convolutions with a smooth activation function, named as in a ResNet, and a global average."""
 
     def __init__(self, num_classes: int = 6, width: int = 8, activation: type[nn.Module] = nn.GELU):
         super().__init__()
@@ -29,7 +29,7 @@ LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
 def tiny_net(seed: int = 0, spread: float = 3.0, **options) -> TinyNet:
-    """A TinyNet in evaluation mode, calibrated so that its logits differ between images by a standard deviation `spread`."""
+    """Return a TinyNet in evaluation mode. The standard deviation of its logits over images is `spread`."""
     torch.manual_seed(seed)
     model = TinyNet(**options)
     images, _ = batch(16, seed=100)
@@ -46,7 +46,7 @@ def tiny_net(seed: int = 0, spread: float = 3.0, **options) -> TinyNet:
 
 
 def batch(n: int = 3, height: int = 48, width: int = 48, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth random images (n,3,H,W) and mixed target classes of six."""
+    """Return smooth random images (n,3,H,W) and target classes 0 to 5."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(n, 3, 6, 6, generator=generator)
     images = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)

@@ -1,4 +1,4 @@
-"""A toy data set, network and checkpoint that a sweep measures in milliseconds a shard."""
+"""A toy data set, network and checkpoint. A sweep measures a shard of them in milliseconds."""
 
 import json
 
@@ -40,7 +40,7 @@ def write_checkpoint(folder, seed):
 
 
 def register(folder):
-    """Put the toys into this process's registries, their checkpoint and results into a folder."""
+    """Register the toys in this process. Their checkpoint and results go into a folder."""
     paths.RESULTS, paths.ROWS, paths.CHECKPOINTS = folder / "results", folder / "committed", folder
     registry.DATASETS["toy"], zoo.MODELS["tiny"] = TOY, SPEC
     write_checkpoint(folder, seed=0)
@@ -51,12 +51,12 @@ def plan(images=6, size=2, methods=("LayerCAM", "RandomCAM"), **options):
 
 
 def same(a, b):
-    """Equal rows, their numbers within 1e-4."""
+    """Check that rows are equal, and numbers equal within 1e-4."""
     numbers = a.select_dtypes(float).columns
     np.testing.assert_allclose(a[numbers], b[numbers], atol=1e-4)
     pd.testing.assert_frame_equal(a.drop(columns=numbers), b.drop(columns=numbers))
 
 
 def files(folder):
-    """Name -> content of the results files in a folder."""
+    """Return name -> content of the results files in a folder."""
     return {path.name: path.read_bytes() for path in sorted((folder / "rows").rglob("*.parquet"))}

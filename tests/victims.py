@@ -1,7 +1,7 @@
-"""Work that is killed: python victims.py sweep|moments|training FOLDER KILLS SEED
+"""Kill work and check that it resumes: python victims.py sweep|moments|training FOLDER KILLS SEED
 
-Each child is a fork of this process, which has imported all it needs and runs no threads, so that a kill comes in mid-work
-and not in mid-import. Prints one line of JSON.
+Each child is a fork of this process, which has imported everything already and runs no threads. So a kill interrupts the
+work, not an import. It prints one line of JSON.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from refinecam_lib.training.recipe import Recipe
 
 
 def killed(work: Callable[[], object], after: float | None = None) -> bool:
-    """Run `work` in a fork, kill it after so many seconds or let it kill itself; whether it died of kill -9."""
+    """Run `work` in a fork. Kill it after some seconds, or let it kill itself. Return whether SIGKILL ended it."""
     child = os.fork()
     if child == 0:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -39,16 +39,16 @@ def killed(work: Callable[[], object], after: float | None = None) -> bool:
 
 
 def sweeps(folder: Path, kills: int, dice: random.Random) -> dict:
-    """Kill a sweep at random moments of its course; after each, start it again, from nothing where it had finished."""
+    """Kill a sweep at random moments and start it again each time. A finished sweep starts from nothing."""
     shards = toys.plan(images=12, size=2, methods=("LayerCAM", "GradCAM++", "RandomCAM"))
     paths.RESULTS = folder / "undisturbed"
-    sweep.sweep(shards[:1])  # what is slow only once
+    sweep.sweep(shards[:1])  # a warm-up
     begun = time.monotonic()
     rows = sweep.sweep(shards)
     seconds, expected = time.monotonic() - begun, toys.files(paths.RESULTS)
     paths.RESULTS = folder / "killed"
     kept, equal, mid = [], True, 0
-    while mid < kills and len(kept) < 10 * kills:  # a child that was quicker than its kill doesn't count
+    while mid < kills and len(kept) < 10 * kills:  # a child that finished before its kill does not count
         mid += killed(lambda: sweep.sweep(shards), dice.uniform(0, seconds))
         found = toys.files(paths.RESULTS)
         kept.append(len(found))
@@ -60,7 +60,7 @@ def sweeps(folder: Path, kills: int, dice: random.Random) -> dict:
 
 
 def moments(folder: Path, kills: int, dice: random.Random) -> dict:
-    """Kill a sweep between the steps in which a file is written: not yet written, not yet on disk, not yet in place."""
+    """Kill a sweep between the steps that write a file: before it is written, synced or moved into place."""
     shards = toys.plan(methods=("LayerCAM",))
     paths.RESULTS = folder / "undisturbed"
     rows = sweep.sweep(shards)
@@ -88,7 +88,7 @@ def moments(folder: Path, kills: int, dice: random.Random) -> dict:
 
 
 def training(folder: Path, kills: int, dice: random.Random) -> dict:
-    """Kill a training at random moments, and while it writes its state; the last start goes on to the undisturbed weights."""
+    """Kill a training at random moments and while it writes its state. It must end with the undisturbed weights."""
     recipe = Recipe(
         weights="none", images=48, batch=4, lr=1e-2, stages=((32, 0.5), (48, 0.5)), validation=6, validate_every=8
     )
@@ -115,7 +115,7 @@ def training(folder: Path, kills: int, dice: random.Random) -> dict:
     equal, real = ends_as_planned(), torch.save
 
     def dies(content: object, part: Path):
-        """Write the state at half of the run, but only half of it, and end."""
+        """Write only half of the state in the middle of the run, then die."""
         written = io.BytesIO()
         real(content, written)
         if content["record"]["step"] == recipe.steps // 2:
