@@ -20,6 +20,7 @@ from .networks.layers import layers_of as layers_of
 from .networks.loading import load_classifier as load_classifier
 from .networks.loading import load_model as load_model
 from .networks.loading import normalise as normalise
+from .networks.loading import transform_of as transform_of
 from .networks.zoo import spec_of as spec_of
 from .refinement import AGGREGATES as AGGREGATES
 from .reproduce.products import Report as Report

@@ -1,15 +1,16 @@
-"""An explorer for notebooks: choose picture, network, class, method and layer; see the maps and their scores change.
+"""An explorer for notebooks: choose a picture, network, class, methods and layer, and see maps and scores change.
 
 >>> explore(["chelsea", "holiday.jpg"])
 
-The work runs in a thread of its own, which tells how far it is and can be stopped between two forward passes. Where
-widgets don't run (a notebook on GitHub, nbconvert) it is a static picture of what it shows.
+The work runs in a thread. It shows progress and can be stopped between two forward passes. Where widgets do not run (a
+notebook on GitHub, nbconvert) the explorer is a static picture.
 """
 
 import base64
 import html
 import io
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -24,67 +25,70 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from .. import paths
 from ..analysis.grids import HEAT, image_grid
+from ..analysis.plots import NAMES
 from ..datasets.photographs import BUNDLED
 from ..errors import InputError
 from ..explanation import METHODS, Variant, method_of
 from ..refinement import AGGREGATES
-from ..reproduce.products import PRODUCTS
+from ..reproduce.products import PRODUCTS, products_folder
 from ..scoring import CONVENTIONS, scores
-from .workbench import NETWORKS, Choice, Explained, Load, Workbench, score_table, watched
+from .workbench import NETWORKS, Choice, Explained, Load, Workbench, class_options, score_table, watched
 
-NO_FACTORS = "This method has one map, not one a layer, so there is nothing to refine."
+WRAP = widgets.Layout(display="flex", flex_flow="row wrap", width="100%")
 
 
 class Stopped(Exception):
-    """The work was stopped, or nobody waits for it any more."""
+    """The work was stopped, or a newer choice replaced it."""
 
 
-def _png(picture: Tensor, heat: Tensor | None = None, opacity: float = 0.0) -> bytes:
-    """A picture (3,H,W) in [0,1] with a map (H,W) over it, as a PNG file."""
-    pixels = picture.permute(1, 2, 0).double().numpy()
-    if heat is not None:
-        pixels = (1 - opacity) * pixels + opacity * matplotlib.colormaps[HEAT](heat.numpy())[..., :3]
+def overlay(picture: Tensor, heat: Tensor, opacity: float) -> np.ndarray:
+    """Draw a map (H,W) in [0,1] over a picture (3,H,W). A pixel's opacity follows the map, so 0 shows the picture."""
+    alpha = opacity * heat.numpy()[..., None]
+    return (1 - alpha) * picture.permute(1, 2, 0).numpy() + alpha * matplotlib.colormaps[HEAT](heat.numpy())[..., :3]
+
+
+def _png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8)).save(file, "png", compress_level=1)
     return file.getvalue()
 
 
-def _fill(box: widgets.Box, pictures: Mapping[str, bytes], side: int) -> None:
-    """Show titled PNG files of `side` px in a box, in the widgets that it has as far as they go."""
-    layout = widgets.Layout(width=f"{side}px", height=f"{side}px")
+def _fill(box: widgets.Box, pictures: Mapping[str, bytes], layout: Mapping[str, str]) -> None:
+    """Show titled PNG files in a box. Reuse the widgets that it has."""
     panels = list(box.children[: len(pictures)])
-    panels += [widgets.VBox([widgets.HTML(), widgets.Image(layout=layout)]) for _ in range(len(pictures) - len(panels))]
+    while len(panels) < len(pictures):
+        image = widgets.Image(layout=widgets.Layout(width="100%"))
+        panels.append(widgets.VBox([widgets.HTML(), image], layout=widgets.Layout(**layout)))
     for panel, (title, png) in zip(panels, pictures.items()):
         panel.children[0].value, panel.children[1].value = f"<b>{html.escape(title)}</b>", png
     box.children = panels
 
 
-def title(shown: Explained) -> str:
-    """What is shown, in a line."""
-    choice = shown.choice
-    layer = f" from layer {next(iter(shown.factors))}" if shown.factors else ""
-    said = f"{choice.network} says {shown.class_name} {shown.probability:.2f}"
-    return f"{choice.picture}: {said}; {choice.method}{layer}"
-
-
-def static_figure(shown: Explained, convention: str = "recommended") -> Figure:
-    """What was explained, as a figure: the picture, its maps with their scores, and the maps that were combined."""
-    picture = shown.picture.permute(1, 2, 0).numpy()
+def static_figure(shown: Explained, convention: str = "recommended", opacity: float = 0.9) -> Figure:
+    """Draw what was explained: the picture, its maps with their scores, and the maps that were combined."""
     values = scores(shown.rows, convention)
     notes = [f"ARCC {v.arcc:.2f}, ROAD {v.road:.2f}\nComplexity {v.complexity:.2f}" for v in values.itertuples()]
-    notes = [note.replace("nan", "undefined") for note in notes]
-    cells = [(picture, heat.numpy()) for heat in [*shown.maps.values(), *shown.factors.values()]]
-    columns, below = ["picture", *shown.maps, *shown.factors], ["", *notes, *[""] * len(shown.factors)]
-    caption = f"{title(shown)}; convention {convention}"
-    return image_grid([[(picture, None), *cells]], columns, [""], caption, [below])
+    notes = ["", *(note.replace("nan", "undefined") for note in notes), *[""] * len(shown.factors)]
+    drawn = [overlay(shown.picture, heat, opacity) for heat in [*shown.maps.values(), *shown.factors.values()]]
+    cells = [(pixels, None) for pixels in [shown.picture.permute(1, 2, 0).numpy(), *drawn]]
+    columns = [name.replace(", ", "\n") for name in ["picture", *shown.maps, *shown.factors]]
+    return image_grid([cells], columns, [""], f"{shown.title}; convention {convention}", [notes])
 
 
 class Explorer:
-    """Controls, maps and live scores; the last expression of a notebook's cell shows it.
+    """Controls, maps and scores. As the last expression of a notebook's cell it is shown.
 
-    pictures: names in BUNDLED or paths. networks: name -> a function that gives (spec, model), for your own as well.
-    method, layer (0 = shallowest) and aggregate: what is shown first. Raises InputError for unknown ones.
+    Args:
+        pictures: Names in BUNDLED or paths.
+        networks: Name -> function that returns (spec, model). Add your own.
+        method: The method that is shown first.
+        layer: The number of the layer that it starts from; 0 is the shallowest.
+        aggregate: How the second map combines the layers. The first map is the layer's alone.
+
+    Raises:
+        InputError: A name is unknown, or there is no picture or no network.
     """
 
     def __init__(
@@ -98,53 +102,66 @@ class Explorer:
         method_of(method)
         Variant(layer, aggregate)
         if not pictures or not networks:
-            raise InputError("an explorer without a picture or a network; allowed: at least one of each")
+            raise InputError("Expected at least one picture and one network, got none. Pass both, or use the defaults.")
         self.bench = Workbench(pictures, networks)
-        width = widgets.Layout(width="270px")
+        wide = widgets.Layout(flex="1 1 260px", width="auto", max_width="440px")
 
         def choose(label: str, options: Sequence, value: object = None) -> widgets.Dropdown:
             value = options[0] if value is None else value
-            return widgets.Dropdown(description=label, options=options, value=value, layout=width)
+            return widgets.Dropdown(description=label, options=options, value=value, layout=wide)
 
+        methods = list(dict.fromkeys([*METHODS, method]))
+        aggregates = [(NAMES.get(name, name.replace("_", " ")), name) for name in ("none", *AGGREGATES)]
         self.picture = choose("picture", list(self.bench.pictures))
         self.network = choose("network", list(networks))
-        self.target = widgets.Dropdown(description="class", layout=width)
-        self.method = choose("method", list(dict.fromkeys([*METHODS, method])), method)
-        self.layer = widgets.Dropdown(description="from layer", options=[(str(layer), layer)], layout=width)
-        self.aggregate = choose("aggregate", [(a.replace("_", " "), a) for a in AGGREGATES], aggregate)
+        self.target = widgets.Dropdown(description="class", layout=wide)
+        self.search = widgets.Combobox(placeholder="search all classes", description="or", layout=wide)
+        self.layer = widgets.Dropdown(description="from layer", options=[(str(layer), layer)], layout=wide)
+        self.method = choose("method", methods, method)
+        self.aggregate = choose("aggregate", aggregates, "none")
+        self.method2 = choose("2nd method", [("the same", ""), *((name, name) for name in methods)], "")
+        self.aggregate2 = choose("aggregate", aggregates, aggregate)
         self.convention = choose("convention", list(CONVENTIONS))
-        self.opacity = widgets.FloatSlider(0.6, min=0, max=1, step=0.05, description="opacity", layout=width)
-        self.upload = widgets.FileUpload(accept="image/*", description="your picture", layout=width)
+        self.opacity = widgets.FloatSlider(0.9, min=0, max=1, step=0.05, description="opacity", layout=wide)
+        self.upload = widgets.FileUpload(accept="image/*", description="your picture")
         self.stop = widgets.Button(description="stop", icon="stop", disabled=True)
-        self.progress = widgets.IntProgress(layout=widgets.Layout(width="200px", visibility="hidden"))
-        self.status, self.table = widgets.HTML(), widgets.HTML()
-        self.maps, self.factors = widgets.HBox(), widgets.HBox(layout=widgets.Layout(flex_flow="row wrap"))
+        self.save = widgets.Button(description="save picture", icon="save")
+        self.status, self.table = widgets.HTML(), widgets.HTML(layout=widgets.Layout(flex="3 1 330px"))
+        self.progress = widgets.IntProgress(layout=widgets.Layout(width="160px", display="none"))
+        self.maps, self.factors = widgets.Box(layout=WRAP), widgets.Box(layout=WRAP)
+        self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="250px"))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="explorer")
         self._job: Future | None = None
         self._halt = threading.Event()
+        self._classes: dict[str, int] = {}
         self._classes_of: tuple[str, str] | None = None  # the picture and network whose classes are offered
-        choice = self._classes_and_layers(self._choice())
-        self.shown = self.bench.explain(choice)  # here and now, for a static picture too
+        self.shown = self.bench.explain(self._complete(self._choice()))  # not in the thread, for a static picture too
         self._draw()
-        for control in (self.picture, self.network, self.target, self.method, self.layer, self.aggregate):
+        asked = [self.picture, self.network, self.target, self.layer]
+        asked += [self.method, self.aggregate, self.method2, self.aggregate2]
+        for control in asked:
             control.observe(self._asked, "value")
         for control in (self.opacity, self.convention):
             control.observe(lambda change: self._draw(), "value")
+        self.search.observe(self._searched, "value")
         self.upload.observe(self._uploaded, "value")
         self.stop.on_click(lambda button: self._halt.set())
-        controls = [self.picture, self.network, self.target, self.method, self.layer, self.aggregate]
-        controls += [self.convention, self.opacity, self.upload]
-        grid = widgets.HBox(controls, layout=widgets.Layout(flex_flow="row wrap"))
-        state = widgets.HBox([self.stop, self.progress, self.status])
-        self.widget = widgets.VBox([grid, state, self.maps, self.table, self.factors])
+        self.save.on_click(lambda button: self._save())
+        controls = widgets.Box([*asked[:3], self.search, *asked[3:], self.convention, self.opacity], layout=WRAP)
+        state = widgets.Box([self.upload, self.save, self.stop, self.status, self.progress], layout=WRAP)
+        lines = widgets.Accordion([self.code], titles=["code that gives these maps"])
+        results = widgets.Box([self.table, widgets.Box([self.factors], layout=widgets.Layout(flex="2 1 260px"))])
+        results.layout = WRAP
+        self.widget = widgets.VBox([controls, state, self.maps, results, lines])
 
     def _choice(self) -> Choice:
-        chosen = (self.method.value, self.layer.value, self.aggregate.value)
         target = self.target.value if self._classes_of == (self.picture.value, self.network.value) else None
-        return Choice(self.picture.value, self.network.value, target, *chosen)
+        second = self.method2.value or self.method.value, self.aggregate2.value
+        pairs = (self.method.value, self.aggregate.value), second
+        return Choice(self.picture.value, self.network.value, target, self.layer.value, pairs)
 
     def _asked(self, change: Mapping) -> None:
-        """Answer a control: drop the work that runs, and begin what is asked for now."""
+        """Stop the work that runs, and start what is asked for now."""
         if threading.current_thread().name.startswith("explorer"):
             return  # the worker itself set the classes or layers of a new picture or network
         self._halt.set()
@@ -152,22 +169,48 @@ class Explorer:
         self._job = self._worker.submit(self._explain, self._choice(), self._halt)
 
     def wait(self) -> None:
-        """Return when nothing is left to do; scripts and tests need it, a notebook doesn't."""
+        """Return when the work is done. Scripts and tests need it."""
         if self._job is not None:
             self._job.result()
+
+    def _searched(self, change: Mapping) -> None:
+        """Offer the class that was found among all classes, and choose it."""
+        if (index := self._classes.get(change["new"])) is None:
+            return
+        if index not in [value for _, value in self.target.options]:
+            self.target.options = (*self.target.options, (change["new"], index))
+        self.target.value, self.search.value = index, ""
 
     def _uploaded(self, change: Mapping) -> None:
         for file in change["new"]:
             try:
                 name = self.bench.add(file["name"], bytes(file["content"]))
             except InputError as error:
-                self.status.value = html.escape(str(error), quote=False)
+                self._report(error)
             else:
                 self.picture.options = list(self.bench.pictures)
                 self.picture.value = name
 
+    def _save(self) -> None:
+        """Write the static figure as a PNG and say where."""
+        choice = self.shown.choice
+        parts = [Path(choice.picture).stem, choice.network, choice.target, choice.layer, *sum(choice.pairs, ())]
+        name = re.sub(r"[^\w+^.-]", "", "_".join(map(str, parts)))
+        try:
+            file = products_folder("explorer") / f"{name}.png"
+            file.write_bytes(self._figure_png())
+        except OSError as error:
+            self._report(error)
+        else:
+            self.status.value = f"saved {html.escape(paths.shown(file))}"
+
+    def _report(self, error: Exception) -> None:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        line = reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}"
+        self.status.value = html.escape(line, quote=False)
+
     def _explain(self, choice: Choice, halt: threading.Event) -> None:
-        """Compute a choice and show it, unless it is stopped; any error becomes the status line."""
+        """Compute a choice and show it, unless it is stopped. An error becomes the status line."""
         start, done, step = time.perf_counter(), 0, ""
 
         def tick(images: int) -> None:
@@ -185,13 +228,11 @@ class Explorer:
 
         if halt.is_set():
             return
-        self.stop.disabled, self.progress.layout.visibility = False, "visible"
+        self.stop.disabled, self.progress.layout.display = False, None
         try:
             self.status.value = f"loading {choice.network}" if choice.network not in self.bench._loaded else "..."
-            _, model = self.bench.network(choice.network)
-            with watched(model, tick):
-                choice = self._classes_and_layers(choice)
-                shown = self.bench.explain(choice, say)
+            with watched(self.bench.network(choice.network)[1], tick):
+                shown = self.bench.explain(self._complete(choice), say)
             if not halt.is_set():
                 self.shown = shown
                 self._draw()
@@ -199,14 +240,12 @@ class Explorer:
         except Stopped:
             self.status.value = f"stopped after {done} images through the network, {time.perf_counter() - start:.1f} s"
         except Exception as error:  # noqa: BLE001 - a thread's error would vanish; a download fails in many ways
-            reason = str(error).splitlines()[0] if str(error) else ""
-            line = reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}"
-            self.status.value = html.escape(line, quote=False)
+            self._report(error)
         finally:
-            self.stop.disabled, self.progress.layout.visibility = True, "hidden"
+            self.stop.disabled, self.progress.layout.display = True, "none"
 
-    def _classes_and_layers(self, choice: Choice) -> Choice:
-        """Offer a new picture's or network's classes and layers, and complete the choice by the predicted class."""
+    def _complete(self, choice: Choice) -> Choice:
+        """Offer the layers and classes of a new picture or network. Complete the choice by the predicted class."""
         spec, _ = self.bench.network(choice.network)
         layers = [(f"{number}: {name}", number) for number, name in enumerate(spec.layers)]
         if list(self.layer.options) != layers:
@@ -214,31 +253,43 @@ class Explorer:
             self.layer.options = layers
             self.layer.value = choice.layer
         if choice.target is None:
-            best = self.bench.top(choice)
-            self.target.options = best
-            self.target.value = best[0][1]
+            self.target.options, self._classes = class_options(self.bench.probabilities(choice))
+            self.target.value, self.search.options = self.target.options[0][1], tuple(self._classes)
             self._classes_of = choice.picture, choice.network
-            choice = replace(choice, target=best[0][1])
+            choice = replace(choice, target=self.target.value)
         return choice
 
     def _draw(self) -> None:
         """Show what was computed last, at the chosen opacity and under the chosen convention."""
-        shown, opacity = self.shown, self.opacity.value
-        maps = {name: _png(shown.picture, heat, opacity) for name, heat in shown.maps.items()}
-        _fill(self.maps, {"picture": _png(shown.picture), **maps}, 224)
-        _fill(self.factors, {name: _png(shown.picture, heat, opacity) for name, heat in shown.factors.items()}, 140)
-        table = score_table(shown.rows, self.convention.value).reset_index()
-        text = table.to_html(escape=False, index=False, border=0, justify="left", col_space=75)
-        combined = shown.choice.aggregate.replace("_", " ")
-        note = f"RefineCAM is the {combined} of these maps, shallow to deep:" if shown.factors else NO_FACTORS
-        self.table.value = f"<b>{html.escape(title(shown))}</b>{text}{note}"
+        shown, opacity, convention = self.shown, self.opacity.value, self.convention.value
+        maps, factors = (
+            {name: _png(overlay(shown.picture, heat, opacity)) for name, heat in part.items()}
+            for part in (shown.maps, shown.factors)
+        )
+        picture = {"picture": _png(shown.picture.permute(1, 2, 0).numpy())}
+        _fill(self.maps, picture | maps, {"flex": "1 1 200px", "max_width": "448px"})
+        _fill(self.factors, factors, {"flex": "1 1 110px", "max_width": "224px"})
+        table = score_table(shown.rows, convention).reset_index()
+        text = table.to_html(escape=False, index=False, border=0, justify="left")
+        notes = [
+            f"{method} refined: the {variant.aggregate.replace('_', ' ')} of its layers' maps, shown from shallow to deep."
+            if variant.aggregate != "none"
+            else f"{method} has one map, not one per layer, so there is nothing to refine."
+            for method, variant in shown.choice.columns.values()
+            if variant.aggregate != "none" or not method_of(method).refines
+        ]
+        text = f'<b>{html.escape(shown.title)}</b><div style="overflow-x: auto">{text}</div>{"<br>".join(notes)}'
+        self.table.value, self.code.value = text, self.bench.code(shown.choice, convention)
+
+    def _figure_png(self) -> bytes:
+        file, figure = io.BytesIO(), static_figure(self.shown, self.convention.value, self.opacity.value)
+        figure.savefig(file, format="png", metadata={"Software": None})
+        return file.getvalue()
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
-        """The widget and, for whoever can't run it, what it shows as a picture."""
-        file = io.BytesIO()
-        static_figure(self.shown, self.convention.value).savefig(file, format="png", metadata={"Software": None})
-        picture: dict[str, object] = {"image/png": base64.b64encode(file.getvalue()).decode()}
-        return self.widget._repr_mimebundle_() | {"text/plain": title(self.shown)} | picture
+        """Return the widget, and a picture of what it shows for programs that cannot run it."""
+        picture: dict[str, object] = {"image/png": base64.b64encode(self._figure_png()).decode()}
+        return self.widget._repr_mimebundle_() | {"text/plain": self.shown.title} | picture
 
 
 def explore(
@@ -248,12 +299,13 @@ def explore(
     layer: int = 0,
     aggregate: str = "product",
 ) -> Explorer | Figure:
-    """An Explorer; in a notebook that the runner executes, which keeps no widgets, the figure of what it shows first.
+    """Return an Explorer. In a notebook that the runner executes, return the figure of what it shows first.
 
-    The arguments and what is raised are Explorer's.
+    The arguments and errors are Explorer's.
     """
     if not os.environ.get(PRODUCTS):
         return Explorer(pictures, networks, method, layer, aggregate)
     bench = Workbench(pictures, networks)
-    choice = Choice(next(iter(bench.pictures)), next(iter(networks)), None, method, layer, aggregate)
-    return static_figure(bench.explain(replace(choice, target=bench.top(choice)[0][1])))
+    pairs = (method, "none"), (method, aggregate)
+    choice = Choice(next(iter(bench.pictures)), next(iter(networks)), None, layer, pairs)
+    return static_figure(bench.explain(replace(choice, target=int(bench.probabilities(choice).argmax()))))

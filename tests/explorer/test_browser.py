@@ -57,10 +57,10 @@ class Page:
             time.sleep(0.02)
         return time.perf_counter() - start
 
-    def choose(self, label, option):
-        """Choose an option of the dropdown that is labelled so, as a user does."""
+    def choose(self, label, option, nth=0):
+        """Choose an option of the nth dropdown with this label, as a user does."""
         assert self.js(f"""(() => {{
-            const select = {CONTROL % label}.querySelector("select");
+            const select = {CONTROL % label}[{nth}].querySelector("select");
             const option = [...select.options].find(o => o.text.startsWith({json.dumps(option)}));
             if (!option) return false;
             select.value = option.value;
@@ -68,14 +68,25 @@ class Page:
             return true;
         }})()"""), f"no {option!r} in {label!r}"
 
+    def click(self, text):
+        """Click the button with this text."""
+        self.js(f'[...document.querySelectorAll("button")].find(b => b.innerText.includes({json.dumps(text)})).click()')
+
+    def resize(self, width, height):
+        """Give the window another size, in px."""
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        time.sleep(1)  # JupyterLab adapts its layout
+
     def screenshot(self, path):
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
 
-CONTROL = '[...document.querySelectorAll(".widget-inline-hbox")].find(c => c.innerText.trim().startsWith("%s"))'
+CONTROL = '[...document.querySelectorAll(".widget-inline-hbox")].filter(c => c.innerText.trim().startsWith("%s"))'
 TABLE = '(document.querySelector(".jp-OutputArea table")?.closest(".widget-html-content")?.innerText ?? "")'
 STATUS = '[...document.querySelectorAll(".widget-html-content")].map(e => e.innerText).join(" | ").slice(0, 400)'
 IMAGES = '[...document.querySelectorAll(".jp-OutputArea img")].map(i => i.src)'
+OVERFLOW = """[...document.querySelectorAll(".jp-OutputArea-output .widget-box, .jp-OutputArea-output img")]
+    .filter(e => e.getBoundingClientRect().right > window.innerWidth + 1).map(e => e.className)"""
 
 
 @pytest.fixture
@@ -94,6 +105,7 @@ def lab(tmp_path):
         name: str(tmp_path / "jupyter") for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
     }
     environment = os.environ | home | {"PYTHONPATH": str(paths.ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment |= {"REFINECAM_FIGURES": str(tmp_path / "figures")}
     with open(tmp_path / "lab.log", "w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *options], cwd=tmp_path, env=environment, stdout=log, stderr=log
@@ -136,7 +148,7 @@ def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
     )""")
     page.js("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.until(f'{TABLE}.includes("ARCC") && {IMAGES}.length === 7', 180)
-    assert page.js(TABLE).startswith("chelsea: efficientnet_lite0 says tiger cat")
+    assert page.js(TABLE).startswith("chelsea: efficientnet_lite0 predicts tiger cat")
     tables, pictures = [page.js(TABLE)], [page.js(IMAGES)]
 
     def changed(what):
@@ -151,15 +163,19 @@ def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
     page.choose("from layer", "2:")
     changed("a deeper layer")
     page.until(f"{IMAGES}.length === 5")  # two factors less
-    page.choose("aggregate", "geometric")
+    page.choose("aggregate", "geometric", 1)
     changed("another aggregate")
+    page.choose("2nd method", "LayerCAM")
+    changed("a second method")
+    page.choose("2nd method", "the")  # ipywidgets writes spaces as no-break spaces
+    changed("one method")
     page.choose("picture", "coffee")
     changed("another picture")
-    assert "says espresso" in tables[-1] and pictures[-1][0] != pictures[-2][0]
+    assert "predicts espresso" in tables[-1] and pictures[-1][0] != pictures[-2][0]
     upload = tmp_path / "mine.png"
     Image.linear_gradient("L").resize((300, 260)).save(upload)
     page.js("HTMLInputElement.prototype.click = function () { window.chooser = this; }; 0")  # instead of a dialogue
-    page.js('[...document.querySelectorAll("button")].find(b => b.innerText.includes("your picture")).click()')
+    page.click("your picture")
     chooser = page.send("Runtime.evaluate", expression="window.chooser")["result"]["objectId"]
     page.send("DOM.setFileInputFiles", objectId=chooser, files=[str(upload)])
     changed("an upload")
@@ -168,17 +184,39 @@ def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
     changed("back")
     page.choose("class", "cup")
     changed("another class")
-    assert "says cup" in tables[-1]
+    assert "predicts espresso" in tables[-1] and "explained: cup" in tables[-1]
+    page.js("""(() => {
+        const search = document.querySelector("input[placeholder='search all classes']");
+        search.value = "teapot (849)";
+        search.dispatchEvent(new Event("input", {bubbles: true}));
+        search.dispatchEvent(new Event("change", {bubbles: true}));
+    })()""")
+    changed("a class of all")
+    assert "explained: teapot" in tables[-1]
     page.choose("convention", "paper")
     changed("another convention")
-    page.screenshot(tmp_path / "explorer.png")
+    assert "[849]" in page.js('document.querySelector("textarea").value')
+    page.click("save picture")
+    page.until(f'{STATUS}.includes("saved ")', 20)
+    assert list((tmp_path / "figures").rglob("coffee*.png"))
 
     page.choose("method", "ScoreCAM")
     page.until(f'{STATUS}.includes("images through the network")')
     page.screenshot(tmp_path / "progress.png")
-    page.js('[...document.querySelectorAll("button")].find(b => b.innerText.trim() === "stop").click()')
+    page.click("stop")
     page.until(f'{STATUS}.includes("stopped after")', 10)
     assert "ScoreCAM" not in page.js(TABLE)
     page.choose("method", "HiResCAM")
     changed("another method after a stop")
-    assert len(set(tables)) == len(tables) - 1  # back to coffee
+    assert len(set(tables)) == len(tables) - 2  # `one method` and `back` repeat a table
+
+    page.choose("picture", "chelsea")
+    page.choose("from layer", "0:")
+    page.until(f'{IMAGES}.length === 7 && {TABLE}.startsWith("chelsea")')
+    for theme in ("Light", "Dark"):
+        page.js(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+        for width, height in ((1400, 1500), (420, 2400)):
+            page.resize(width, height)
+            page.screenshot(tmp_path / f"{theme.lower()}_{width}.png")
+            overflow = page.js(OVERFLOW)
+            assert not overflow, f"{overflow} stick out at {width} px"

@@ -1,4 +1,4 @@
-"""The explorer without a browser: what it shows is what the library measures, and its work can be stopped."""
+"""The explorer without a browser. It shows what the library measures, and its work can be stopped."""
 
 import base64
 import datetime
@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tiny_networks import LAYERS, batch, tiny_net
 
+from refinecam_lib import paths
 from refinecam_lib.capture import Capture
 from refinecam_lib.datasets.photographs import BUNDLED, open_picture
 from refinecam_lib.errors import InputError
 from refinecam_lib.explanation import METHODS, Explainer, Variant, explain
-from refinecam_lib.explorer.widget import NO_FACTORS, Explorer, explore
-from refinecam_lib.explorer.workbench import Choice, Workbench, score_table, watched
+from refinecam_lib.explorer.widget import Explorer, explore, overlay
+from refinecam_lib.explorer.workbench import NETWORKS, Choice, Workbench, class_options, score_table, watched
 from refinecam_lib.metrics import measure
 from refinecam_lib.networks.loading import load_classifier, normalise, transform_of
 from refinecam_lib.networks.zoo import ModelSpec
@@ -26,17 +27,18 @@ from refinecam_lib.reproduce import products as notebook
 from refinecam_lib.scoring import scores
 
 SPEC = ModelSpec("tiny", lambda classes, pretrained: tiny_net(num_classes=classes), LAYERS, size=48, resize=56)
-NETWORKS = {"tiny": lambda: (SPEC, tiny_net()), "other": lambda: (SPEC, tiny_net(seed=1))}
+TINY = {"tiny": lambda: (SPEC, tiny_net()), "other": lambda: (SPEC, tiny_net(seed=1))}
+PAIR = (("GradCAM", "none"), ("GradCAM", "product"))
 
 
 @pytest.fixture
 def explorer():
-    return Explorer(["chelsea", "coffee"], NETWORKS, "GradCAM")
+    return Explorer(["chelsea", "coffee"], TINY, "GradCAM")
 
 
 def test_it_shows_what_the_library_measures(explorer):
     explorer.layer.value = 1
-    explorer.aggregate.value = "geometric_mean"
+    explorer.aggregate2.value = "geometric_mean"
     explorer.picture.value = "coffee"
     explorer.wait()
     model = tiny_net()
@@ -45,20 +47,21 @@ def test_it_shows_what_the_library_measures(explorer):
     target = model(inputs).argmax(1)
     assert int(target) == explorer.target.value and len(explorer.target.options) == 5
     capture = Capture(model, inputs, target, LAYERS)
-    for name, variant in {"Base": Variant(1), "RefineCAM": Variant(1, "geometric_mean")}.items():
+    for name, variant in {"Base": Variant(1), "geometric mean": Variant(1, "geometric_mean")}.items():
         explanation = explain(capture, "GradCAM", variant)
         torch.testing.assert_close(explorer.shown.maps[name], explanation.maps[0])
         row = measure(explanation)
         pd.testing.assert_frame_equal(explorer.shown.rows.loc[[name]].reset_index(drop=True), row)
-    assert list(explorer.shown.factors) == list(LAYERS[1:]) and "geometric mean" in explorer.table.value
+    assert list(explorer.shown.factors) == list(LAYERS[1:]) and "refined: the geometric mean of" in explorer.table.value
 
 
 def test_a_network_in_training_mode_comes_back_as_it_was():
     model = tiny_net().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     bench = Workbench(["chelsea"], {"mine": lambda: (SPEC, model)})
-    choice = Choice("chelsea", "mine", None, "GradCAM", 0, "product")
-    assert bench.top(choice) == Workbench(["chelsea"], {"mine": lambda: (SPEC, tiny_net())}).top(choice)
+    choice = Choice("chelsea", "mine", None, 0, PAIR)
+    evaluating = Workbench(["chelsea"], {"mine": lambda: (SPEC, tiny_net())})
+    assert torch.equal(bench.probabilities(choice), evaluating.probabilities(choice))
     assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -96,13 +99,13 @@ def test_what_was_measured_is_kept(explorer):
     with watched(explorer.bench.network("tiny")[1], calls.append):
         explorer.picture.value = "chelsea"
         explorer.wait()
-    assert explorer.shown.choice.method == "ScoreCAM" and sum(calls) == 2  # the five classes, and the capture's forward
+    assert explorer.shown.choice.pairs[0][0] == "ScoreCAM" and sum(calls) == 2  # the classes, and the capture's forward pass
 
 
-def test_random_maps_are_drawn_anew_on_the_masked_picture(explorer):
+def test_random_maps_of_the_masked_picture_differ(explorer):
     explorer.method.value = "RandomCAM"
     explorer.wait()
-    assert abs(explorer.shown.rows["pearson"].item()) < 0.1 and NO_FACTORS in explorer.table.value
+    assert abs(explorer.shown.rows["pearson"].item()) < 0.1 and "nothing to refine" in explorer.table.value
     assert list(explorer.shown.maps) == ["Base"] and not explorer.factors.children
 
 
@@ -122,7 +125,7 @@ def test_slow_work_stops_between_forward_passes_and_leaves_no_hook(explorer):
     assert explorer.shown is shown and explorer.stop.disabled and not model._forward_pre_hooks
     explorer.method.value = "LayerCAM"
     explorer.wait()
-    assert explorer.shown.choice.method == "LayerCAM"
+    assert explorer.shown.choice.pairs[0][0] == "LayerCAM"
 
 
 def test_a_newer_choice_replaces_the_work_that_runs(explorer):
@@ -131,11 +134,11 @@ def test_a_newer_choice_replaces_the_work_that_runs(explorer):
     explorer.method.value = "HiResCAM"
     explorer.wait()
     choice = explorer.shown.choice
-    assert (choice.network, choice.method) == ("other", "HiResCAM")
+    assert (choice.network, choice.pairs[0][0]) == ("other", "HiResCAM")
     assert choice.target == explorer.target.options[0][1] == explorer.target.value
 
 
-def test_an_upload_is_shown_and_one_that_is_no_picture_is_refused(explorer):
+def test_an_upload_is_shown_and_a_file_that_is_no_picture_is_refused(explorer):
     file = io.BytesIO()
     Image.linear_gradient("L").save(file, "png")
     about = {"type": "image/png", "size": 1, "last_modified": datetime.datetime.now(datetime.UTC)}
@@ -154,7 +157,7 @@ def test_an_error_becomes_the_status_line():
     def fails():
         raise OSError("no route to <host>")
 
-    explorer = Explorer(["chelsea"], {"tiny": NETWORKS["tiny"], "far": fails}, "GradCAM")
+    explorer = Explorer(["chelsea"], {"tiny": TINY["tiny"], "far": fails}, "GradCAM")
     explorer.network.value = "far"
     explorer.wait()
     assert explorer.status.value == "OSError: no route to &lt;host&gt;" and explorer.shown.choice.network == "tiny"
@@ -166,12 +169,12 @@ def test_an_error_becomes_the_status_line():
 def test_where_widgets_do_not_run_it_is_a_picture(explorer, monkeypatch):
     bundle = explorer._repr_mimebundle_()
     assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
-    assert "chelsea: tiny says class" in bundle["text/plain"]
+    assert "chelsea: tiny predicts class" in bundle["text/plain"]
     assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).width > 300
-    assert isinstance(explore(["chelsea"], NETWORKS, "GradCAM"), Explorer)
+    assert isinstance(explore(["chelsea"], TINY, "GradCAM"), Explorer)
     monkeypatch.setenv(notebook.PRODUCTS, "somewhere")  # as in the runner
-    monkeypatch.setattr(Explorer, "__init__", None)  # no widget is made, whose state an executed copy would keep
-    figure = explore(["chelsea"], NETWORKS, "GradCAM")
+    monkeypatch.setattr(Explorer, "__init__", None)  # a widget's state would stay in the executed copy
+    figure = explore(["chelsea"], TINY, "GradCAM")
     assert isinstance(figure, Figure) and [axis.get_title() for axis in figure.axes][:3] == [
         "picture",
         "Base",
@@ -185,26 +188,95 @@ def test_where_widgets_do_not_run_it_is_a_picture(explorer, monkeypatch):
         ({"method": "GradCam"}, "Did you mean 'GradCAM'"),
         ({"aggregate": "sum"}, "unknown aggregate 'sum'"),
         ({"layer": 7}, "layer number 7; allowed: 0..3"),
-        ({"pictures": []}, "without a picture"),
+        ({"pictures": []}, "Expected at least one picture and one network"),
         ({"method": "GroundTruth"}, "the map of the ground truth of images without masks"),
         ({"pictures": ["no/such.jpg"]}, "Picture 'no/such.jpg' is not a file. Give a path, or one of chelsea"),
     ],
 )
 def test_bad_input_is_refused(wrong, message):
     with pytest.raises(InputError, match=message):
-        Explorer(**{"pictures": ["chelsea"], "networks": NETWORKS, "method": "GradCAM"} | wrong)
+        Explorer(**{"pictures": ["chelsea"], "networks": TINY, "method": "GradCAM"} | wrong)
 
 
-def test_a_method_that_is_not_in_the_list_is_offered_beside_it():
-    explorer = Explorer(["chelsea"], NETWORKS, "LayerCAM^0.5")
-    assert explorer.method.options == (*METHODS, "LayerCAM^0.5") and explorer.shown.choice.method == "LayerCAM^0.5"
+def test_a_method_outside_the_list_is_offered_too():
+    explorer = Explorer(["chelsea"], TINY, "LayerCAM^0.5")
+    assert explorer.method.options == (*METHODS, "LayerCAM^0.5") and explorer.shown.choice.pairs[0][0] == "LayerCAM^0.5"
 
 
 def test_every_method_can_be_chosen():
-    bench = Workbench(["chelsea"], NETWORKS)
+    bench = Workbench(["chelsea"], TINY)
     for method in METHODS:
-        explained = bench.explain(Choice("chelsea", "tiny", 2, method, 0, "product"))
+        explained = bench.explain(Choice("chelsea", "tiny", 2, 0, ((method, "none"), (method, "product"))))
         assert set(explained.maps) == ({"Base", "RefineCAM"} if METHODS[method].refines else {"Base"}), method
+
+
+def test_the_title_tells_the_predicted_from_the_explained_class(explorer):
+    predicted, other = (index for _, index in explorer.target.options[:2])
+    assert "explained" not in explorer.shown.title
+    explorer.target.value = other
+    explorer.wait()
+    assert f"predicts class {predicted} (" in explorer.shown.title
+    assert f"; explained: class {other} (" in explorer.shown.title
+
+
+def test_every_class_can_be_searched_and_explained(explorer):
+    offered = {index for _, index in explorer.target.options}
+    (name,) = (name for name in explorer.search.options if explorer._classes[name] not in offered)
+    explorer.search.value = "class"  # while the reader types
+    before = explorer.target.value
+    explorer.search.value = name
+    explorer.wait()
+    assert explorer.shown.choice.target == explorer.target.value == explorer._classes[name] != before
+    assert explorer.search.value == "" and len(explorer.target.options) == 6
+    top, every = class_options(torch.eye(1000)[282])
+    assert top[0] == ("tiger cat 1.00", 282) and len(every) == 1000 and every["tiger cat (282)"] == 282
+
+
+def test_two_methods_are_compared_side_by_side(explorer):
+    explorer.method2.value, explorer.aggregate2.value, explorer.aggregate.value = "LayerCAM", "none", "product"
+    explorer.wait()
+    assert list(explorer.shown.maps) == ["GradCAM, RefineCAM", "LayerCAM, Base"]
+    assert list(explorer.shown.factors) == [f"GradCAM, {layer}" for layer in LAYERS]
+    assert "GradCAM from layer layer1 and LayerCAM from layer layer1" in explorer.shown.title
+    explorer.method2.value, explorer.aggregate2.value = "RandomCAM", "product"
+    explorer.wait()
+    assert list(explorer.shown.maps) == ["GradCAM, RefineCAM", "RandomCAM, Base"]
+
+
+def test_a_sparse_map_leaves_the_picture_visible():
+    picture, heat = torch.rand(3, 8, 8), torch.zeros(8, 8)
+    heat[2, 3] = 1
+    drawn = overlay(picture, heat, 1.0)
+    changed = np.abs(drawn - picture.permute(1, 2, 0).numpy()).max(2) > 1e-6
+    assert changed.sum() == 1 and changed[2, 3]
+
+
+def test_the_code_gives_the_same_maps_and_scores(capsys):
+    explorer = Explorer(["coffee"], {"lite": NETWORKS["efficientnet_lite0"]}, "GradCAM", layer=1)
+    names = {}
+    exec(explorer.code.value, names)  # noqa: S102 - the test is about this code
+    assert list(names["explanations"]) == list(explorer.shown.maps)
+    for name, heat in explorer.shown.maps.items():
+        torch.testing.assert_close(names["explanations"][name].maps[0], heat)
+    printed = capsys.readouterr().out
+    assert all(f"{value:.6f}" in printed for value in scores(explorer.shown.rows)["complexity"])
+
+
+def test_the_code_names_what_only_the_reader_has(explorer):
+    assert "# `spec, model` is your network 'tiny'" in explorer.code.value
+    names = {"spec": SPEC, "model": tiny_net()}
+    exec(explorer.code.value, names)  # noqa: S102 - the test is about this code
+    torch.testing.assert_close(names["explanations"]["RefineCAM"].maps[0], explorer.shown.maps["RefineCAM"])
+
+
+def test_the_picture_is_saved_and_its_place_shown(explorer, monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "FIGURES", tmp_path)
+    explorer.save.click()
+    (file,) = tmp_path.rglob("*.png")
+    assert explorer.status.value == f"saved {file}" and Image.open(file).width > 300
+    monkeypatch.setattr(paths, "FIGURES", file)  # not a folder
+    explorer.save.click()
+    assert explorer.status.value.startswith("NotADirectoryError")
 
 
 def test_pictures_are_upright_and_rgb(tmp_path):
