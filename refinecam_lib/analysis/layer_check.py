@@ -1,7 +1,9 @@
 """Check what a network's layers are worth to CAM methods: blank maps, signs before the ReLU, agreement with the truth."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -11,6 +13,17 @@ from ..metrics import average_precision
 from ..networks.loading import normalise
 from ..networks.zoo import ModelSpec
 from ..refinement import to_map
+from .plots import legend, new_figure, note
+from .statistics import summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS = {
+    "average_precision": "average precision ↑",
+    "blank": "share of blank maps ↓",
+    "positive": "share of positive places",
+}
 
 
 def layer_check(
@@ -47,3 +60,20 @@ def layer_check(
                         | {"average_precision": float(precision[i])}
                     )
     return pd.DataFrame(records)
+
+
+def layer_check_figure(rows: pd.DataFrame) -> "Figure":
+    """Draw the result of `layer_check`: one panel per quantity, one line per layer, one marker per method."""
+    layers, methods = list(dict.fromkeys(rows["layer"])), list(dict.fromkeys(rows["method"]))
+    figure, axes = new_figure(len(PANELS), 1, 3.0, 0.4 * len(layers) + 1.0, sharey=True)
+    for axis, (column, title) in zip(axes[0], PANELS.items()):
+        table = summary(rows.assign(**{column: rows[column].astype(float)}), column, ["layer", "method"])
+        for k, (method, marker) in enumerate(zip(methods, "oD")):
+            own = table.xs(method, level="method").reindex(layers)
+            y = np.arange(len(layers))[::-1] + 0.12 * (1 - 2 * k)
+            axis.hlines(y, own["low"], own["high"], color=f"C{k}", lw=2)
+            axis.plot(own["mean"], y, marker, color=f"C{k}", label=method)
+        axis.set(title=title, xlim=(-0.05, 1.05), yticks=np.arange(len(layers))[::-1], yticklabels=layers)
+        axis.grid(axis="y", visible=False)
+    legend(figure, axes[0, -1], len(methods))
+    return note(figure, "marker: mean, line: 95 % interval over images; layers from the image to the classifier.")
