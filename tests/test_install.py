@@ -105,7 +105,7 @@ import contextlib, sys
 from refinecam_lib.reproduce.__main__ import main
 with contextlib.suppress(SystemExit):
     main({[*words, "--help"]})
-print([m for m in ("torch", "pandas", "numpy", "nbformat", "papermill") if m in sys.modules])
+print([m for m in ("torch", "pandas", "scipy", "nbformat", "papermill") if m in sys.modules])
 """
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
     done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)

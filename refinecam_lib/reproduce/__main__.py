@@ -6,12 +6,14 @@ Exit codes: 0 done; 1 stopped or a notebook failed; 2 bad input; 3 results diffe
 """
 
 import argparse
+import contextlib
 import math
 import os
 import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -66,15 +68,11 @@ def run(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Para
 
 
 def planned(notebooks: Sequence[Notebook], values: Parameters) -> "list[Shard]":
-    """Return the shards that the notebooks sweep, without repeats. One that can't be planned says so when it runs."""
-    from ..sweeps.experiments import plan_of
-
+    """Return the shards that the notebooks sweep, without repeats. A notebook with bad input says so when it runs."""
     shards: dict[Shard, None] = {}
     for book in notebooks:
-        try:
-            shards |= dict.fromkeys(plan_of(book.name, values[book.name]))
-        except InputError:
-            continue
+        with contextlib.suppress(InputError):
+            shards |= dict.fromkeys(chain(*_plans([book], values).values()))
     return list(shards)
 
 
@@ -134,17 +132,22 @@ def verify_rows(options: argparse.Namespace, notebooks: Sequence[Notebook], valu
     return 0 if proof.ok else 3
 
 
+def _plans(notebooks: Sequence[Notebook], values: Parameters) -> "dict[str, list[Shard]]":
+    from ..sweeps.experiments import plan_of
+
+    return {book.name: plan_of(book.name, values[book.name]) for book in notebooks}
+
+
 def measure(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Parameters) -> int:
     """Measure the rows that the notebooks need."""
-    from ..sweeps.experiments import plan_of
     from ..sweeps.run import sweep
     from ..sweeps.status import engine
     from ..sweeps.store import look_up
 
-    shards = [shard for book in notebooks for shard in plan_of(book.name, values[book.name])]
+    shards = list(dict.fromkeys(chain(*_plans(notebooks, values).values())))
     if options.retry_failed:
         open_, failed = set(look_up(shards).missing), look_up(shards, retry_failed=True).missing
-        shards = [shard for shard in dict.fromkeys(failed) if shard not in open_]
+        shards = [shard for shard in failed if shard not in open_]
     if not shards:
         print("nothing failed" if options.retry_failed else "these notebooks measure no rows")
         return 0
@@ -155,20 +158,17 @@ def measure(options: argparse.Namespace, notebooks: Sequence[Notebook], values: 
 
 def status(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Parameters) -> int:
     """Print what is measured, what is missing, and what failed and why."""
-    from ..sweeps.experiments import plan_of
     from ..sweeps.status import status
 
-    print("\n".join(status({book.name: plan_of(book.name, values[book.name]) for book in notebooks})))
+    print("\n".join(status(_plans(notebooks, values))))
     return 0
 
 
 def commit(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Parameters) -> int:
     """Put the measured rows into data/rows, to be committed."""
-    from ..sweeps.experiments import plan_of
     from ..sweeps.store import commit_rows
 
-    shards = dict.fromkeys(shard for book in notebooks for shard in plan_of(book.name, values[book.name]))
-    for path in commit_rows(list(shards)):
+    for path in commit_rows(list(dict.fromkeys(chain(*_plans(notebooks, values).values())))):
         print(f"wrote {paths.shown(path)}, {path.stat().st_size:,} bytes")
     return 0
 
@@ -202,17 +202,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _minutes(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"Expected minutes of 0 or more, got {text}. Pass a number such as 3")
-    return value
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)) and value >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"Expected minutes of 0 or more, got {text}. Pass a number such as 3")
 
 
 def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"Expected a whole number of 0 or more, got {text}. Pass one such as 7")
-    return value
+    return int(text)
 
 
 def _at_once() -> int:

@@ -20,14 +20,8 @@ from .products import PRODUCTS
 
 FOLDERS = (*paths.VARIABLES, "IMAGENET_ROOT", "IMAGES_ROOT", "FUNNYBIRDS_ROOT", "WALDO_ROOT")
 """The environment variables that name a folder."""
-HOMES = (
-    "IPYTHONDIR",
-    "JUPYTER_CONFIG_DIR",
-    "JUPYTER_DATA_DIR",
-    "JUPYTER_RUNTIME_DIR",
-    "MPLCONFIGDIR",
-    "NUMBA_CACHE_DIR",
-)
+JUPYTER = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+HOMES = ("IPYTHONDIR", *JUPYTER, "MPLCONFIGDIR", "NUMBA_CACHE_DIR")
 """The environment variables for tools' own files. The runner moves them into the checkout's ignored `.cache`."""
 FAST = "from refinecam_lib.networks import layers as _l, memory as _m; _l.fast_pointwise(); _m.keep_memory()"
 """What a kernel runs first."""

@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..explanation import SLOW, method_of
 from ..sweeps.run import measured
 from ..sweeps.shard import Pair, Shard
-from ..sweeps.store import committed_only, committed_rows, differences, local_rows, look_up, pairs_of
+from ..sweeps.store import committed_rows, differences, local_rows, look_up, pairs_of
 from ..sweeps.version import KEYS
 
 WITHIN = 1e-3
@@ -133,7 +133,7 @@ def _places(shards: Sequence[Shard]) -> list[Place]:
         setups.setdefault(shard.setup, {}).update(dict.fromkeys(shard.pairs, shard))
     places = []
     for wanted in setups.values():
-        rows = committed_rows(next(iter(wanted.values())))
+        rows = committed_rows(next(iter(wanted.values())), always=True)
         if len(rows):
             places += [(wanted[p].only({p}), place) for place, p in enumerate(pairs_of(rows)) if p in wanted]
     return places
@@ -162,7 +162,7 @@ def _sample(places: Sequence[Place], draw: random.Random) -> tuple[list[Place], 
 def _check(shard: Shard, place: int, until: float, always: bool) -> Verdict | None:
     """Measure one row again and compare it. Returns None if the time is up, unless it is `always` measured."""
     late = time.time() > until and not always
-    return None if late else compare(shard, committed_rows(shard).iloc[place], measured(shard), until)
+    return None if late else compare(shard, committed_rows(shard, always=True).iloc[place], measured(shard), until)
 
 
 def prove(shards: Sequence[Shard], minutes: float, seed: int | None = None, n_jobs: int = 2) -> Proof:
@@ -210,17 +210,14 @@ def prove(shards: Sequence[Shard], minutes: float, seed: int | None = None, n_jo
 def compared(shards: Sequence[Shard]) -> Proof:
     """Compare every row that a fresh run measured with the committed one."""
     verdicts, until = [], time.time() + 60 * MINUTES
-    with committed_only():
-        places = _places(shards)
-        committed = {(shard.setup, shard.pairs[0]): committed_rows(shard).iloc[place] for shard, place in places}
-    found = {}
+    places, found = _places(shards), {}
     for one in {shard.setup: shard for shard in shards}.values():
         for rows in local_rows(one):
             found.update({(one.setup, pair): rows.iloc[k] for k, pair in enumerate(pairs_of(rows))})
-    for shard, _ in places:
-        key = shard.setup, shard.pairs[0]
-        if key in found:
-            verdicts.append(compare(shard, committed[key], found[key].to_frame().T.infer_objects(), until))
+    for shard, place in places:
+        if (row := found.get((shard.setup, shard.pairs[0]))) is not None:
+            committed = committed_rows(shard, always=True).iloc[place]
+            verdicts.append(compare(shard, committed, row.to_frame().T.infer_objects(), until))
     return _proof(f"compared {len(verdicts):,} rows measured now with {len(places):,} committed rows", verdicts, [])
 
 

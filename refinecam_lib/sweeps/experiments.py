@@ -69,7 +69,7 @@ def fig1_plan(
     seed: int = 0,
     data: str = "synthetic",
 ) -> list[Shard]:
-    """Fig. 1: three methods and the trivial maps."""
+    """Plan Fig. 1: three methods and the trivial maps."""
     images = dict.fromkeys(("GradCAM++", "LayerCAM", "ScoreCAM", *TRIVIAL), n_images) | {"ScoreCAM": n_score_cam}
     return paper_plan(models, images, seed, data, light_models)
 
@@ -77,7 +77,7 @@ def fig1_plan(
 def stress_plan(
     models: Sequence[str], n_images: int, light_models: Sequence[str] = (), seed: int = 0, data: str = "synthetic"
 ) -> list[Shard]:
-    """The stress test beside Fig. 1: controls and powers of Grad-CAM++. Ground-truth controls need masks."""
+    """Plan the stress test beside Fig. 1: controls and powers of Grad-CAM++. Ground-truth controls need masks."""
     masked = DATASETS[one_of("dataset", data, DATASETS)].masked
     methods = [name for name in CONTROLS if masked or not name.endswith("Truth")] + [EIGHTH_ROOT, "GradCAM++^8"]
     models = fully_measured(models, light_models)
@@ -85,7 +85,7 @@ def stress_plan(
 
 
 def fig4_plan(model: str, method: str, layer: int, n_images: int, seed: int = 0) -> list[Shard]:
-    """Fig. 4: a method's maps raised to powers from 1/8 to 8, named `GradCAM++^0.125` and so on."""
+    """Plan Fig. 4: a method's maps raised to powers from 1/8 to 8, named `GradCAM++^0.125` and so on."""
     return plan(model, [f"{method}^{power:g}" for power in POWERS], n_images, [Variant(layer)], seed=seed)
 
 
@@ -99,7 +99,7 @@ def table1_plan(
     data: str = "synthetic",
     methods: Sequence[str] | None = None,
 ) -> list[Shard]:
-    """Table 1 and Fig. 3: five CAM methods and five methods without layers, or only those in `methods`."""
+    """Plan Table 1 and Fig. 3: five CAM methods and five methods without layers, or only those in `methods`."""
     images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam} | dict.fromkeys(OTHERS, n_captum)
     if methods is not None:
         images = {method: images.get(method, n_images) for method in methods}
@@ -114,7 +114,7 @@ def table2_plan(
     seed: int = 0,
     data: str = "synthetic",
 ) -> list[Shard]:
-    """Table 2: the five CAM methods with every aggregate."""
+    """Plan Table 2: the five CAM methods with every aggregate."""
     images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam}
     return paper_plan(models, images, seed, data, light_models)
 
@@ -122,7 +122,7 @@ def table2_plan(
 def birds_plan(
     bird_models: Sequence[str], n_birds: int, n_birds_score_cam: int, n_birds_captum: int, seed: int = 0
 ) -> list[Shard]:
-    """Fig. 3b: ten methods and the trivial maps on birds. CAM methods at the shallowest and the deepest layer."""
+    """Plan Fig. 3b: ten methods and the trivial maps on birds. CAM methods at the shallowest and the deepest layer."""
     images = dict.fromkeys([*CAMS, *TRIVIAL], n_birds) | {"ScoreCAM": n_birds_score_cam}
     images |= dict.fromkeys(OTHERS, n_birds_captum)
     shards = []
@@ -136,7 +136,7 @@ def birds_plan(
 def audit_plan(
     model: str, n_images: int, n_score_cam: int, n_captum: int, n_defects: int, seed: int = 0
 ) -> dict[str, list[Shard]]:
-    """The audit: "ours" is the rows of Tables 1 and 2, Fig. 1 and Fig. 4; the other parts have one defect each.
+    """Plan the audit: "ours" is the rows of Tables 1 and 2, Fig. 1 and Fig. 4; the other parts have one defect each.
 
     Defects are measured on `n_defects` images, at most `n_images`, without ScoreCAM and the slow methods.
     """
@@ -159,37 +159,33 @@ def audit_plan(
 
 
 def accuracy_plan(models: Sequence[str], n_images: int) -> list[Shard]:
-    """The predictions of the shapes' networks on test images, each on raw and on imputed backgrounds."""
-    return [
-        shard
-        for model in models
-        for dataset in ("synthetic_raw", "synthetic_imputed")
-        for shard in plan(model, [NO_METHOD], n_images, dataset=dataset, size=50, measurement="predictions")
-    ]
+    """Plan the predictions of the shapes' networks on test images, each on raw and on imputed backgrounds."""
+    return _predictions(models, n_images, "synthetic_raw", "synthetic_imputed")
 
 
 def bird_accuracy_plan(bird_models: Sequence[str], n_birds: int) -> list[Shard]:
-    """The predictions of the birds' networks on test birds."""
-    return [
-        shard
-        for model in bird_models
-        for shard in plan(model, [NO_METHOD], n_birds, dataset="birds_labelled", size=50, measurement="predictions")
-    ]
+    """Plan the predictions of the birds' networks on test birds."""
+    return _predictions(bird_models, n_birds, "birds_labelled")
+
+
+def _predictions(models: Sequence[str], images: int, *datasets: str) -> list[Shard]:
+    few = partial(plan, methods=[NO_METHOD], images=images, size=50, measurement="predictions")
+    return [shard for model in models for data in datasets for shard in few(model, dataset=data)]
 
 
 def fig5_plan(model: str, methods: Sequence[str], n_images: int, data: str = "synthetic") -> list[Shard]:
-    """Fig. 5: the maps of every layer."""
+    """Plan Fig. 5: the maps of every layer."""
     layers = [Variant(layer) for layer in range(len(spec_of(model).layers))]
     return plan(model, methods, n_images, layers, data, size=1, measurement="maps")
 
 
 def randomisation_plan(model: str, methods: Sequence[str], n_images: int, seed: int = 0) -> list[Shard]:
-    """The model-randomisation check: Base and RefineCAM at the shallowest layer."""
+    """Plan the model-randomisation check: Base and RefineCAM at the shallowest layer."""
     return plan(model, methods, n_images, [BASE, REFINED], seed=seed, measurement="randomisation")
 
 
 def rounding_plan(model: str, networks: Sequence[str], n_rounding: int, seed: int = 0) -> list[Shard]:
-    """Which rows depend on rounding: Base and RefineCAM on several networks, slow methods on `model` alone."""
+    """Plan the check of rounding: Base and RefineCAM on several networks, slow methods on `model` alone."""
     methods = [method for method in (*CAMS, *OTHERS) if method != "ScoreCAM"]
     return [
         shard

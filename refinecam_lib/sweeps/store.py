@@ -3,10 +3,9 @@
 A row is found by setup, image, layer and aggregate. It does not matter which shard measured it.
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -94,25 +93,23 @@ def finished(shard: Shard, retry_failed: bool = False) -> pd.DataFrame | None:
 
     A damaged file is reported and counts as missing. It stays until a new one replaces it.
     """
-    if not shard.path.exists():
-        return None
-    try:
-        rows = load_shard(shard)
-    except InputError as problem:
-        tqdm.write(f"{problem} It is measured again now.")
-        return None
-    return None if retry_failed and failures(rows) else rows
+    rows = _reported(load_shard, shard) if shard.path.exists() else None
+    return None if rows is None or (retry_failed and failures(rows)) else rows
 
 
 def local_rows(shard: Shard) -> list[pd.DataFrame]:
     """Return the rows of the shard's setup that today's code measured on this machine, one table per file."""
-    tables = []
-    for file in sorted(shard.folder.glob("*.parquet")):
-        try:
-            tables.append(_read_local(file, shard))
-        except InputError as problem:
-            tqdm.write(f"{problem} It is measured again now.")
-    return tables
+    files = sorted(shard.folder.glob("*.parquet"))
+    return [rows for file in files if (rows := _reported(_read_local, file, shard)) is not None]
+
+
+def _reported(read: Callable[..., pd.DataFrame], *arguments: object) -> pd.DataFrame | None:
+    """Return what `read` returns, or print why it failed."""
+    try:
+        return read(*arguments)
+    except InputError as problem:
+        tqdm.write(f"{problem} It is measured again now.")
+        return None
 
 
 def look_up(shards: Iterable[Shard], retry_failed: bool = False) -> Found:
@@ -200,21 +197,10 @@ def committed_file(shard: Shard) -> Path:
     return paths.ROWS / f"{shard.measurement}-{shard.dataset}-{shard.model}.parquet"
 
 
-@contextlib.contextmanager
-def committed_only() -> Iterator[None]:
-    """Read committed rows inside, even if the run measures everything again."""
-    fresh = os.environ.pop(paths.FRESH, None)
-    try:
-        yield
-    finally:
-        if fresh is not None:
-            os.environ[paths.FRESH] = fresh
-
-
-def committed_rows(shard: Shard) -> pd.DataFrame:
-    """Return the committed rows of a shard's setup. There are none if the run measures everything again."""
+def committed_rows(shard: Shard, always: bool = False) -> pd.DataFrame:
+    """Return the committed rows of a shard's setup. A fresh run gets none, except with `always`."""
     path = committed_file(shard)
-    if os.environ.get(paths.FRESH) or not path.exists():
+    if (os.environ.get(paths.FRESH) and not always) or not path.exists():
         return pd.DataFrame()
     rows = _read_committed(path, path.stat().st_mtime_ns)
     rows = rows[rows["setup"] == shard.setup].drop(columns="setup").reset_index(drop=True)

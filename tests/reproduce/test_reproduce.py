@@ -123,7 +123,7 @@ def edit_source(folder):
     [
         (break_product, "table_one.csv with the sha256 "),
         (lose_product, "table_one.md as 01_one made it, but the file is missing. "),
-        (lose_copy, "01_one.ipynb, but it is missing. "),
+        (lose_copy, "01_one.ipynb as 01_one made it, but the file is missing. "),
         (edit_source, "01_one.ipynb to have the cells of today's 01_one.ipynb, but they differ"),
     ],
 )
@@ -247,7 +247,7 @@ def test_bad_input_inside_a_notebook_is_exit_code_2(house):
         (["--at-once", "0"], "Expected 1 notebook or more after --at-once, got 0. "),
         (["--verify", "-1"], "argument --verify/--minutes: Expected minutes of 0 or more, got -1. "),
         (["--verify", "nan"], "argument --verify/--minutes: Expected minutes of 0 or more, got nan. "),
-        (["--verify", "long"], "argument --verify/--minutes: invalid _minutes value: 'long'"),
+        (["--verify", "long"], "argument --verify/--minutes: Expected minutes of 0 or more, got long. "),
         (["--seed", "-1"], "argument --seed: Expected a whole number of 0 or more, got -1. "),
         (["verify", "--minutes", "0"], "Expected minutes above 0 after --minutes, got 0. "),
         (["verify"], "Expected notebooks that measure rows, got 01_one. "),

@@ -9,7 +9,7 @@ import pytest
 from toys import SPEC, Toy, write_checkpoint
 
 from refinecam_lib import paths
-from refinecam_lib.errors import InputError
+from refinecam_lib.errors import InputError, Stopped
 from refinecam_lib.explanation import BASE, CAMS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
 from refinecam_lib.networks import zoo
 from refinecam_lib.paths import commit
@@ -132,6 +132,26 @@ def test_measure_status_and_retry(toy, monkeypatch, capsys):
     assert command("measure", "--retry-failed")[-1] == "nothing failed"
     command("measure")
     assert command("status")[-1] == "together: 189 of 189 rows done, 0 of them committed"
+    assert [line.partition(", ")[0] for line in command("commit")] == [
+        f"wrote {paths.ROWS / 'scores-synthetic-tiny.parquet'}"
+    ]
+    assert command("status")[-1] == "together: 189 of 189 rows done, 189 of them committed"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("Bad."), 2, "error: Bad."),
+        (Stopped("A process died."), 1, "error: A process died."),
+        (KeyboardInterrupt(), 130, "stopped; what is finished is kept"),
+    ],
+)
+def test_errors_have_exit_codes(toy, monkeypatch, capsys, error, code, line):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr("refinecam_lib.sweeps.run.sweep", fails)
+    assert main(["measure", *SETTINGS]) == code and capsys.readouterr().err.strip() == line
 
 
 def test_nothing_to_measure_and_bad_input(toy, capsys):

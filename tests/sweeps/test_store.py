@@ -80,8 +80,7 @@ def test_committed_rows_win_over_local_ones_except_in_a_fresh_run(monkeypatch):
     assert (sweep(plan())["probability"] == 0.125).all()
     monkeypatch.setenv(paths.FRESH, "1")
     same(sweep(plan()), rows)
-    with results.committed_only():
-        assert len(results.committed_rows(plan()[0])) == 12
+    assert len(results.committed_rows(plan()[0], always=True)) == 12
     assert len(results.committed_rows(plan()[0])) == 0
 
 
