@@ -1,4 +1,4 @@
-"""Class activation maps against the packages grad-cam and captum, and the properties that no package gives."""
+"""Class activation maps compared with the packages grad-cam and captum, and properties that no package has."""
 
 import copy
 
@@ -45,10 +45,10 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def calibrated(model: nn.Module, size: tuple[int, int], seed: int = 0) -> nn.Module:
-    """Random weights whose activations stay of order one, with biases, so that no layer is a mere rescaling."""
+    """Give a network random weights and biases with activations of order 1."""
     torch.manual_seed(seed)
     for name, weight in model.named_parameters():
-        if "layer_scale" in name:  # 1e-6 at first, which would leave ConvNeXt's blocks without effect
+        if "layer_scale" in name:  # at its first value 1e-6 ConvNeXt's blocks have no effect
             nn.init.uniform_(weight, 0.5, 1)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -62,8 +62,8 @@ def calibrated(model: nn.Module, size: tuple[int, int], seed: int = 0) -> nn.Mod
 
 
 def network(name: str) -> tuple[nn.Module, tuple[str, ...], torch.Tensor]:
-    """A random network of a family, its layers, and two images of a size that it takes."""
-    torch.manual_seed(1)  # of 0, a whole map is 0
+    """Return a random network of a family, its layers, and two images of a size that it takes."""
+    torch.manual_seed(1)  # with seed 0 a whole map is 0
     if name == "swin_tiny":
         model, side = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, num_classes=7), 56
     else:
@@ -77,18 +77,18 @@ def family(request):
 
 
 def reshape_of(name: str):
-    """By hand: Swin's (B,h,w,C) -> (B,C,h,w)."""
+    """Return the manual reshape for grad-cam: Swin's (B,h,w,C) -> (B,C,h,w)."""
     return (lambda tensor: tensor.permute(0, 3, 1, 2)) if name == "swin_tiny" else None
 
 
 def package_raw(kind, model, layer, inputs, targets, reshape=None) -> np.ndarray:
-    """The raw map of the package grad-cam, before it scales and resizes."""
+    """Return the raw map of the package grad-cam, before it scales and resizes."""
     explain = kind(model, [model.get_submodule(layer)], reshape)
     explain.batch_size = 64
     raw, original = [], explain.get_cam_image
 
     def keep(*args):
-        if kind is pytorch_grad_cam.ShapleyCAM:  # which forgets to reshape the activations that it weighs
+        if kind is pytorch_grad_cam.ShapleyCAM:  # it does not reshape the activations that it weights
             weights = explain.get_cam_weights(*args[:5])
             activations = args[3].detach()
             activations = activations if reshape is None else reshape(activations)
@@ -98,9 +98,9 @@ def package_raw(kind, model, layer, inputs, targets, reshape=None) -> np.ndarray
         return raw[-1]
 
     explain.get_cam_image = keep
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH):  # the convolutions and attention that a Capture goes through
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH):  # as in a Capture
         explain(inputs.clone().requires_grad_(), targets)
-    for handle in explain.activations_and_grads.handles:  # its own release waits for the garbage collector
+    for handle in explain.activations_and_grads.handles:  # its own release waits for garbage collection
         handle.remove()
     explain.activations_and_grads.gradients.clear()
     explain.activations_and_grads.activations.clear()
@@ -109,7 +109,7 @@ def package_raw(kind, model, layer, inputs, targets, reshape=None) -> np.ndarray
 
 
 def assert_close(ours: torch.Tensor, oracle, tolerance: float) -> None:
-    """Equal to within `tolerance` of the oracle's largest value."""
+    """Assert that the largest difference is at most `tolerance` of the oracle's largest value."""
     oracle = torch.as_tensor(oracle)
     assert ours.shape == oracle.shape
     assert float(oracle.abs().max()) > 0
@@ -200,7 +200,7 @@ def test_shapley_cam_in_single_precision_and_different_from_grad_cam(name):
 
 
 def test_shapley_cam_is_grad_cam_where_the_hessian_is_zero():
-    """On a ReLU network with the plain logit: why the published code's ShapleyCAM could not differ (D2)."""
+    """On a ReLU network with the plain logit. The published code's ShapleyCAM therefore equals Grad-CAM (D2)."""
     model, layers, inputs = network("resnet18")
     model, inputs = model.double().requires_grad_(True), inputs.double()
     capture = Capture(model, inputs, TARGET, layers[1:3])
@@ -212,7 +212,7 @@ def test_shapley_cam_is_grad_cam_where_the_hessian_is_zero():
 
 
 def test_hires_cam_vanishes_where_a_layer_norm_follows():
-    """The norm of each place undoes any scale, so gradient times activation sums to 0 at ConvNeXt's stage ends."""
+    """The norm undoes any scale of a pixel, so gradient times activation sums to 0 at ConvNeXt's stage ends."""
     model, layers, inputs = network("convnext_tiny")
     capture = Capture(model.double(), inputs.double(), TARGET, layers)
     for number, vanishes in ((0, True), (1, True), (2, True), (3, False)):
@@ -222,7 +222,7 @@ def test_hires_cam_vanishes_where_a_layer_norm_follows():
 
 
 def test_grad_cam_plus_plus_is_ill_conditioned_where_its_denominator_crosses_zero():
-    """Signed activations let 2 g² + sum(A) g³ + eps vanish; a map then says more about rounding than about the image."""
+    """With signed activations 2 g² + sum(A) g³ + eps can be 0. Rounding then decides the map."""
     model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(1, 2)).double().requires_grad_(False)
     model[0].weight.zero_()
     model[2].weight.fill_(0.5)
@@ -237,7 +237,7 @@ def test_grad_cam_plus_plus_is_ill_conditioned_where_its_denominator_crosses_zer
 
 
 def test_grad_cam_plus_plus_of_signed_activations_does_not_depend_on_rounding():
-    """A rounding step in each pixel, in the precision that the method computes in, leaves every layer's map alone."""
+    """A rounding step in each pixel, in the method's precision, does not change the map of any layer."""
     model, layers, inputs = network("efficientnet_lite0")
     entry, capture = METHODS["GradCAM++"], Capture(model, inputs, TARGET, layers)
     given = capture.double if entry.double else capture
@@ -265,7 +265,7 @@ def test_trivial_maps_are_exact():
     assert torch.equal(explain(capture, "HalfCAM").maps, half) and torch.equal(explain(capture, "All1sCAM").maps, ones)
 
 
-# ---- properties, on a small network with what trips hooks: batch norm, a ReLU in place that is used twice ----
+# ---- properties, on a small network that is difficult for hooks: batch norms, and an in-place ReLU that runs twice ----
 
 
 class Tiny(nn.Module):
@@ -289,12 +289,12 @@ LAYERS = ("stage1", "stage2")
 def tiny() -> nn.Module:
     model = calibrated(Tiny(), (48, 48)).requires_grad_(True)
     with torch.no_grad():
-        model.fc.weight *= 30  # else LIME's Lasso finds nothing above its penalty
+        model.fc.weight *= 30  # otherwise LIME's Lasso returns only zeros
     return model
 
 
 def state(model: nn.Module) -> dict:
-    """All that a call could leave behind on a model."""
+    """Return everything that a call could change in a model."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return {
         "modules": [(name, id(module), module.training) for name, module in model.named_modules()],
@@ -332,20 +332,20 @@ def test_the_model_comes_back_unchanged_after_an_exception(tiny, method, fails_a
     def fail(module, args):
         calls.append(None)
         if len(calls) >= fails_at:
-            raise RuntimeError("planted")
+            raise RuntimeError("on purpose")
 
     tiny.fc.register_forward_pre_hook(fail)
     before = state(tiny)
     try:
         Capture(tiny, noise(1, 3, 48, 48), [0], LAYERS).maps(METHODS[method].function)
     except RuntimeError as error:
-        assert "planted" in str(error)
+        assert "on purpose" in str(error)
     else:
         assert len(calls) < fails_at
     assert_same_state(before, state(tiny))
 
 
-def test_one_double_copy_serves_a_capture_and_all_made_from_it(tiny, monkeypatch):
+def test_one_double_copy_serves_a_capture_and_all_captures_made_from_it(tiny, monkeypatch):
     copies, made = [], captures.double_copy
     monkeypatch.setattr(captures, "double_copy", lambda model: copies.append(made(model)) or copies[-1])
     tiny.train()
@@ -369,7 +369,7 @@ def test_one_double_copy_serves_a_capture_and_all_made_from_it(tiny, monkeypatch
     assert_same_state({**before, "hooks": [0] * len(before["hooks"]), "values": []}, {**state(tiny), "values": []})
 
 
-def test_the_forward_in_double_precision_is_shared_by_targets(tiny):
+def test_targets_share_the_forward_pass_in_float64(tiny):
     calls, capture = [], Capture(tiny, noise(2, 3, 48, 48), [0, 3], LAYERS)
     expected = cams.grad_cam(Capture(copy.deepcopy(tiny).double(), capture.inputs.double(), [1, 1], LAYERS))
     capture.double.maps(cams.grad_cam)
@@ -380,7 +380,7 @@ def test_the_forward_in_double_precision_is_shared_by_targets(tiny):
     assert len(calls) == 1
 
 
-def test_hooks_of_the_network_run_in_its_double_copy_while_they_are_there(tiny):
+def test_the_networks_hooks_also_run_in_its_double_copy(tiny):
     calls, capture = [], Capture(tiny, noise(1, 3, 48, 48), [0], LAYERS)
     twin = capture.double.model
     for module in (tiny, tiny.fc):
@@ -392,7 +392,7 @@ def test_hooks_of_the_network_run_in_its_double_copy_while_they_are_there(tiny):
     assert calls == [torch.float64] * 2
 
 
-def test_a_capture_in_double_precision_is_its_own_twin_and_your_own_function_is_given_yours(tiny):
+def test_a_float64_capture_is_its_own_double_and_a_users_function_gets_the_original(tiny):
     capture = Capture(tiny.double(), noise(1, 3, 48, 48).double(), [0], LAYERS)
     assert capture.double is capture and explain(capture, "DeepLift").maps.dtype == torch.float64
     capture, seen = Capture(tiny.float(), noise(1, 3, 48, 48), [0], LAYERS), []
@@ -441,8 +441,8 @@ def test_a_batch_equals_batches_of_one(tiny, method):
         assert float(together.amax((1, 2)).min()) == 1 and float(together.amin((1, 2)).max()) == 0
 
 
-def test_activations_are_those_before_what_follows_works_in_place(tiny):
-    """stage1's output is overwritten by the ReLU behind it; the map must not see that."""
+def test_activations_do_not_see_later_in_place_modules(tiny):
+    """The ReLU behind stage1 overwrites its output."""
     inputs = noise(2, 3, 48, 48)
     separate = copy.deepcopy(tiny)
     separate.relu.inplace = False
@@ -453,8 +453,8 @@ def test_activations_are_those_before_what_follows_works_in_place(tiny):
     assert all(torch.equal(a, b) for a, b in zip(cams.shapley_cam(ours), cams.shapley_cam(expected)))
 
 
-def test_memory_format_and_tokens_do_not_matter():
-    """The same network in (B,h,w,C) and in tokens behind a class token gives the same maps as in (B,C,h,w)."""
+def test_memory_format_and_layout_do_not_change_maps():
+    """One network in (B,h,w,C), in tokens behind a class token and in (B,C,h,w) gives the same maps."""
 
     class Layout(nn.Module):
         def __init__(self, layout: str):
@@ -496,7 +496,7 @@ def test_one_forward_and_one_backward_serve_every_gradient_method(tiny):
         explain(capture, method, BASE)
         explain(capture, method, REFINED)
     assert capture.probability.shape == (2,)
-    assert calls == ["forward", "backward"] * 2  # in single precision, and for Grad-CAM++ in double
+    assert calls == ["forward", "backward"] * 2  # in float32, and for Grad-CAM++ in float64
 
 
 def test_one_forward_serves_shapley_cam_and_the_probability(tiny):
@@ -572,7 +572,7 @@ def test_bad_input_is_refused_in_one_line(tiny, change, words, method):
     assert_same_state(before, state(tiny))
 
 
-def test_layers_without_a_tensor_or_out_of_the_forward_are_refused():
+def test_layers_that_return_no_tensor_or_do_not_run_are_refused():
     class Pair(nn.Module):
         def forward(self, x):
             return x, x

@@ -1,4 +1,4 @@
-"""The methods that captum computes: against direct captum calls, a planted linear model, and their definitions."""
+"""captum's methods compared with direct captum calls, with a known linear model, and with their definitions."""
 
 import copy
 import warnings
@@ -38,7 +38,7 @@ def _quiet_and_one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # captum's remarks on its own hooks
+        warnings.simplefilter("ignore")  # captum warns about its own hooks
         yield
     torch.set_num_threads(threads)
 
@@ -58,7 +58,7 @@ def family(request) -> Capture:
 
 
 class Curved(nn.Module):
-    """One activation module, in place, used twice, and a pool: what DeepLift can't take as it is."""
+    """An activation module that works in place and runs twice, and a pool. DeepLift cannot handle it unchanged."""
 
     def __init__(self, activation: nn.Module, pool: type[nn.Module] = nn.MaxPool2d):
         super().__init__()
@@ -94,7 +94,7 @@ def test_guided_grad_cam_equals_captum(family):
         assert close(raw, oracle.detach().sum(1).abs(), 1e-6 if raw.abs().max() > 1e-3 else 1e-5)
 
 
-def test_guided_gradients_differ_from_plain_ones_just_where_there_are_relus(family):
+def test_guided_gradients_differ_from_plain_ones_only_in_networks_with_relus(family):
     guided = methods.guided_gradient(family)
     inputs = family.inputs.clone().requires_grad_()
     plain = torch.autograd.grad(family.model(inputs).gather(1, TARGET[:, None]).sum(), inputs)[0]
@@ -103,7 +103,7 @@ def test_guided_gradients_differ_from_plain_ones_just_where_there_are_relus(fami
 
 
 def test_guided_grad_cam_of_channels_last_layers_permutes_first():
-    """Not as in captum, which takes Swin's (B,h,w,C) for (B,C,h,w) (D12): Grad-CAM here has the map's 14 x 14."""
+    """captum reads Swin's (B,h,w,C) as (B,C,h,w) (D12). Here Grad-CAM has the map's 14x14."""
     torch.manual_seed(0)
     model = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, num_classes=5).eval()
     capture = Capture(model, torch.randn(2, 3, 56, 56), TARGET, ("layers.0.blocks.1.norm1", "layers.3.blocks.1.norm1"))
@@ -118,7 +118,7 @@ def test_the_guided_gradient_is_computed_once_for_all_layers(curved):
     curved.model.fc.register_forward_hook(lambda *_: calls.append(None))
     explain(curved, "GuidedGradCAM")
     assert len(curved.maps(methods.guided_grad_cam)) == 2
-    assert len(calls) == 2  # Grad-CAM's forward and the guided one
+    assert len(calls) == 2  # Grad-CAM's pass and the guided pass
 
 
 def test_input_x_gradient_and_integrated_gradients_equal_captum(family):
@@ -131,7 +131,7 @@ def test_input_x_gradient_and_integrated_gradients_equal_captum(family):
 
 
 def test_integrated_gradients_sum_to_the_difference_of_the_outputs(curved):
-    """Completeness, on a network curved enough that the plain gradient does not have it."""
+    """Completeness, on a network where the plain gradient does not have it."""
     model = Curved(nn.Tanh(), nn.AvgPool2d).eval()
     capture = Capture(model.double(), curved.inputs.double(), TARGET, curved.layers)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def baselines(capture: Capture) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["vgg11", pytest.param("convnext_tiny", marks=pytest.mark.slow)])
-def test_deep_lift_equals_captum_where_captum_takes_the_network_as_it_is(name):
+def test_deep_lift_equals_captum_where_captum_handles_the_network(name):
     torch.manual_seed(0)
     model = MODELS[name].build(5, False).eval()
     capture = Capture(model, torch.randn(2, 3, 64, 64), TARGET, MODELS[name].layers, ids=[7, 8])
@@ -167,10 +167,10 @@ def test_deep_lift_equals_captum_where_captum_takes_the_network_as_it_is(name):
     "activation", [nn.ReLU(inplace=True), nn.ReLU6(inplace=True), nn.ELU(), nn.LeakyReLU(0.1, True)]
 )
 def test_deep_lift_attributions_sum_to_the_difference_of_the_outputs(curved, activation):
-    """Completeness holds only if each call of the shared, in-place activation keeps its own inputs and outputs."""
+    """Completeness holds only if each call of the shared in-place activation keeps its own inputs and outputs."""
     model = Curved(activation, nn.AvgPool2d).eval()
     with torch.no_grad():
-        model.conv1.weight *= 5  # beyond ReLU6's 6
+        model.conv1.weight *= 5  # beyond 6, where ReLU6 is flat
     capture = Capture(model.double(), 3 * curved.inputs.double(), TARGET, curved.layers, ids=[7, 8])
     twin = methods.deep_lift_copy(model, capture.inputs[:1])
     base = baselines(capture).double()
@@ -182,8 +182,8 @@ def test_deep_lift_attributions_sum_to_the_difference_of_the_outputs(curved, act
     assert close(methods.deep_lift(capture)[0], signed.detach().sum(1).abs(), 1e-6)
 
 
-def test_deep_lift_keeps_what_others_send_back_to_an_activations_input(curved):
-    """captum alone loses the gradient of the second reader of what an activation reads."""
+def test_deep_lift_keeps_the_gradient_of_other_readers_of_an_activations_input(curved):
+    """captum alone loses the gradient of a second module that reads an activation's input."""
 
     class Gated(nn.Module):
         def forward(self, x):
@@ -213,7 +213,7 @@ def test_deep_lift_attributions_of_whole_networks_sum_to_the_difference(name, to
     assert torch.allclose(signed.sum((1, 2, 3)), difference, rtol=tolerance)
 
 
-def test_the_copy_for_deep_lift_shares_weights_and_leaves_the_model(curved):
+def test_the_copy_for_deep_lift_shares_weights_and_the_model_is_unchanged(curved):
     model = curved.model.train()
     before = {name: id(module) for name, module in model.named_modules()}
     twin = methods.deep_lift_copy(model, curved.inputs[:1])
@@ -226,7 +226,7 @@ def test_the_copy_for_deep_lift_shares_weights_and_leaves_the_model(curved):
 
 
 def moved_by_rounding(capture: Capture, method: str) -> float:
-    """How far the maps move when each pixel moves by one rounding step, in the precision that the method computes in."""
+    """Return the largest change of a map if each pixel moves by one rounding step, in the method's precision."""
     entry = METHODS[method]
     given = capture.double if entry.double else capture
     up = torch.rand(given.inputs.shape, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -237,7 +237,7 @@ def moved_by_rounding(capture: Capture, method: str) -> float:
 
 
 def test_deep_lift_of_swin_does_not_depend_on_rounding():
-    """In float32 captum's rule for the softmax of attention leaves nothing but rounding noise."""
+    """In float32 captum's rule for the softmax of attention gives only rounding noise."""
     if not checkpoint_path("swin_tiny").is_file():
         pytest.skip("needs the checkpoint of swin_tiny")
     images, target, _ = batch_of([SyntheticShapes("test", 1)[0]])
@@ -247,7 +247,7 @@ def test_deep_lift_of_swin_does_not_depend_on_rounding():
 
 
 class Additive(nn.Module):
-    """Logits that are a weighted sum of the superpixels left in place: LIME and KernelShap must find the weights."""
+    """Logits that are a weighted sum of the superpixels kept. LIME and KernelShap must find the weights."""
 
     def __init__(self, mask: torch.Tensor, weights: torch.Tensor):
         super().__init__()
@@ -260,25 +260,25 @@ class Additive(nn.Module):
         return torch.stack([share @ self.weights, -(share @ self.weights)], 1)
 
 
-def planted() -> tuple[Capture, torch.Tensor]:
+def known_weights() -> tuple[Capture, torch.Tensor]:
     image = torch.nn.functional.interpolate(torch.randn(1, 3, 5, 5), size=(40, 40), mode="bicubic")
     mask = methods.superpixels(image[0])
     weights = 3 * torch.randn(int(mask.max()) + 1)
     return Capture(Additive(mask, weights), image, [0], ("layer",), ids=[11]), weights[mask].abs()
 
 
-def test_kernel_shap_recovers_planted_weights():
+def test_kernel_shap_recovers_known_weights():
     torch.manual_seed(0)
-    capture, expected = planted()
+    capture, expected = known_weights()
     enough = methods.kernel_shap(capture, samples=200)
-    assert close(enough[0][0], expected, 2e-2)  # captum's regression is in single precision
-    few = methods.kernel_shap(capture)[0][0]  # 25 forwards for some 90 unknowns
+    assert close(enough[0][0], expected, 2e-2)  # captum's regression is in float32
+    few = methods.kernel_shap(capture)[0][0]  # 25 forward passes for about 90 unknowns
     assert not close(few, expected, 0.3)
 
 
-def test_lime_recovers_planted_weights_up_to_its_penalty():
+def test_lime_recovers_known_weights_up_to_its_penalty():
     torch.manual_seed(0)
-    capture, expected = planted()
+    capture, expected = known_weights()
     maps = methods.lime(capture, samples=600)[0][0]
     assert np.corrcoef(maps.flatten(), expected.flatten())[0, 1] > 0.99
     assert close(maps, expected, 0.1)
@@ -287,7 +287,7 @@ def test_lime_recovers_planted_weights_up_to_its_penalty():
 @pytest.mark.parametrize("name", ["LIME", "KernelShap"])
 def test_superpixel_methods_equal_captum_with_the_same_draws(name):
     torch.manual_seed(0)
-    capture, _ = planted()
+    capture, _ = known_weights()
     ours = METHODS[name].function(capture)[0]
     rng = torch.random.get_rng_state()
     torch.manual_seed(seed_of(capture.seeds[0], name))
@@ -295,11 +295,11 @@ def test_superpixel_methods_equal_captum_with_the_same_draws(name):
     mask = methods.superpixels(capture.inputs[0])[None, None]
     oracle = kind(capture.model).attribute(capture.inputs, target=0, feature_mask=mask, n_samples=25)
     torch.random.set_rng_state(rng)
-    # The paper sums over channels; the weights are the same in all three.
+    # The paper sums over three channels with equal weights.
     assert close(3 * ours, oracle.sum(1).abs(), 1e-5)
 
 
-def test_weights_tie_where_they_differ_by_rounding_alone():
+def test_weights_that_differ_only_by_rounding_tie():
     weights = torch.tensor([0.5, 2.0, 0.5 + 1e-6, 0.0, 1e-7, 0.3, 0.3001])
     tied = methods.with_ties(weights)
     assert tied[0] == tied[2] and tied[3] == tied[4] and len(tied.unique()) == 5
@@ -308,9 +308,9 @@ def test_weights_tie_where_they_differ_by_rounding_alone():
     assert torch.equal(methods.with_ties(torch.zeros(3)), torch.zeros(3))
 
 
-def test_superpixels_that_no_sample_tells_apart_have_one_value_and_rounding_keeps_the_order():
+def test_superpixels_masked_together_have_one_value_and_rounding_keeps_the_order():
     torch.manual_seed(0)
-    capture, _ = planted()
+    capture, _ = known_weights()
     maps = methods.kernel_shap(capture, samples=8)[0]
     assert len(maps.unique()) < 15
     generator = torch.Generator().manual_seed(0)
@@ -322,7 +322,7 @@ def test_superpixels_that_no_sample_tells_apart_have_one_value_and_rounding_keep
 
 
 @pytest.mark.parametrize("name", ["LIME", "KernelShap", "DeepLift"])
-def test_random_draws_come_from_the_images_seed_alone(curved, name):
+def test_random_draws_depend_only_on_the_images_seed(curved, name):
     with torch.no_grad():
         curved.model.fc.weight *= 30
 
@@ -334,7 +334,7 @@ def test_random_draws_come_from_the_images_seed_alone(curved, name):
     torch.manual_seed(1)
     first = maps(x, [7, 8])
     torch.manual_seed(2)
-    # Max-pools in the network: captum's rule for them would mix images of a batch.
+    # The network has max-pools, whose rule in captum would mix images of a batch.
     assert torch.allclose(first[1:], maps(x[1:], [8]), rtol=1e-3, atol=1e-5 * float(first.max()))
     assert not torch.allclose(first[1:], maps(x[1:], [9]), rtol=1e-3, atol=1e-5 * float(first.max()))
 
@@ -346,7 +346,7 @@ def test_superpixels_are_about_a_hundred_connected_and_do_not_depend_on_normalis
     assert mask.shape == (96, 128) and mask.dtype == torch.int64
     assert 60 <= len(mask.unique()) <= 140 and torch.equal(mask.unique(), torch.arange(int(mask.max()) + 1))
     assert torch.equal(mask, methods.superpixels(4 * image - 1))
-    assert len(methods.superpixels(torch.zeros(3, 96, 128)).unique()) > 60  # a constant image is still cut up
+    assert len(methods.superpixels(torch.zeros(3, 96, 128)).unique()) > 60  # a constant image is divided too
 
 
 @pytest.mark.parametrize("samples", [0, 1])

@@ -1,4 +1,4 @@
-"""The measurements against the package grad-cam's, the scores against hand-computed and scipy values."""
+"""Measurements compared with the package grad-cam, scores with values by hand and by scipy."""
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ def measured(method="LayerCAM", variant=BASE, n=3, **options):
 
 @pytest.fixture
 def noiseless(monkeypatch):
-    """Both sides without ROAD's noise, which the package grad-cam does not let a caller set."""
+    """Remove ROAD's noise on both sides. In the package grad-cam a caller cannot set it."""
     start = road.NoisyLinearImputer.__init__
     monkeypatch.setattr(road.NoisyLinearImputer, "__init__", lambda self: start(self, noise=0.0))
     monkeypatch.setattr("refinecam_lib.road.road_noise", lambda seeds, shape: torch.zeros(len(seeds), *shape))
@@ -51,7 +51,7 @@ def test_arcc_and_its_terms_match_grad_cam(noiseless):
     np.testing.assert_allclose(ours["road"], 2 * halved(inputs, theirs, softmax, model), atol=1e-3)
     drop = cam_mult_image.DropInConfidence()(inputs, theirs, softmax, model) / frame["probability"]
     np.testing.assert_allclose(ours["average_drop"], drop, atol=1e-5)
-    assert ours["road"].abs().max() > 0.02 and ours["average_drop"].max() > 0.02  # the comparison is not of zeros
+    assert ours["road"].abs().max() > 0.02 and ours["average_drop"].max() > 0.02  # otherwise the comparison is of zeros
 
 
 def test_arcc_is_the_clipped_harmonic_mean():
@@ -63,7 +63,7 @@ def test_arcc_is_the_clipped_harmonic_mean():
         assert row.adcc == pytest.approx(scipy.stats.hmean([row.coherency, 1 - row.complexity, 1 - row.average_drop]))
 
 
-def test_conventions_on_a_row_computed_by_hand():
+def test_conventions_on_one_row_by_hand():
     row = pd.DataFrame({"probability": [0.8], "probability_masked": [0.5], "mean_activation": [0.25], "pearson": [0.6]})
     row["morf_20"], row["morf_80"], row["lerf_20"], row["lerf_80"] = 0.5, 0.1, 0.9, 0.5
     ours, paper, code = (scores(row, name).iloc[0] for name in CONVENTIONS)
@@ -77,13 +77,13 @@ def test_conventions_on_a_row_computed_by_hand():
 
 def test_negative_road_is_zero_under_ours_and_undefined_as_printed():
     row = pd.DataFrame({"probability": [0.8], "probability_masked": [0.5], "mean_activation": [0.2], "pearson": [0.6]})
-    row["morf_50"], row["lerf_50"] = 0.9, 0.45  # ROAD -.45, near the pole of the unclipped harmonic mean
+    row["morf_50"], row["lerf_50"] = 0.9, 0.45  # ROAD is -.45, near the pole of the unclipped harmonic mean
     assert scores(row).iloc[0].arcc == 0
     assert np.isnan(scores(row, "paper").iloc[0].arcc)
 
 
-def test_road_does_not_see_magnitude_and_arcc_does():
-    """Fig. 4: M and M^(1/8) have one order of pixels, so one ROAD; their ARCC differs."""
+def test_magnitude_changes_arcc_but_not_road():
+    """M and M^(1/8) have the same order of pixels and so the same ROAD (Fig. 4). Their ARCC differs."""
     inputs, _ = batch(8)
     model = tiny_net()
     capture = Capture(model, inputs, model(inputs).argmax(1), LAYERS)
@@ -109,7 +109,7 @@ def test_trivial_maps():
     np.testing.assert_allclose(half["coherency"], 1)
 
 
-def test_random_cam_is_drawn_anew_for_the_masked_image():
+def test_random_cam_draws_another_map_for_the_masked_image():
     np.testing.assert_allclose(scores(measured("RandomCAM", n=4)[0])["coherency"], 0.5, atol=0.05)
 
 
@@ -132,7 +132,7 @@ def test_constant_and_non_finite_maps_are_rows_with_a_status():
     assert table.iloc[1]["arcc"] == 0 and table.iloc[2].isna().all()
 
 
-def test_a_method_whose_map_is_not_finite_is_a_row_that_says_so():
+def test_a_map_that_is_not_finite_is_a_row_with_that_status():
     def broken(capture):
         first, *rest = layer_cam(capture)
         for i, value in enumerate((torch.nan, torch.inf)):

@@ -1,4 +1,4 @@
-"""RefineCAM and its aggregates: against the package grad-cam, against direct references, and their properties."""
+"""RefineCAM and its aggregates compared with the package grad-cam and with direct references, and their properties."""
 
 import math
 
@@ -70,7 +70,7 @@ def test_the_geometric_mean_is_scipys(maps):
 
 
 @given(st.lists(st.one_of(st.floats(1e-30, 1), st.floats(1e-4, 0.02)), min_size=1, max_size=5))
-def test_the_inverse_exp_mean_is_equation_9_also_where_its_exponential_overflows(values):
+def test_the_inverse_exp_mean_is_equation_9_even_if_its_exponential_overflows(values):
     with mpmath.workdps(60):
         exact = 1 / mpmath.log(sum(mpmath.exp(1 / mpmath.mpf(v)) for v in values) / len(values))
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
@@ -79,7 +79,7 @@ def test_the_inverse_exp_mean_is_equation_9_also_where_its_exponential_overflows
 
 
 def test_the_inverse_exp_mean_below_the_published_codes_overflow():
-    """1 / ln(mean exp(1/L)) in single precision gives 0 below L = 0.0113; the exact value is nearly L."""
+    """In float32, 1 / ln(mean exp(1/L)) is 0 below L = 0.0113. The exact value is nearly L."""
     values = torch.tensor([0.011, 0.9])[:, None, None, None]
     naive = 1 / (1 / values).exp().mean(0).log()
     assert float(naive) == 0
@@ -103,7 +103,7 @@ def test_min_max_reaches_0_and_1_and_makes_a_constant_map_0(maps):
 
 def test_to_map_is_relu_min_max_bilinear_min_max():
     raw = torch.tensor([[[-1.0, 0.0], [1.0, 3.0]]])
-    # Half-pixel centres: the corners of a 4x4 map keep the values of the 2x2 one.
+    # With half-pixel centres the corners of a 4x4 map keep the values of the 2x2 one.
     expected = torch.nn.functional.interpolate((raw.relu() / 3)[:, None], size=(4, 4), mode="bilinear")[:, 0]
     assert torch.allclose(to_map(raw, (4, 4)), expected)
     assert float(to_map(-raw.abs(), (4, 4)).abs().max()) == 0
@@ -132,7 +132,7 @@ def test_refinecam_equals_the_package(name, kind):
         model = MODELS[name].build(5, False)
     model, inputs, layers = model.eval().double(), torch.randn(2, 3, side, side).double(), MODELS[name].layers
     reshape = (lambda tensor: tensor.permute(0, 3, 1, 2)) if name == "swin_tiny" else None
-    with torch.no_grad():  # raw maps far above the 1e-7 that the package adds when it scales them
+    with torch.no_grad():  # so that the 1e-7 that the package adds is negligible
         list(model.parameters())[-2].mul_(1e6)
         list(model.parameters())[-1].mul_(1e6)
     package = {"GradCAM": pytorch_grad_cam.GradCAM, "GradCAM++": pytorch_grad_cam.GradCAMPlusPlus}
@@ -183,7 +183,7 @@ def test_every_method_with_a_map_for_each_layer_refines(capture, name):
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("aggregate", ["none", "product", "geometric_mean"])
 def test_the_masked_image_needs_only_the_layers_of_the_variant(capture, layer, aggregate):
-    """Coherency explains the masked image with those alone, and must not count them from 0 again."""
+    """Coherency captures only these layers of the masked image, and a variant still counts from the first layer."""
     variant, halved = Variant(layer, aggregate), torch.full((2, 32, 40), 0.5)
     needed = capture.masked(halved, variant.layers(capture.layers))
     every = Capture(capture.model, capture.inputs / 2, capture.target, capture.layers)

@@ -1,4 +1,4 @@
-"""ROAD: exact shares, the imputation against independent solvers, and ROAD against the public implementation."""
+"""ROAD: exact shares, imputation compared with independent solvers, and ROAD with the public implementation."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from refinecam_lib.errors import InputError
-from refinecam_lib.imputation import cpu as multigrid_numba
+from refinecam_lib.imputation import cpu
 from refinecam_lib.imputation.batched import solve_batched
 from refinecam_lib.imputation.cpu import solve_on_cpu
 from refinecam_lib.road import FRACTIONS, impute, keep_masks, removal_order, road_noise, road_probabilities
@@ -42,7 +42,7 @@ def a_map(kind: str, height: int, width: int) -> torch.Tensor:
 
 
 def some_images(n: int, height: int, width: int) -> torch.Tensor:
-    """Coarse structure and pixel noise, about the range of normalised photographs."""
+    """Return coarse structure plus pixel noise, in about the range of normalised photographs."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, 5, 5, generator=generator)
     fine = torch.rand(n, 3, height, width, generator=generator)
@@ -54,7 +54,7 @@ def the_masks(maps: torch.Tensor, fractions=FRACTIONS) -> torch.Tensor:
 
 
 def exact(image: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """The definition, pixel by pixel, solved directly in float64: sum of w (x_p - x_n) over neighbours in the image."""
+    """Solve the definition directly in float64: for each removed p, the sum of w (x_p - x_n) over neighbours is 0."""
     _, height, width = image.shape
     number = {tuple(p): k for k, p in enumerate(np.argwhere(~keep))}
     matrix, right = scipy.sparse.lil_matrix((len(number), len(number))), np.zeros((len(number), len(image)))
@@ -83,7 +83,7 @@ def small_network() -> nn.Module:
     layers = [nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU()]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(144, 5)).eval()
     with torch.no_grad():
-        network[-1].weight *= 30  # probabilities that move
+        network[-1].weight *= 30  # so that probabilities change
     return network
 
 
@@ -97,7 +97,7 @@ def road(maps, inputs, target, seeds, **options):
 
 @pytest.mark.parametrize("kind", MAP_TYPES)
 @pytest.mark.parametrize("size", SIZES)
-def test_exact_shares_are_removed_also_where_the_map_has_ties(kind, size):
+def test_exact_shares_are_removed_even_if_the_map_has_ties(kind, size):
     keep = the_masks(a_map(kind, *size)[None])[0]
     removed = [round(k * size[0] * size[1]) for k in FRACTIONS]
     assert (~keep).sum((1, 2)).tolist() == 2 * removed
@@ -133,7 +133,7 @@ def test_ties_are_broken_by_the_seed_alone():
     constant = torch.zeros(2, 20, 20)
     same, other = removal_order(constant, [3, 3]), removal_order(constant, [3, 4])
     assert torch.equal(same[0], same[1]) and torch.equal(same[0], other[0]) and not torch.equal(other[0], other[1])
-    # A constant map gives a random order, not a raster: ranks don't follow the position.
+    # A constant map gives a random order, so ranks do not follow the position.
     assert abs(np.corrcoef(same[0].flatten(), np.arange(400))[0, 1]) < 0.2
     distinct = torch.randperm(400, generator=torch.Generator().manual_seed(0)).view(1, 20, 20).float()
     assert torch.equal(removal_order(distinct, [0]), removal_order(distinct, [1]))
@@ -142,7 +142,7 @@ def test_ties_are_broken_by_the_seed_alone():
 @given(
     st.lists(st.sampled_from([-2.5, -1e-45, -0.0, 0.0, 1e-45, 0.3, 1.0]), min_size=6, max_size=60), st.integers(0, 99)
 )
-def test_order_of_any_values_is_the_stable_one_in_single_and_double_precision(values, seed):
+def test_the_order_of_any_values_is_stable_in_float32_and_float64(values, seed):
     maps = torch.tensor(values[: len(values) // 6 * 6]).view(1, 6, -1)
     exact = removal_order(maps.double(), [seed])
     assert torch.equal(removal_order(maps, [seed]), exact)
@@ -178,7 +178,7 @@ def test_batched_and_compiled_solvers_agree(size, monkeypatch):
     maps = torch.stack([a_map("blob", *size), a_map("random", *size)])
     keep = the_masks(maps)
     compiled, compiled_double = impute(images, keep), impute(images.double(), keep)
-    monkeypatch.setattr(multigrid_numba, "solve_on_cpu", solve_batched)
+    monkeypatch.setattr(cpu, "solve_on_cpu", solve_batched)
     batched = impute(images.to(device), keep.to(device))
     assert batched.device.type == device
     torch.testing.assert_close(compiled, batched.cpu(), rtol=0, atol=1e-3)
@@ -188,8 +188,8 @@ def test_batched_and_compiled_solvers_agree(size, monkeypatch):
 
 @pytest.mark.parametrize("solver", [solve_on_cpu, solve_batched])
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (1, 3)])
-def test_a_line_of_pixels_is_filled_linearly_between_known_ones_and_level_beyond(monkeypatch, shape, solver):
-    monkeypatch.setattr(multigrid_numba, "solve_on_cpu", solver)
+def test_a_line_of_pixels_is_filled_linearly_between_known_ones_and_constant_outside(monkeypatch, shape, solver):
+    monkeypatch.setattr(cpu, "solve_on_cpu", solver)
     line = some_images(1, 1, max(shape)).double().flatten(2)
     ends, half = torch.zeros(2, max(shape), dtype=torch.bool)
     ends[[0, -1]] = True
@@ -225,7 +225,7 @@ def test_an_isolated_removed_pixel_is_the_weighted_mean_of_its_neighbours():
     torch.testing.assert_close(filled[:, 0, 4], corner, rtol=0, atol=1e-5)
 
 
-def test_noise_goes_to_removed_pixels_only_and_is_shared_by_an_images_masks():
+def test_noise_is_added_to_removed_pixels_only_and_shared_by_an_images_masks():
     images, keep = some_images(2, 30, 30), the_masks(torch.stack([a_map(k, 30, 30) for k in ("random", "blob")]))
     noise = road_noise([5, 6], (3, 30, 30))
     difference = impute(images, keep, noise) - impute(images, keep)
@@ -258,12 +258,12 @@ def test_imputation_does_not_depend_on_batch_masks_or_threads():
 def test_road_is_twice_the_public_one(monkeypatch):
     public = pytest.importorskip("pytorch_grad_cam.metrics.road")
     targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
-    # Its noise is hard-coded: another seed of it moves ROAD by .0025.
+    # Its noise is fixed in the code. Another seed moves ROAD by .0025.
     monkeypatch.setattr(public.NoisyLinearImputer.__init__, "__defaults__", (0.0, public.neighbors_weights))
     monkeypatch.setattr("refinecam_lib.road.road_noise", lambda seeds, shape: torch.zeros(len(seeds), *shape))
     inputs, target = some_images(3, 60, 60), torch.tensor([0, 3, 1])
     order = torch.stack([torch.randperm(3600, generator=torch.Generator().manual_seed(i)) for i in range(3)])
-    # Without ties, at values whose thresholds aren't subject to rounding: 1 - map in float32 must keep the order.
+    # No ties, and values at which 1 - map keeps the order in float32.
     maps = (order.float() / 4096).view(3, 60, 60)
     ours = road(maps, inputs, target, [0, 1, 2])
     theirs = [
@@ -275,7 +275,7 @@ def test_road_is_twice_the_public_one(monkeypatch):
         )
         for i in range(3)
     ]
-    assert ours.abs().max() > 0.01  # else the comparison says nothing
+    assert ours.abs().max() > 0.01  # otherwise the comparison is of zeros
     np.testing.assert_allclose(ours, 2 * np.concatenate(theirs), atol=1e-3)
 
 
@@ -297,13 +297,13 @@ def test_road_within_2e_4_of_the_exact_solver_on_every_map_type(monkeypatch):
     assert reference.abs().max() > 0.01
 
 
-def test_road_depends_on_the_order_alone_so_a_power_does_not_move_it():
+def test_road_depends_only_on_the_order_so_a_power_does_not_change_it():
     maps = (torch.randperm(40 * 40, generator=torch.Generator().manual_seed(0)).view(1, 40, 40) + 1).double() / 1600
     inputs, target = some_images(1, 40, 40), torch.tensor([1])
     assert torch.equal(road(maps, inputs, target, [7]), road(maps ** (1 / 8), inputs, target, [7]))
 
 
-def test_road_of_a_batch_equals_batches_of_one_whatever_the_chunk():
+def test_road_of_a_batch_equals_batches_of_one_for_any_chunk():
     maps = torch.stack([a_map(kind, 40, 44) for kind in MAP_TYPES])
     inputs, target, seeds = some_images(6, 40, 44), torch.arange(6) % 5, list(range(10, 16))
     whole = road(maps, inputs, target, seeds)
@@ -322,7 +322,7 @@ def test_road_probabilities_are_the_networks_own():
     assert not morf.requires_grad and not morf.is_inference()
 
 
-# ------------------------------------------------------------------------------------------------------------ refusals
+# ----------------------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -1,4 +1,4 @@
-"""Second derivatives with constant weights: torch's own values, without its work for the weights."""
+"""Second derivatives with constant weights equal torch's, without the convolutions for the weights."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ NORMS = {
 
 
 class Convolutions(TorchDispatchMode):
-    """Counts the convolutions, forward and back, that run inside."""
+    """Counts convolutions and their backward passes."""
 
     count = 0
 
@@ -33,7 +33,7 @@ class Convolutions(TorchDispatchMode):
 
 
 def derivatives(model: nn.Module, x: torch.Tensor, vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The output, its gradient and a Hessian-vector product of a curved function of it, and a derivative of that."""
+    """Return the output, a gradient, a Hessian-vector product and a third derivative of a curved function of it."""
     x = x.clone().requires_grad_()
     output = model(x)
     (gradient,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
@@ -43,7 +43,7 @@ def derivatives(model: nn.Module, x: torch.Tensor, vector: torch.Tensor) -> tupl
 
 
 class Dynamic(nn.Module):
-    """A convolution whose weights depend on the image, as in CondConv, then a norm whose scale does."""
+    """A convolution and a norm whose weights depend on the image, as in CondConv."""
 
     def __init__(self):
         super().__init__()
@@ -78,8 +78,8 @@ def test_derivatives_of_every_order_are_torchs(layer, form):
         torch.testing.assert_close(ours, torchs, rtol=1e-10, atol=1e-12)
 
 
-def test_no_convolution_is_spent_on_weights():
-    """Once forward, once for the gradient, and for the product there and back: whatever the number of groups."""
+def test_no_convolution_runs_for_weights():
+    """One forward, one for the gradient and two for the product, for any number of groups."""
     for channels in (4, 32):
         layer, x = nn.Conv2d(channels, channels, 3, groups=channels), torch.randn(1, channels, 8, 8)
         with Convolutions() as plain:
@@ -95,7 +95,7 @@ def derivatives_of_two(layer: nn.Module, x: torch.Tensor) -> None:
     torch.autograd.grad((gradient * x.detach()).sum(), x)
 
 
-def test_one_image_and_lower_precision_go_torchs_way():
+def test_single_images_and_autocast_are_left_to_torch():
     layer = nn.Conv2d(3, 4, 3)
     single = torch.randn(3, 8, 8)
     with ConstantWeights(), torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Networks with ImageNet weights: the real loading code, with nothing but the download replaced."""
+"""Loading networks: the real code, with only the download replaced."""
 
 import pytest
 import timm.models._builder
@@ -18,7 +18,7 @@ from refinecam_lib.training.recipe import Recipe
 
 @pytest.fixture
 def downloads(monkeypatch):
-    """Every download gives a state of seeded random weights of the network that asks; returns what was asked for."""
+    """Let every download return seeded random weights. Return what was asked for."""
     asked = []
 
     def state(name):
@@ -65,7 +65,7 @@ def test_imagenet_weights_are_fine_tuned_from_the_first_explained_layer_on(name,
 
 
 @pytest.mark.parametrize("name", ["vgg11", "swin_tiny"])
-def test_batch_norms_of_a_learner_are_folded_into_the_network_that_is_explained(name, tmp_path):
+def test_batch_norms_of_a_learner_are_folded_into_the_explained_network(name, tmp_path):
     spec, path = zoo.spec_of(name), tmp_path / "v.safetensors"
     learner = spec.learner(3)
     generator = torch.Generator().manual_seed(0)
@@ -79,7 +79,7 @@ def test_batch_norms_of_a_learner_are_folded_into_the_network_that_is_explained(
     assert restored.state_dict().keys() == learner.state_dict().keys()
     images = torch.rand(2, 3, 224, 224, generator=generator)
     torch.testing.assert_close(folded(images), restored(images), rtol=1e-4, atol=1e-4)
-    # One that was trained without them, as from ImageNet's weights, is loaded as it is.
+    # A network that was trained without them, for example from ImageNet weights, is loaded unchanged.
     plain = spec.build(3, False)
     write_checkpoint(plain.half().float(), path, {"model": name, "classes": ["a", "b", "c"]})
     loaded = loading.load_model(name, path).state_dict()
@@ -87,24 +87,26 @@ def test_batch_norms_of_a_learner_are_folded_into_the_network_that_is_explained(
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
-def test_a_shipped_network_is_loaded_without_drawing_weights_that_it_replaces(name):
+def test_loading_a_shipped_network_draws_no_random_weights(name):
     before = torch.random.get_rng_state()
     loaded = loading.load_model(name).state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
     card = read_checkpoint(paths.CHECKPOINTS / f"{name}.safetensors")[1]
     built = zoo.spec_of(name).build(len(card["classes"]), False).state_dict()
-    assert not torch.equal(torch.random.get_rng_state(), before), "a network to train is drawn"
+    assert not torch.equal(torch.random.get_rng_state(), before), "building draws weights"
     assert loaded.keys() == built.keys()
     same = [key for key, value in loaded.items() if value.is_floating_point() and torch.equal(value, built[key])]
-    assert not [key for key in same if key.endswith("weight") and loaded[key].ndim > 1], "and all of it replaced"
+    assert not [key for key in same if key.endswith("weight") and loaded[key].ndim > 1], (
+        "all weights are the checkpoint's"
+    )
 
 
-def test_efficientnet_has_its_weights_without_a_download(downloads):
+def test_efficientnet_needs_no_download(downloads):
     model = loading.load_model("efficientnet_lite0", "imagenet")
     assert not downloads and model.get_classifier().out_features == 1000
 
 
-def test_weights_have_a_hash_of_their_own(downloads):
+def test_each_set_of_weights_has_its_own_hash(downloads):
     ours = loading.weights_hash("efficientnet_lite0"), loading.weights_hash("efficientnet_lite0", "imagenet")
     assert ours[0] == read_checkpoint(paths.CHECKPOINTS / "efficientnet_lite0.safetensors")[1]["sha256"]
     assert ours[0] != ours[1] and len(ours[1]) == 64
@@ -114,7 +116,7 @@ def test_weights_have_a_hash_of_their_own(downloads):
 
 
 @pytest.mark.parametrize("name", [*zoo.SMALL, "resnet18", "vgg11", "swin_tiny", "convnext_tiny"])
-def test_a_network_for_birds_takes_windows_and_whole_images_as_they_are(name):
+def test_a_network_for_birds_takes_windows_and_whole_images_without_normalisation(name):
     spec = zoo.spec_of(name, "birds")
     model = spec.build(50, False).eval()
     image = torch.rand(1, 3, spec.size, spec.size)
