@@ -64,7 +64,7 @@ def new_figure(columns: int, rows: int, width: float, height: float, **options) 
 
 def note(figure: Figure, text: str) -> Figure:
     """Write a text below a figure, wrapped to the figure's width. It replaces the text that was there."""
-    lines = textwrap.wrap(text, int(figure.get_figwidth() * 16))
+    lines = textwrap.wrap(text, int(figure.get_figwidth() * 16), break_on_hyphens=False)
     figure.supxlabel("\n".join(lines), fontsize=8, color="0.35")
     return figure
 

@@ -303,11 +303,11 @@ def left_at_the_end(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, axis=1).drop(columns=["spearman std", "ssim std", "ssim n"]).rename(index=NAMES)
 
 
-def rounding_shares(rows: pd.DataFrame, within: float) -> pd.DataFrame:
+def rounding_shares(rows: pd.DataFrame, networks: Sequence[str], within: float) -> pd.DataFrame:
     """Return the share of rows that rounding moves by more than `within`, per method, aggregate and network."""
     by = ["method", "aggregate", "model"]
     table = rows.assign(decided=rows["moved"] > within).groupby(by)["decided"].agg(share="mean", rows="size")
-    order = {name: place for place, name in enumerate([*CAMS, *OTHERS, "none", "product", *unique(rows["model"])])}
+    order = {name: place for place, name in enumerate([*CAMS, *OTHERS, *BASE_AND_REFINED, *networks])}
     return table.reset_index().sort_values(by, key=lambda names: names.map(order), ignore_index=True)
 
 

@@ -22,7 +22,7 @@ FIG1 = ("average_drop", "adcc", "road", "arcc")
 
 def verdict(
     claim: str,
-    holds: bool | Mapping[str, bool],
+    holds: bool | Mapping[str, bool | str],
     n: int,
     unit: str = "images",
     words: tuple[str, str] = ("reproduced", "not reproduced"),
@@ -31,14 +31,16 @@ def verdict(
 
     Args:
         claim: The claim in words.
-        holds: Whether it holds, or convention -> whether it holds.
+        holds: Whether it holds; or convention -> whether it holds, or a word such as "undecided".
         n: How many images it was tested on.
         unit: What was counted.
         words: The verdicts of a claim that holds and of one that fails.
     """
     each = holds if isinstance(holds, Mapping) else {"": holds}
-    word = words[0] if all(each.values()) else "depends on the convention" if any(each.values()) else words[1]
-    names = ", ".join(f"{name} {'holds' if value else 'fails'}" for name, value in each.items() if name)
+    found = {name: value if isinstance(value, str) else HOLDS[not value] for name, value in each.items()}
+    held = [value == "holds" for value in found.values()]
+    word = words[0] if all(held) else "depends on the convention" if any(held) else words[1]
+    names = ", ".join(f"{name} {value}" for name, value in found.items() if name)
     return f"{claim}: {word if n >= FEWEST else 'too few images'} (n = {n:,} {unit}{'; ' * bool(names)}{names})"
 
 

@@ -75,8 +75,9 @@ class Report:
         """
         if not hasattr(figure, "savefig"):  # so that matplotlib need not be imported
             raise InputError(f"Expected a matplotlib Figure, got a {type(figure).__name__}.")
-        text = f"{figure.get_supxlabel()} {self.caption}".strip()
-        figure.supxlabel("\n".join(textwrap.wrap(text, int(figure.get_figwidth() * 16))), fontsize=8, color="0.35")
+        note = " ".join(figure.get_supxlabel().split()).removesuffix(self.caption)  # a cell may run twice
+        lines = textwrap.wrap(f"{note} {self.caption}", int(figure.get_figwidth() * 16), break_on_hyphens=False)
+        figure.supxlabel("\n".join(lines), fontsize=8, color="0.35")
         target = self._path(name or self.name)
         png = {"Software": None, "Description": self.caption}
         pdf = {"CreationDate": None, "Creator": None, "Producer": None, "Subject": self.caption}

@@ -35,7 +35,10 @@ def test_pages_open_from_the_file_system_and_show_pictures_for_widgets(reference
     assert main(["book", "--to", str(tmp_path / "book")]) == 0
     assert "2 notebooks in " in capsys.readouterr().out
     index = (tmp_path / "book" / "index.html").read_text(encoding="utf-8")
-    assert links(index) == ["standard/00_quickstart.html", "standard/05_two.html"] and "grade the explanation" in index
+    assert (
+        links(index) == ["standard/00_quickstart.html", "standard/05_two.html"]
+        and "how good is the explanation" in index
+    )
     page = (tmp_path / "book" / "standard" / "00_quickstart.html").read_text(encoding="utf-8")
     assert f"data:image/png;base64,{PIXEL}" in page and WIDGET not in page
     assert {"../index.html", "05_two.html"} <= set(links(page))
