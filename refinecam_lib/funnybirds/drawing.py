@@ -1,12 +1,12 @@
-"""A procedural set of birds in the layout of FunnyBirds (Hesse et al., ICCV 2023): its classes, scenes and drawings.
+"""Draw the project's own birds, in the layout of FunnyBirds (Hesse et al. 2023, https://arxiv.org/abs/2308.06248).
 
 >>> bird = scene("test", 3)
 >>> draw(bird).shape, part_map(bird).shape, CLASSES[bird["class_idx"]]
 ((256, 256, 3), (256, 256, 3), {'beak': 2, 'eye': 1, 'foot': 3, 'tail': 4, 'wing': 4})
 
-A class is a choice of beak, eye, foot, tail and wing on a body that all share. A scene is a pure function of (split,
-index, seed), a drawing one of its scene: Pillow fills polygons of integer corners on a larger canvas, of which whole
-pixels are averaged. All drawing is this project's own; only the layout and the names of a scene's keys are FunnyBirds'.
+All classes share a body. A class is a choice of beak, eye, foot, tail and wing. A scene depends on (split, index, seed)
+alone, and a drawing on its scene alone. Pillow fills polygons with integer corners on a larger canvas, which is then
+averaged. Only the layout and the keys of a scene come from FunnyBirds. The drawing is this project's own.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ..paths import write_whole
 from .outlines import BODY, EYE_REACH, SHAPES, Group, cloud, oval, polygon, star
 
 VERSION = "1"
-"""Names the folder of the drawn pictures. Raise it when a drawing changes."""
+"""Part of the name of the folder of the drawn pictures. Raise it when a drawing changes."""
 SIDE = 256
 SPLITS = {"train": 50_000, "test": 500}
 PLACEHOLDER = "placeholder"
@@ -37,7 +37,7 @@ PARTS: dict[str, list[dict[str, str]]] = {
     "tail": [{"model": f"tail0{k + 1}.glb", "color": c} for k in range(3) for c in ("red", "green", "blue")],
     "wing": [{"model": f"wing0{k + 1}.glb", "color": c} for k in range(3) for c in ("yellow", "violet")],
 }
-"""Each part's variants, as parts.json holds them."""
+"""Part -> its variants, as in parts.json."""
 LABELS = {
     "eye01": (255, 255, 253),
     "eye02": (255, 255, 254),
@@ -49,12 +49,12 @@ LABELS = {
     "tail": (0, 0, 255),
     "body": (170, 170, 170),
 }
-"""Colours of the part map; background object i has (204, 204, 204 + i), what is empty (0, 0, 0)."""
+"""Colours of the part map. Background object i has (204, 204, 204 + i). Empty pixels are black."""
 MAX_OBJECTS = 34
 REACH = 230.0
-"""The distance at which a bird has the size of its shapes."""
+"""The camera distance at which a bird has the size of its outlines."""
 ORDER = ("wing02", "tail", "foot02", "foot01", "body", "beak", "eye02", "eye01", "wing01")
-"""From the back to the front; the background objects lie behind."""
+"""Drawing order, from back to front. Background objects come first."""
 
 PALETTE = {
     "yellow": (250, 201, 44),
@@ -71,7 +71,7 @@ INK = (52, 44, 54)
 
 
 def _classes(n: int = 50) -> tuple[dict[str, int], ...]:
-    """Random classes, any two of which differ in two parts or more: an eye alone never decides."""
+    """Draw random classes. Any two differ in two parts or more, so an eye alone never decides."""
     generator, chosen = rng("birds", "classes"), list[dict[str, int]]()
     while len(chosen) < n:
         new = {part: int(generator.integers(len(variants))) for part, variants in PARTS.items()}
@@ -81,19 +81,29 @@ def _classes(n: int = 50) -> tuple[dict[str, int], ...]:
 
 
 CLASSES = _classes()
-"""The 50 classes: the index of each part's variant."""
+"""The 50 classes: part -> index of its variant."""
 
 
 def scene(split: str, index: int, seed: int = 0) -> dict[str, Any]:
-    """The scene of a bird under the keys of FunnyBirds' json files, of class index % 50.
+    """Make a scene with the keys of FunnyBirds' json files. Its class is index % 50.
 
-    Half of the training scenes lack 0 to 5 parts, whose values are then PLACEHOLDER, so that a network knows birds
-    without them. Lengths are in pixels of a 256 px image, angles in radians. camera_x, camera_y (the bird's place) and
-    bg_sky are this set's own. Raises InputError for an unknown split or a negative index.
+    In half of the training scenes, 0 to 5 random parts are missing (PLACEHOLDER). So networks learn birds without parts.
+
+    Args:
+        split: "train" or "test".
+        index: 0 or more.
+        seed: Another seed gives other scenes.
+
+    Returns:
+        Lengths in pixels of a 256 px image and angles in radians. camera_x and camera_y (the bird's position) and bg_sky
+        are not in FunnyBirds.
+
+    Raises:
+        InputError: The split is unknown, or the index is negative.
     """
     one_of("split", split, SPLITS)
     if index < 0:
-        raise InputError(f"scene {index}; allowed: 0 or more")
+        raise InputError(f"Expected a scene's index of 0 or more, got {index}.")
     generator = rng("birds", split, index, seed)
     turn = 2 * math.pi
 
@@ -126,7 +136,7 @@ def scene(split: str, index: int, seed: int = 0) -> dict[str, Any]:
 
 
 def is_whole(bird: dict[str, Any]) -> bool:
-    """Whether a scene shows all parts of its bird."""
+    """Return whether a scene shows all parts of its bird."""
     return all(bird[f"{part}_model"] != PLACEHOLDER for part in PARTS)
 
 
@@ -134,18 +144,18 @@ _OBJECTS = (oval(0, 0, 1, 1), polygon(-1, -1, 1, -1, 1, 1, -1, 1), polygon(0, -1
 
 
 def listed(bird: dict[str, Any], key: str) -> list[str]:
-    """The values of a comma-terminated entry of a scene."""
+    """Split a comma-terminated entry of a scene into its values."""
     return [value for value in str(bird[key]).split(",") if value]
 
 
 def _affine(angle: float, x_scale: float, y_scale: float) -> np.ndarray:
-    # Rounded, for sines may differ in the last bit between machines.
+    # Sines may differ in the last bit between machines, so they are rounded.
     cosine, sine = round(math.cos(angle) * 4096) / 4096, round(math.sin(angle) * 4096) / 4096
     return np.array([[cosine * x_scale, sine * x_scale], [-sine * y_scale, cosine * y_scale]])
 
 
 def _groups(bird: dict[str, Any], kept: frozenset[str], yaw: float) -> Iterable[tuple[str, Group]]:
-    """What there is of a bird in its own frame, facing right, from the back to the front, with the labels."""
+    """Yield the labels and outlines of a bird that faces right, from back to front."""
     for label in ORDER:
         part = label.rstrip("012")
         if part == "body":
@@ -162,9 +172,14 @@ def _groups(bird: dict[str, Any], kept: frozenset[str], yaw: float) -> Iterable[
 
 
 def _paint(
-    bird: dict[str, Any], kept: Iterable[str] | None, without_object: int | None, side: int, labels: bool, over: int
-) -> Image.Image:
-    """The scene in colour, or in its labels' colours, on a canvas `over` times as large."""
+    bird: dict[str, Any], kept: Iterable[str] | None, without_object: int | None, side: int, labels: bool
+) -> tuple[Image.Image, int]:
+    """Paint a scene in colour or in label colours. Return the canvas and how many times larger than `side` it is."""
+    count = len(listed(bird, "bg_objects"))
+    if without_object is not None and not 0 <= without_object < count:
+        raise InputError(f"Expected a background object from 0 to {count - 1}, got {without_object}.")
+    shown = frozenset(PARTS if kept is None else (one_of("part", part, PARTS) for part in kept))
+    over = 3 if side > 160 else 4
     size = side * over
     unit = size / SIDE
     stroke = max(1, round(2.4 * unit) * 2)
@@ -200,89 +215,83 @@ def _paint(
     matrix = _affine(0, -1 if mirror else 1, 1) @ _affine(bird["camera_roll"], scale, scale)
     matrix = np.diag((1 - 0.15 * yaw, 1.0)) @ matrix
     place = (SIDE / 2 + bird["camera_x"], SIDE / 2 + bird["camera_y"])
-    for label, group in _groups(bird, frozenset(PARTS if kept is None else kept), yaw):
+    for label, group in _groups(bird, shown, yaw):
         shapes = [(corners(points, matrix, place), colour) for points, colour in group.fills]
         ink = LABELS[label] if labels else lit(INK)
         for (points, _), bends in zip(shapes, group.bends if group.ink else (), strict=group.ink):
             pen.line(points + points[:4], ink, stroke)
-            for k in bends:  # a line of Pillow leaves a notch where it bends, and its own way to fill them is slow
+            for k in bends:  # Pillow's lines have notches where they bend, and its option to fill them is slow
                 pen.circle((points[2 * k], points[2 * k + 1]), stroke / 2, ink)
-        for points, colour in shapes:
-            pen.polygon(
-                points, LABELS[label] if labels else lit(cast(tuple[int, int, int], colour))
-            )  # _groups has coloured all
-    return canvas
-
-
-def _checked(bird: dict[str, Any], kept: Iterable[str] | None, without_object: int | None) -> frozenset[str] | None:
-    if without_object is not None and not 0 <= without_object < len(listed(bird, "bg_objects")):
-        allowed = f"0 to {len(listed(bird, 'bg_objects')) - 1}"
-        raise InputError(f"background object {without_object}; allowed in this scene: {allowed}")
-    return None if kept is None else frozenset(one_of("part", part, PARTS) for part in kept)
+        for points, colour in shapes:  # _groups has replaced every None by a colour
+            pen.polygon(points, LABELS[label] if labels else lit(cast(tuple[int, int, int], colour)))
+    return canvas, over
 
 
 def draw(
     bird: dict[str, Any], kept: Iterable[str] | None = None, without_object: int | None = None, side: int = SIDE
 ) -> np.ndarray:
-    """Draw a scene: uint8 (side,side,3).
+    """Draw a scene. What is left out shows what lies behind it. Nothing else changes.
 
-    kept: the parts to draw, all unless given; without_object: the number of a background object to leave out. What is
-    left out shows what lies behind and changes nothing else. Raises InputError for an unknown part or object.
+    Args:
+        bird: A scene.
+        kept: The parts to draw. None draws all.
+        without_object: The number of a background object to leave out.
+        side: Side of the image in pixels.
+
+    Returns:
+        RGB pixels, uint8 (side,side,3).
+
+    Raises:
+        InputError: A part or object is unknown.
     """
-    over = 3 if side > 160 else 4
-    canvas = _paint(bird, _checked(bird, kept, without_object), without_object, side, labels=False, over=over)
+    canvas, over = _paint(bird, kept, without_object, side, labels=False)
     return np.asarray(canvas.reduce(over))
 
 
 def part_map(
     bird: dict[str, Any], kept: Iterable[str] | None = None, without_object: int | None = None, side: int = SIDE
 ) -> np.ndarray:
-    """What lies at the centre of each pixel of `draw`, in the colours of LABELS: uint8 (side,side,3)."""
-    over = 3 if side > 160 else 4
-    canvas = _paint(bird, _checked(bird, kept, without_object), without_object, side, labels=True, over=over)
+    """Return what lies at the centre of each pixel of `draw`, in the colours of LABELS: uint8 (side,side,3)."""
+    canvas, over = _paint(bird, kept, without_object, side, labels=True)
     return np.asarray(canvas)[over // 2 :: over, over // 2 :: over].copy()
 
 
 def image_name(folder: str, bird: dict[str, Any], index: int) -> str:
-    """Where the layout has image `index` of the folder train, test or test_part_map."""
+    """Return the path in the layout of image `index` of the folder train, test or test_part_map."""
     return f"{folder}/{bird['class_idx']}/{index:06d}.png"
 
 
 def intervention_name(bird: dict[str, Any], index: int, kept: Iterable[str]) -> str:
-    """Where the layout has the test image with only these parts kept."""
+    """Return the path in the layout of the test image with only these parts kept."""
     return f"test_interventions/{bird['class_idx']}/{index:06d}/body_{'_'.join(sorted(kept))}.png"
 
 
 def without_object_name(bird: dict[str, Any], index: int, number: int) -> str:
-    """Where the layout has the test image without this background object."""
+    """Return the path in the layout of the test image without this background object."""
     return f"test_interventions/{bird['class_idx']}/{index:06d}/background_interventions/{number}.png"
 
 
 def save(path: Path, picture: np.ndarray) -> None:
-    """Write an image (H,W,3) as RGBA png, whole or not at all."""
+    """Write an image (H,W,3) as RGBA png. A reader never sees half of it."""
     opaque = Image.fromarray(picture).convert("RGBA")
     write_whole(path, lambda part: opaque.save(part, "PNG", compress_level=1), synced=False)
 
 
 def save_lists(root: Path, **scenes: list[dict[str, Any]]) -> None:
-    """Write classes.json, parts.json and the dataset_<split>.json of the splits given."""
+    """Write classes.json, parts.json and a dataset_<split>.json for each of the given splits."""
     content: dict[str, Any] = {f"dataset_{split}": birds for split, birds in scenes.items()}
     content["classes"] = [{"class_idx": k, "parts": parts} for k, parts in enumerate(CLASSES)]
     for name, value in (content | {"parts": PARTS}).items():
-        write_whole(root / f"{name}.json", partial(_write_text, json.dumps(value)))
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+        write_whole(root / f"{name}.json", partial(Path.write_text, data=json.dumps(value), encoding="utf-8"))
 
 
 def subsets() -> list[tuple[str, ...]]:
-    """The 32 subsets of the parts; bit k of a subset's number tells whether it holds part k."""
+    """Return the 32 subsets of the parts. Bit k of a subset's number tells whether it contains part k."""
     return [tuple(part for k, part in enumerate(PARTS) if number >> k & 1) for number in range(2 ** len(PARTS))]
 
 
 def write(root: str | Path, train: int, test: int) -> None:
-    """Write the first scenes of both splits to a folder, in FunnyBirds' layout: images, part maps and interventions."""
+    """Write the first scenes of both splits to a folder in FunnyBirds' layout: images, part maps and interventions."""
     root = Path(root)
     scenes = {split: [scene(split, i) for i in range(n)] for split, n in (("train", train), ("test", test))}
     for split, chosen in scenes.items():
@@ -298,14 +307,14 @@ def write(root: str | Path, train: int, test: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the set: `python -m refinecam_lib.funnybirds.drawing --out FOLDER --train N --test N`."""
+    """Write the set to a folder: `python -m refinecam_lib.funnybirds.drawing --out FOLDER --train N --test N`."""
     parser = argparse.ArgumentParser(prog="refinecam_lib.funnybirds.drawing", description=main.__doc__)
     parser.add_argument("--out", required=True, help="the folder to write to")
     for split, n in SPLITS.items():
-        parser.add_argument(f"--{split}", type=int, default=n, help=f"{split} images, {n:,} unless given")
+        parser.add_argument(f"--{split}", type=int, default=n, help=f"number of {split} images (default {n:,})")
     given = parser.parse_args(arguments)
     if min(given.train, given.test) < 0:
-        parser.error(f"{given.train} training and {given.test} test images; allowed: 0 or more")
+        parser.error(f"Expected 0 images or more, got --train {given.train} --test {given.test}.")
     write(given.out, given.train, given.test)
     return 0
 

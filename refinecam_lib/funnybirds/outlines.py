@@ -1,6 +1,6 @@
-"""The shapes of the birds: polygons in the bird's own frame, x to its beak and y down, in pixels of a 256 px image.
+"""The outlines of the birds: polygons with x towards the beak and y down, in pixels of a 256 px image.
 
-The origin is the middle of the body. A fill of None takes the colour of the part's variant.
+The origin is the centre of the body. A fill of None stands for the colour of the part's variant.
 """
 
 import math
@@ -13,23 +13,23 @@ WHITE, DARK, CREAM, PINK = (255, 255, 255), (44, 38, 50), (246, 232, 206), (244,
 
 
 class Group(NamedTuple):
-    """Polygons (N,2) with their fills; where `ink`, one outline runs around all of them together.
-
-    bends: of each polygon, the numbers of its corners that turn by more than 9 degrees.
-    """
+    """Polygons that are drawn together."""
 
     fills: tuple[tuple[np.ndarray, Colour | None], ...]
+    """Polygons (N,2) with their colours."""
     ink: bool = True
+    """Whether one ink line runs around all of them."""
     bends: tuple[tuple[int, ...], ...] = ()
+    """For each polygon, the numbers of the corners that turn by more than 9 degrees."""
 
 
 def polygon(*numbers: float) -> np.ndarray:
-    """The corners x, y, x, y ... as float64 (N,2)."""
+    """Return the corners x, y, x, y ... as float64 (N,2)."""
     return np.array(numbers, float).reshape(-1, 2)
 
 
 def oval(x: float, y: float, width: float, height: float, degrees: float = 0, n: int = 28) -> np.ndarray:
-    """An ellipse of these half axes, turned clockwise: float64 (n,2)."""
+    """Return an ellipse with these half axes, rotated clockwise: float64 (n,2)."""
     angle, turn = np.arange(n) * 2 * np.pi / n, math.radians(degrees)
     along, across = width * np.cos(angle), height * np.sin(angle)
     turned = (along * math.cos(turn) - across * math.sin(turn), along * math.sin(turn) + across * math.cos(turn))
@@ -37,7 +37,7 @@ def oval(x: float, y: float, width: float, height: float, degrees: float = 0, n:
 
 
 def curve(*numbers: float, steps: int = 6) -> np.ndarray:
-    """A closed smooth curve (Catmull-Rom) through the points x, y, x, y ...: float64 (N * steps,2)."""
+    """Return a closed Catmull-Rom curve through the points x, y, x, y ...: float64 (N * steps,2)."""
     p = polygon(*numbers)
     before, after, later = np.roll(p, 1, 0), np.roll(p, -1, 0), np.roll(p, -2, 0)
     t = (np.arange(steps) / steps)[None, :, None]
@@ -47,20 +47,20 @@ def curve(*numbers: float, steps: int = 6) -> np.ndarray:
 
 
 def turned(points: np.ndarray, degrees: float, x: float, y: float) -> np.ndarray:
-    """The points turned clockwise about (x, y)."""
+    """Rotate points clockwise about (x, y)."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return np.round((points - (x, y)) @ np.array([[cosine, sine], [-sine, cosine]]) + (x, y), 3)
 
 
 def star() -> np.ndarray:
-    """A star of five points in the unit circle."""
+    """Return a star with five points in the unit circle."""
     angle = np.arange(10) * np.pi / 5
     radius = np.where(np.arange(10) % 2, 0.5, 1.15)
     return np.round(np.stack((radius * np.sin(angle), -radius * np.cos(angle)), 1), 3)
 
 
 def cloud() -> np.ndarray:
-    """A cloud of five lobes, about as large as the unit circle."""
+    """Return a cloud with five lobes, about as large as the unit circle."""
     angle = np.arange(40) * np.pi / 20
     radius = 0.75 + 0.4 * np.abs(np.sin(2.5 * angle))
     return np.round(np.stack((radius * np.cos(angle), radius * np.sin(angle)), 1), 3)
@@ -93,7 +93,7 @@ BODY = (
     _mark(oval(40, -22, 9, 7), fill=PINK),
 )
 EYE_REACH = 9.0
-"""How far the eyes move apart when the bird turns to the viewer."""
+"""How far the eyes move apart when the bird turns to the viewer, in pixels."""
 
 
 def _eye(variant: int, x: float, y: float, r: float) -> tuple[Group, ...]:

@@ -1,13 +1,13 @@
-"""What a row of the birds holds besides a map's measurements: facts about the network, and what the map says of parts.
+"""Measure birds: what the network does without each part, and how important an explanation finds each part.
 
->>> seen = SeenBirds(capture, BirdImages(8), range(8), key="a name for the network", seed=0)
->>> columns = seen.columns("LayerCAM", BASE, maps)          # one row a bird, for `bird_score`
+>>> seen = SeenBirds(capture, BirdImages(8), range(8), key="name of the network")
+>>> scores(seen.columns(explain(capture, "LayerCAM")))          # see `funnybirds.score`
 
-The network's logits on the 32 subsets of a bird's parts, and without each background object, are computed once, kept on
-disk and shared by every method, variant and threshold.
+The network's logits on a bird's 32 subsets of parts, and without each background object, are computed once and stored.
+All methods and variants share them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,23 +28,29 @@ from .score import PART_COLUMNS, TARGET_COLUMNS, facts, importances, sensitivity
 
 
 class BirdImages(Sequence[Sample]):
-    """The first n test images of FunnyBirds, or of the project's own birds, in an order drawn by seed.
+    """The first n test birds in a random order, of FUNNYBIRDS_ROOT or else of the project's own set.
 
-    The class that is explained is the predicted one, or where `labelled` the label.
-    Raises InputError for more images than there are.
+    Args:
+        n: How many.
+        seed: Seed of the order.
+        labelled: Whether the target is the label. Otherwise it is PREDICTED.
+
+    Raises:
+        InputError: n is larger than the set.
     """
 
     def __init__(self, n: int, seed: int = 0, labelled: bool = False):
         self.birds, self.labelled = FunnyBirds(), labelled
         if n > len(self.birds):
-            raise InputError(f"{n} birds; allowed: up to the {len(self.birds)} test images of the set")
+            raise InputError(f"Expected at most {len(self.birds)} birds, the test images of the set, got {n}.")
         self.numbers = rng("birds", "test order", seed).permutation(len(self.birds))[:n].tolist()
+        """The numbers of the test images."""
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def id_of(self, index: int) -> str:
-        """The id of bird `index`, without drawing it."""
+        """Return the id of bird `index` without drawing it."""
         return f"test-{self.numbers[index]:06d}"
 
     def __getitem__(self, index):
@@ -53,18 +59,27 @@ class BirdImages(Sequence[Sample]):
 
 
 def logits_of(model: nn.Module, birds: FunnyBirds, number: int, device: torch.device, key: str) -> np.ndarray:
-    """The network's logits on test bird `number`: float32 (32 + objects, classes), from disk once they are known.
+    """Compute a network's logits on the interventions of a test bird, or read them if they are stored.
 
-    Row s is for the subset s of the parts, and those after 31 for each background object's removal. key: names the
-    network and the data, so that no other's logits are taken.
+    Args:
+        model: The network, on `device`.
+        birds: The set.
+        number: The number of the test image.
+        device: Where to compute.
+        key: Names the network, its precision and the set. Stored logits of another key are not used.
+
+    Returns:
+        Logits (32 + objects, classes) in the network's precision. Row s is for subset s of the parts. The rows after 31
+        are for the removal of each background object.
     """
     path = paths.RESULTS / "bird_logits" / key / f"{number:06d}.npy"
     if path.is_file():
         try:
             return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # cut short
+        except (OSError, ValueError, EOFError):  # truncated
             path.unlink(missing_ok=True)
     images = torch.cat([birds.interventions(number), birds.without_objects(number)])
+    images = images.to(next(model.parameters()).dtype)
     parts = [forward(model, part.to(device)).cpu() for part in images.split(forward_chunk(device))]
     logits = torch.cat(parts).numpy()
     paths.write_whole(path, partial(_save, logits))
@@ -72,33 +87,39 @@ def logits_of(model: nn.Module, birds: FunnyBirds, number: int, device: torch.de
 
 
 def _save(array: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:  # given a name, numpy would put another ending to it
+    with path.open("wb") as file:  # np.save would add an ending to a file name
         np.save(file, array, allow_pickle=False)
 
 
 class SeenBirds:
-    """A batch of birds as a network sees them, for the columns that `bird_score` turns into scores.
+    """A batch of birds and a network's logits on their interventions.
 
-    capture: of the images images[i] for i in `places`, unnormalised, as the bird networks take them. key: as for
-    `logits_of`.
+    Args:
+        capture: Captures the images images[i] for i in `places`, not normalised, as the networks for birds take them.
+        images: The birds.
+        places: Positions in `images`.
+        key: See `logits_of`.
+        framework: Measure as FunnyBirds' framework does: pixels near both eyes, feet or wings count twice, and drops
+            follow the label's logit. For the framework's numbers, also explain the label with signed maps, see
+            `columns_of`. Rows of wrongly classified birds then differ in PC and DC, for which the framework explains
+            the prediction.
     """
 
-    def __init__(self, capture: Capture, images: BirdImages, places: Sequence[int], key: str):
+    def __init__(self, capture: Capture, images: BirdImages, places: Sequence[int], key: str, framework: bool = False):
         self.capture = capture
         birds, numbers = images.birds, [images.numbers[i] for i in places]
         self.ids = [f"bird {number}" for number in numbers]
-        self.masks = [birds.masks(number) for number in numbers]
+        self.masks = [birds.masks(number, framework) for number in numbers]
         labels = [birds[number].target for number in numbers]
         device = capture.inputs.device
         logits = [logits_of(capture.model, birds, number, device, key) for number in numbers]
-        self.facts = pd.DataFrame(
-            [facts(each[:32], each[32:], label, birds.classes) for each, label in zip(logits, labels)]
-        )
+        found = [facts(each[:32], each[32:], k, birds.classes, framework) for each, k in zip(logits, labels)]
+        self.facts = pd.DataFrame(found)
         self.pairs = [sensitivity_pair(label, birds.classes) for label in labels]
 
     @cached_property
     def _sensitivity(self) -> list[Capture]:
-        """The same birds explained for the first and for the second class of their pair, where they have one."""
+        """The same birds with the first and with the second class of their pair as target."""
         captures = []
         for which in (0, 1):
             own = self.capture.target.tolist()
@@ -107,18 +128,29 @@ class SeenBirds:
         return captures
 
     def columns(self, explanation: Explanation) -> pd.DataFrame:
-        """The columns of `facts` and `importances` for an explanation, and the ts_* of target sensitivity.
+        """Return the columns of `columns_of` for an explanation of the capture."""
 
-        Departs from the published code, which compares the map of the predicted class with itself: the maps are made
-        anew for each of the two classes.
+        def again(capture: Capture) -> torch.Tensor:
+            return explain(capture, explanation.method, explanation.variant).maps
+
+        return self.columns_of(explanation.maps, again)
+
+    def columns_of(self, maps: torch.Tensor, again: Callable[[Capture], torch.Tensor]) -> pd.DataFrame:
+        """Return one row per bird with the columns of `facts`, `importances` and target sensitivity (ts_*).
+
+        Departs from the paper's repository, which compares a map with itself. As in FunnyBirds' framework, maps are made
+        for both classes of the pair.
+
+        Args:
+            maps: Maps (B,H,W). They may be signed.
+            again: Returns the maps of the same method for another target: capture -> (B,H,W).
         """
-        found = importances(explanation.maps, self.masks)
+        found = importances(maps, self.masks)
         by_class = []
         for capture in self._sensitivity:
-            maps = explain(capture, explanation.method, explanation.variant).maps
-            sums = importances(maps, self.masks)[PART_COLUMNS]
+            sums = importances(again(capture), self.masks)[PART_COLUMNS]
             by_class.append(sums.set_axis(list(PARTS), axis=1))
-        for name in TARGET_COLUMNS:  # ts_1A: the importance, for class 1, of the parts A
+        for name in TARGET_COLUMNS:  # ts_1A: importance of the parts A for class 1
             sums, letter = by_class[int(name[3]) - 1], name[4]
             found[name] = [
                 np.nan if pair is None else float(sums.loc[i, list(pair[2] if letter == "A" else pair[3])].sum())

@@ -1,10 +1,10 @@
-"""The FunnyBirds score (Hesse et al., ICCV 2023): what a map says of a bird's parts against what the network does.
+"""The FunnyBirds score (Hesse et al. 2023, https://arxiv.org/abs/2308.06248): does a map find the parts a network uses?
 
 >>> rows = importances(maps, masks).assign(**pd.DataFrame([facts(*each, classes) for each in logits]))
 >>> summary(rows.assign(model=..., method=..., layer=..., aggregate=...))
 
-Rows are raw, one an explanation; every score is arithmetic on their columns. A set of parts is a frozenset of names in
-PARTS, or, in an integer column, its bits: bit k stands for PARTS[k], and bit s of a set of subsets for the subset s.
+There is one row per explanation. All scores are computed from its columns. A set of parts is a frozenset of names in
+PARTS. In an integer column, bit k stands for PARTS[k]. In a set of subsets, bit s stands for subset s.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,11 @@ import scipy
 import torch
 from torch import Tensor
 
-from ..analysis.statistics import middle
 from ..errors import InputError, one_of, rng
 from .dataset import PARTS
 
 OBJECTS = 35
-"""Columns of background objects, object_00 .. object_34."""
+"""Number of columns of background objects, object_00 to object_34."""
 
 PART_COLUMNS = [f"part_{part}" for part in PARTS]
 DROP_COLUMNS = [f"drop_{part}" for part in PARTS]
@@ -34,27 +33,36 @@ NEEDED += ["irrelevant", "objects", "distinguishing", "ts_kept", *TARGET_COLUMNS
 GROUP = ("model", "method", "layer", "aggregate")
 THRESHOLDS = np.linspace(0.01, 0.50, 80)
 NEGLIGIBLE = 0.05
-"""Share of the target's logit below which a change of it is none."""
+"""A change of the logit below this share of it counts as no change."""
 WHOLE = 2 ** len(PARTS) - 1
 _SUBSETS = np.arange(WHOLE + 1)
 _COVERED = np.bitwise_count(_SUBSETS[:, None] & _SUBSETS) / np.maximum(np.bitwise_count(_SUBSETS), 1)[:, None]
 
 TERMS = ("csdc", "pc", "dc", "d", "sd", "ts")
 COMPOSED = ("completeness", "correctness", "contrastivity", "score")
+_INTERVAL = ((1 - 0.95) / 2, (1 + 0.95) / 2)
 
 Classes = Sequence[Mapping[str, int]]
 """For each class, part name -> variant."""
 
 
 def importances(maps: Tensor, masks: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
-    """The sum of each map over each part and background object: one row a map, the columns part_*, object_* and map_sum.
+    """Sum each map over each part and background object.
 
-    maps: (B,H,W). masks: for each map, name in PARTS or object_00 .. object_34 -> (H,W), already dilated; bool, or how
-    often a pixel counts, for the published code counts those twice that lie near both eyes. A part without a mask is
-    hidden and has 0, an object without one isn't in the scene and has NaN. Raises InputError for a wrong name or shape.
+    Args:
+        maps: Maps (B,H,W).
+        masks: For each map, name of a part or object_00 to object_34 -> mask (H,W), already widened. Bool, or how often
+            a pixel counts (see `FunnyBirds.masks`).
+
+    Returns:
+        One row per map with the columns part_*, object_* and map_sum. A part without a mask has 0. An object without a
+        mask has NaN.
+
+    Raises:
+        InputError: A name is unknown, or shapes do not fit.
     """
     if maps.ndim != 3 or len(masks) != len(maps):
-        raise InputError(f"maps of shape {tuple(maps.shape)} with {len(masks)} masks; allowed: (B, H, W) with B")
+        raise InputError(f"Expected maps (B, H, W) with B sets of masks, got {tuple(maps.shape)} with {len(masks)}.")
     columns = dict(zip((*PARTS, *OBJECT_COLUMNS), (*PART_COLUMNS, *OBJECT_COLUMNS)))
     records = []
     for pixels, named in zip(maps.detach().double().cpu(), masks):
@@ -62,7 +70,9 @@ def importances(maps: Tensor, masks: Sequence[Mapping[str, Tensor]]) -> pd.DataF
         for name, mask in named.items():
             one_of("part or object", name, columns)
             if mask.shape != pixels.shape:
-                raise InputError(f"mask {name} {tuple(mask.shape)} for a map {tuple(pixels.shape)}; allowed: its shape")
+                raise InputError(
+                    f"Expected a mask of the map's shape {tuple(pixels.shape)}, got {name} {tuple(mask.shape)}."
+                )
             mask = mask.cpu()
             inside = pixels[mask] if mask.dtype == torch.bool else pixels * mask
             record[columns[name]] = float(inside.sum())
@@ -71,50 +81,63 @@ def importances(maps: Tensor, masks: Sequence[Mapping[str, Tensor]]) -> pd.DataF
 
 
 def distinguishing(classes: Classes) -> list[list[frozenset[str]]]:
-    """For each class its sets of parts that no other class has alike and none of whose subsets will do.
+    """List for each class the smallest sets of parts that distinguish it from all other classes.
 
-    A class that another one equals has none. Raises InputError where a class lacks a part.
+    A class with the same parts as another has none. Raises InputError if a class lacks a part.
     """
     return [[_names(subset) for subset in subsets] for subsets in _distinguishing(_variants(classes))]
 
 
 def sensitivity_pair(label: int, classes: Classes) -> tuple[int, int, frozenset[str], frozenset[str]] | None:
-    """The two classes of target sensitivity and the parts that the label shares with the one (A) and the other (B).
+    """Find two classes for target sensitivity, and the parts that the label shares with the first (A) and second (B).
 
-    The first pair, in the order of the indices, of classes that differ from the label in exactly three parts and share
-    no common one with it; None where there is none, for which the published code takes the last pair that it tried.
+    Both differ from the label in exactly three parts, and A and B are disjoint. The first such pair is taken.
+
+    Departs from FunnyBirds' framework, which takes the last pair it tried if there is none. This returns None.
     """
     pair = _pair(label, _variants(classes))
     return None if pair is None else (pair[0], pair[1], _names(pair[2]), _names(pair[3]))
 
 
 def facts(
-    logits: Tensor | np.ndarray, objects: Tensor | np.ndarray, label: int, classes: Classes
+    logits: Tensor | np.ndarray, objects: Tensor | np.ndarray, label: int, classes: Classes, of_label: bool = False
 ) -> dict[str, bool | int | float]:
-    """What a network makes of one bird: the columns of its rows that no map changes.
+    """Compute the columns of a bird's rows that do not depend on a map.
 
-    logits: (32,C), row s for the image with the subset s of parts kept. objects: (n,C), row i for the image without
-    background object i. correct, label, target: the predicted class, which is explained; keeps: bit s set where the
-    prediction on subset s is the target; drop_*: by how much the target's logit is lower without this part; irrelevant:
-    bits 0-4 parts, 5+i objects without which the target's logit moves by less than 5 % of it or rises; objects: n;
-    distinguishing: bit s set for each subset s of `distinguishing`; ts_kept: the label has a `sensitivity_pair`, and
-    the logits of its classes fall as they should. Departs from the published code, whose single deletion and
-    distractibility follow the logit of the label also where another class is predicted.
+    Departs from FunnyBirds' framework, where single deletion and distractibility follow the label's logit even if
+    another class is predicted. `of_label` does so too.
+
+    Args:
+        logits: (32,C). Row s is for the image with subset s of the parts.
+        objects: (n,C). Row i is for the image without background object i.
+        label: The class of the bird.
+        classes: For each class, part -> variant.
+        of_label: Follow the label's logit instead of the prediction's.
+
+    Returns:
+        target: the predicted class. correct: whether it is the label. keeps: bit s is set if subset s has the same
+        prediction. drop_*: how far the logit falls without a part. irrelevant: bits 0-4 are parts, bits 5+i are objects.
+        Without them the logit rises, or changes by less than 5 %. objects: n. distinguishing: bit s is set if subset s
+        is in `distinguishing`. ts_kept: the label has a `sensitivity_pair`, and its logits fall as expected.
+
+    Raises:
+        InputError: Shapes or the label do not fit the classes.
     """
     logits, objects = (np.asarray(each, float) for each in (logits, objects))
     if logits.ndim != 2 or len(logits) != WHOLE + 1 or logits.shape[1] != len(classes):
-        raise InputError(f"logits of shape {logits.shape}; allowed: ({WHOLE + 1}, {len(classes)})")
+        raise InputError(f"Expected logits of shape ({WHOLE + 1}, {len(classes)}), got {logits.shape}.")
     objects = objects.reshape(-1, len(classes)) if objects.size == 0 else objects
     if objects.ndim != 2 or objects.shape[1] != len(classes) or len(objects) > OBJECTS:
-        raise InputError(f"logits without objects of shape {objects.shape}; allowed: (0..{OBJECTS}, {len(classes)})")
+        raise InputError(f"Expected logits without objects (0..{OBJECTS}, {len(classes)}), got {objects.shape}.")
     if not 0 <= label < len(classes):
-        raise InputError(f"label {label}; allowed: 0..{len(classes) - 1}")
+        raise InputError(f"Expected a label from 0 to {len(classes) - 1}, got {label}.")
     variants = _variants(classes)
     predicted = logits.argmax(1)
     target = int(predicted[WHOLE])
-    without = logits[[WHOLE ^ 1 << k for k in range(len(PARTS))], target]
-    clean = logits[WHOLE, target]
-    change = clean - np.concatenate([without, objects[:, target]])
+    followed = label if of_label else target
+    without = logits[[WHOLE ^ 1 << k for k in range(len(PARTS))], followed]
+    clean = logits[WHOLE, followed]
+    change = clean - np.concatenate([without, objects[:, followed]])
     negligible = (np.abs(change) < NEGLIGIBLE * abs(clean)) | (change < 0)
     kept, pair = False, _pair(label, variants)
     if pair is not None:
@@ -135,18 +158,28 @@ def facts(
 
 
 def scores(rows: pd.DataFrame, thresholds: Sequence[float] | np.ndarray = THRESHOLDS) -> dict[str, np.ndarray]:
-    """csdc, pc, dc and d of each row at each threshold (n,T), sd and ts (n,1), all in [0,1], higher is better.
+    """Compute the six terms of the score for each row. A part is important above a share t of the map's sum.
 
-    A part is important above t of the map's sum. csdc: the largest share of a distinguishing set of parts that is
-    important. pc: 1 where the important parts alone keep the prediction; dc: 1 where it changes without them. d: 1 less
-    the share of irrelevant parts and objects that are important. sd: Spearman's rank correlation of the parts' drops
-    and importances, moved to [0,1]. ts: the share of two comparisons, A more important for class 1 and B for class 2.
-    NaN where a map isn't finite, and where undefined: csdc of a wrong prediction or a class with a twin, d without an
-    irrelevant thing, sd of equal values, ts where not kept. Raises InputError for rows without a needed column.
+    Args:
+        rows: n rows with the columns in NEEDED.
+        thresholds: T values of t.
+
+    Returns:
+        csdc, pc, dc and d (n,T), sd and ts (n,1), all in [0,1], higher is better. They are NaN for maps that are not
+        finite.
+        csdc: The largest important share of a distinguishing set. NaN for wrong predictions and for equal classes.
+        pc: 1 if the important parts alone keep the prediction.
+        dc: 1 if the prediction changes without the important parts.
+        d: 1 minus the important share of irrelevant parts and objects. NaN if nothing is irrelevant.
+        sd: Spearman's rank correlation of drops and importances, scaled to [0,1]. NaN for constant values.
+        ts: The share of two comparisons that hold: A is more important for class 1, and B for class 2. NaN if not kept.
+
+    Raises:
+        InputError: A column is missing.
     """
     missing = [name for name in NEEDED if name not in rows]
     if missing:
-        raise InputError(f"rows without the columns {', '.join(missing)}; allowed: those of `importances` and `facts`")
+        raise InputError(f"Expected rows with the columns of `importances` and `facts`, missing: {', '.join(missing)}.")
     number = {name: rows[name].to_numpy(float) for name in NEEDED if name.startswith(("part", "obj", "drop", "ts_"))}
     keeps, irrelevant, subsets = (
         rows[n].to_numpy(np.int64)[:, None] for n in ("keeps", "irrelevant", "distinguishing")
@@ -161,13 +194,13 @@ def scores(rows: pd.DataFrame, thresholds: Sequence[float] | np.ndarray = THRESH
         mistaken += above & (irrelevant >> bit & 1 == 1)
     sets, which = np.unique(subsets, return_inverse=True)
     covered = np.array([_COVERED[_members(each)].max(0, initial=0) for each in sets]).reshape(-1, WHOLE + 1)
-    judged = finite & rows["correct"].to_numpy(bool)[:, None] & (subsets != 0)
+    defined = finite & rows["correct"].to_numpy(bool)[:, None] & (subsets != 0)
     harmless = np.bitwise_count(irrelevant)
     parts, drops = (np.stack([number[name] for name in names], 1) for names in (PART_COLUMNS, DROP_COLUMNS))
     one_a, two_a, one_b, two_b = (number[name] for name in TARGET_COLUMNS)
     asked = rows["ts_kept"].to_numpy(bool) & np.isfinite(one_a + two_a + one_b + two_b)
     return {
-        "csdc": np.where(judged, covered[which.reshape(-1, 1), important], np.nan),
+        "csdc": np.where(defined, covered[which.reshape(-1, 1), important], np.nan),
         "pc": np.where(finite, keeps >> important & 1, np.nan),
         "dc": np.where(finite, 1 - (keeps >> (WHOLE ^ important) & 1), np.nan),
         "d": np.where(finite & (harmless > 0), 1 - mistaken / np.maximum(harmless, 1), np.nan),
@@ -177,18 +210,23 @@ def scores(rows: pd.DataFrame, thresholds: Sequence[float] | np.ndarray = THRESH
 
 
 def threshold(rows: pd.DataFrame) -> float:
-    """The t* of the rows of one explanation method and network: where (CSDC+PC+DC)/3 + D of their means is largest.
+    """Find t*, where (CSDC+PC+DC)/3 + D of the means is largest, for the rows of one method and network.
 
-    The smallest where several are; NaN where no map is finite. A score that no row has is left out.
+    Of several the smallest is taken. Terms that no row has are left out. It is NaN if no map is finite.
     """
     return _at_best(_means(scores(rows)))[1]
 
 
 def per_explanation(rows: pd.DataFrame, by: Sequence[str] = GROUP) -> pd.DataFrame:
-    """The scores of each row at the t* of its group, in [0,1], higher is better, with column threshold, t*.
+    """Compute the scores of each row at the t* of its group.
 
-    Columns csdc .. ts, completeness, correctness, contrastivity and score, each of which is the mean of those of its
-    terms that the row has.
+    Args:
+        rows: Rows with the columns in NEEDED and in `by`.
+        by: Columns that name a group.
+
+    Returns:
+        csdc to ts, completeness, correctness, contrastivity and score in [0,1], higher is better. A composed score is the
+        mean of the terms that the row has. threshold: t*.
     """
     table = pd.DataFrame(np.nan, index=rows.index, columns=[*TERMS, *COMPOSED, "threshold"])
     for places in _groups(rows, by).values():
@@ -202,12 +240,19 @@ def per_explanation(rows: pd.DataFrame, by: Sequence[str] = GROUP) -> pd.DataFra
 
 
 def summary(rows: pd.DataFrame, by: Sequence[str] = GROUP, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """One row a group: csdc .. ts, completeness, correctness, contrastivity and score from the means at the group's t*.
+    """Compute the scores of each group from its mean terms at its t*.
 
-    All in [0,1], higher is better. With threshold (t*), the bootstrap 95 % interval of the score (low, high), which
-    draws images and chooses t* anew for each draw (NaN for a single image), accuracy, background_independence (the share of all background
-    objects that are irrelevant), ts_kept (the share of images on which target sensitivity is defined) and n. A score
-    that no row has is NaN, and so is what is composed of it.
+    Args:
+        rows: Rows with the columns in NEEDED and in `by`.
+        by: Columns that name a group.
+        draws: Draws of the bootstrap over images.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One row per group: csdc to ts, completeness, correctness, contrastivity and score in [0,1], higher is better.
+        low and high: the bootstrap 95 % interval of the score. Each draw chooses its own t*. NaN for a single image.
+        threshold: t*. accuracy. background_independence: the irrelevant share of all background objects. ts_kept: the
+        share of images with a target sensitivity. n. A term that no row has is NaN, and so is its composed score.
     """
     records = []
     for group, places in _groups(rows, by).items():
@@ -217,7 +262,9 @@ def summary(rows: pd.DataFrame, by: Sequence[str] = GROUP, draws: int = 1000, se
         at |= _composed(at, _mean)
         weights = rng("bird score", seed).multinomial(len(part), np.full(len(part), 1 / len(part)), draws)
         drawn = _at_best(_means(terms, weights))[0]
-        low, high = middle(_composed(drawn, _mean)["score"]) if len(part) > 1 else (np.nan, np.nan)
+        drawn_score = _composed(drawn, _mean)["score"]
+        drawn_score = drawn_score[np.isfinite(drawn_score)]
+        low, high = np.quantile(drawn_score, _INTERVAL) if len(part) > 1 and len(drawn_score) else (np.nan, np.nan)
         objects = part["objects"].sum()
         harmless = np.bitwise_count(part["irrelevant"].to_numpy(np.int64) >> len(PARTS)).sum()
         record = dict(zip(by, group)) | {name: float(at[name][0]) for name in (*TERMS, *COMPOSED)}
@@ -231,7 +278,7 @@ Values = dict[str, np.ndarray]
 
 
 def _means(terms: Values, weights: np.ndarray | None = None) -> Values:
-    """The mean over rows of each term (n,T) for each weighting (draws,n) of the rows, (draws,T), without NaN values."""
+    """Average each term (n,T) over rows without NaN, for each weighting (draws,n) of the rows: (draws,T)."""
     weights = np.ones((1, len(terms["pc"]))) if weights is None else weights.astype(float)
     table = {}
     for name, values in terms.items():
@@ -241,8 +288,8 @@ def _means(terms: Values, weights: np.ndarray | None = None) -> Values:
 
 
 def _at_best(means: Values) -> tuple[Values, float]:
-    """Means (draws,T) at the best threshold of each draw, (draws,), and that threshold of the first one."""
-    complete = _composed(means, _mean_of_defined)["completeness"].round(12)  # a tie is one whatever the rounding
+    """Take means (draws,T) at the best threshold of each draw, (draws,). Also return the first draw's threshold."""
+    complete = _composed(means, _mean_of_defined)["completeness"].round(12)  # so that rounding errors break no tie
     best = np.nan_to_num(complete, nan=-1).argmax(1)
     at = {name: values[np.arange(len(best)), best % values.shape[1]] for name, values in means.items()}
     return at, float(np.where(np.isfinite(complete[0]).any(), THRESHOLDS[best[0]], np.nan))
@@ -259,14 +306,14 @@ def _mean_of_defined(*terms: np.ndarray) -> np.ndarray:
 
 
 def _composed(terms: Values, mean: Callable[..., np.ndarray]) -> Values:
-    """Completeness ((CSDC+PC+DC)/3 + D)/2, Correctness SD, Contrastivity TS, and the score, their mean."""
+    """Compose Completeness ((CSDC+PC+DC)/3 + D)/2, Correctness SD, Contrastivity TS, and the score, their mean."""
     completeness = mean(mean(terms["csdc"], terms["pc"], terms["dc"]), terms["d"])
     composed = (completeness, terms["sd"], terms["ts"])
     return dict(zip(COMPOSED, (*composed, mean(*composed))))
 
 
 def _groups(rows: pd.DataFrame, by: Sequence[str]) -> dict[tuple, np.ndarray]:
-    """For each group of `by`, in the order in which they come, the positions of its rows."""
+    """Map each group of `by`, in order of appearance, to the positions of its rows."""
     for name in by:
         one_of("column", name, rows.columns)
     codes = rows.groupby(list(by), sort=False, dropna=False).ngroup().to_numpy()
@@ -275,7 +322,10 @@ def _groups(rows: pd.DataFrame, by: Sequence[str]) -> dict[tuple, np.ndarray]:
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation of each pair of rows (n,k), in [-1,1]; NaN where one is constant or not finite."""
+    """Compute Spearman's rank correlation of each pair of rows (n,k). It is NaN if one is constant or holds NaN.
+
+    scipy.stats.spearmanrho gives the same numbers, but needs a millisecond per row.
+    """
     x, y = (scipy.stats.rankdata(values, axis=1) for values in (x, y))  # a NaN makes its row NaN
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     norms = np.sqrt((x * x).sum(1) * (y * y).sum(1))
@@ -298,10 +348,10 @@ Variants = tuple[tuple[int, ...], ...]
 
 
 def _variants(classes: Classes) -> Variants:
-    """Each class as its variants in the order of PARTS."""
+    """Return each class as its variants in the order of PARTS."""
     for label, parts in enumerate(classes):
         if set(parts) != set(PARTS):
-            raise InputError(f"class {label} with the parts {', '.join(parts)}; allowed: {', '.join(PARTS)}")
+            raise InputError(f"Expected the parts {', '.join(PARTS)} of class {label}, got {', '.join(parts)}.")
     return tuple(tuple(int(parts[part]) for part in PARTS) for parts in classes)
 
 
@@ -311,7 +361,7 @@ def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
 
 @lru_cache
 def _distinguishing(variants: Variants) -> tuple[tuple[int, ...], ...]:
-    """`distinguishing` in bits."""
+    """Compute `distinguishing` in bits."""
     table = []
     for label, own in enumerate(variants):
         shared = [_shared(own, other) for k, other in enumerate(variants) if k != label]
@@ -322,7 +372,7 @@ def _distinguishing(variants: Variants) -> tuple[tuple[int, ...], ...]:
 
 @lru_cache
 def _pair(label: int, variants: Variants) -> tuple[int, int, int, int] | None:
-    """`sensitivity_pair` in bits."""
+    """Compute `sensitivity_pair` in bits."""
     shared = [(k, _shared(variants[label], other)) for k, other in enumerate(variants)]
     near = [(k, bits) for k, bits in shared if bits.bit_count() == len(PARTS) - 3]
     return next(((i, j, a, b) for (i, a), (j, b) in combinations(near, 2) if not a & b), None)

@@ -1,4 +1,4 @@
-"""The birds: drawn alike everywhere, with exact part maps, and read back from the layout that they are written in."""
+"""The birds: reproducible drawings, exact part maps, and files in FunnyBirds' layout."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def own(tmp_path, monkeypatch):
     return FunnyBirds()
 
 
-def test_what_is_written_is_what_is_drawn_on_demand(written, own):
+def test_written_files_equal_drawings_on_demand(written, own):
     read = FunnyBirds(written)
     assert len(read) == 2 and len(own) == 500 and read.classes == own.classes
     for index in range(2):
@@ -49,13 +49,13 @@ def test_a_part_changes_the_picture_only_where_its_map_says(own):
             less = frozenset(PARTS) - {part}
             fewer = birds.part_map(bird, less).astype(int) @ (65536, 256, 1)
             changed = (birds.draw(bird).astype(int) != birds.draw(bird, less)).any(-1)
-            assert changed.sum() > 20, "the part is to be seen"
-            mask = own.masks(index)[part].numpy()  # widened by 5 x 5: holds the part's soft edge
+            assert changed.sum() > 20, "the part is visible"
+            mask = own.masks(index)[part].numpy()  # widened by 5 x 5, so it contains the part's soft edge
             assert not (changed & ~mask).any(), (index, part)
             assert ((labels != fewer) <= mask).all()
 
 
-def test_scenes_are_the_same_everywhere():
+def test_scenes_and_drawings_are_reproducible():
     assert birds.scene("train", 7) == birds.scene("train", 7) != birds.scene("train", 57)
     first, again = (hashlib.sha256(birds.draw(birds.scene("test", 3)).tobytes()).hexdigest() for _ in range(2))
     assert first == again
@@ -63,7 +63,7 @@ def test_scenes_are_the_same_everywhere():
     assert small.shape == (128, 128, 3) and small.dtype == np.uint8
 
 
-def test_classes_differ_in_two_parts_or_more_and_training_birds_lack_some():
+def test_classes_differ_in_two_parts_and_training_birds_lack_parts():
     for k, one in enumerate(birds.CLASSES):
         for other in birds.CLASSES[:k]:
             assert sum(one[part] != other[part] for part in PARTS) >= 2
@@ -80,7 +80,7 @@ def test_compatible_classes_have_all_visible_parts(own):
         assert sample.info["compatible"] == ",".join(map(str, expected)) and sample.image.shape == (3, 64, 64)
 
 
-def test_a_malformed_set_is_one_line_that_names_the_file(tmp_path):
+def test_errors_of_a_malformed_set_name_the_file(tmp_path):
     birds.write(tmp_path, train=1, test=1)
     read = FunnyBirds(tmp_path)
     (tmp_path / birds.intervention_name(read.scene(0), 0, ("beak",))).unlink()
@@ -88,14 +88,16 @@ def test_a_malformed_set_is_one_line_that_names_the_file(tmp_path):
         read.interventions(0)
     name = tmp_path / birds.image_name("test_part_map", read.scene(0), 0)
     colours = birds.part_map(read.scene(0))
-    colours[0, 0] = (1, 2, 3)
+    colours[:9] = (1, 2, 3)
     birds.save(name, colours)
-    with pytest.raises(InputError, match=r"has the colour \(1, 2, 3\)"):
+    with pytest.raises(
+        InputError, match=r"3.5% of the pixels have colours of no part .* such as \(1, 2, 3\); expected at most 3%"
+    ):
         read.masks(0)
     (tmp_path / "dataset_test.json").write_text("[]")
-    with pytest.raises(InputError, match="dataset_test.json holds list of 0"):
+    with pytest.raises(InputError, match=r"dataset_test.json: expected a list with items, got \[\]"):
         FunnyBirds(tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps([{"class_idx": 0}]))
-    with pytest.raises(InputError, match="classes.json: class 0 has the beak None"):
+    with pytest.raises(InputError, match="classes.json: expected a beak from 0 to 3 for class 0, got None"):
         FunnyBirds(tmp_path)
     assert funnybirds.SPREAD == 5

@@ -1,4 +1,4 @@
-"""What a sweep measures of the birds: each column against its definition, and the network asked only once."""
+"""The columns of the birds' rows equal their definitions, and the network runs only once per intervention."""
 
 import json
 
@@ -41,7 +41,7 @@ def _alone(tmp_path, monkeypatch):
 
 
 def forwards(model):
-    """A list that grows by the number of images of each forward pass."""
+    """Return a list that grows by the number of images of each forward pass."""
     seen = []
     model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     return seen
@@ -63,7 +63,7 @@ def test_another_class_takes_the_same_forward_pass():
     before = len(seen)
     other = capture.of_target(torch.tensor([4, 2]), [8, 9])
     again = [other.maps(method) for method in (grad_cam, score_cam, random_cam)]
-    assert len(seen) == before, "no forward is made again, not even ScoreCAM's"
+    assert len(seen) == before, "no forward pass is repeated, not even ScoreCAM's"
     fresh = Capture(model, inputs, torch.tensor([4, 2]), LAYERS, ids=[8, 9])
     for one, two, own in zip(again, (fresh.maps(m) for m in (grad_cam, score_cam, random_cam)), first):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one, two))
@@ -73,7 +73,7 @@ def test_another_class_takes_the_same_forward_pass():
         capture.of_target(torch.tensor([6, 0]))
 
 
-def test_logits_are_asked_for_once(tmp_path):
+def test_logits_are_computed_once(tmp_path):
     model, images = loading.load_model("tiny", "birds"), BirdImages(1)
     number, cpu = images.numbers[0], torch.device("cpu")
     seen = forwards(model)
@@ -89,11 +89,13 @@ def test_logits_are_asked_for_once(tmp_path):
     file = tmp_path / "bird_logits" / "net" / f"{number:06d}.npy"
     for content in (b"", file.read_bytes()[:200]):
         file.write_bytes(content)
-        assert np.array_equal(logits_of(model, images.birds, number, cpu, "net"), found), "cut short: asked again"
+        assert np.array_equal(logits_of(model, images.birds, number, cpu, "net"), found), (
+            "a truncated file is computed again"
+        )
 
 
 @pytest.mark.parametrize("method, variant", [("LayerCAM", BASE), ("GradCAM", REFINED), ("InputXGradient", BASE)])
-def test_columns_are_those_of_their_definition(method, variant):
+def test_columns_equal_their_definitions(method, variant):
     capture, images = captured()
     explanation = explain(capture, method, variant)
     found, maps = SeenBirds(capture, images, range(3), "net").columns(explanation), explanation.maps
@@ -115,10 +117,12 @@ def test_columns_are_those_of_their_definition(method, variant):
             for letter, subset in (("A", a), ("B", b)):
                 expected = sum(own[f"part_{part}"] for part in subset)
                 assert found.loc[i, f"ts_{which}{letter}"] == pytest.approx(expected, rel=1e-4)
-    assert (found[["ts_1A", "ts_1B"]].to_numpy() != found[["ts_2A", "ts_2B"]].to_numpy()).any(), "not a map with itself"
+    assert (found[["ts_1A", "ts_1B"]].to_numpy() != found[["ts_2A", "ts_2B"]].to_numpy()).any(), (
+        "the maps of the two classes differ"
+    )
 
 
-def test_random_maps_are_drawn_anew_for_each_class():
+def test_random_maps_differ_between_classes():
     capture, images = captured()
     seen = SeenBirds(capture, images, range(3), "net")
     found = seen.columns(explain(capture, "RandomCAM"))
@@ -128,7 +132,7 @@ def test_random_maps_are_drawn_anew_for_each_class():
     assert (found["ts_1A"] != again["ts_1A"]).all()
 
 
-def test_a_sweep_over_birds_gives_scores_and_does_not_depend_on_shards():
+def test_a_sweep_over_birds_gives_scores_and_is_independent_of_shards():
     def swept(size, methods=("LayerCAM", "RandomCAM")):
         return sweep.sweep(plan("tiny", methods, 5, [BASE, REFINED], "birds", size))
 
@@ -149,22 +153,22 @@ def test_a_sweep_over_birds_gives_scores_and_does_not_depend_on_shards():
     assert len(table) == 3 and (table["n"] == 5).all() and table["pc"].between(0, 1).all()
 
 
-def test_rows_of_another_set_of_birds_never_mix_in(tmp_path, monkeypatch):
+def test_another_set_of_birds_has_other_keys(tmp_path, monkeypatch):
     first = plan("tiny", ["LayerCAM"], 2, dataset="birds")
     birds.write(tmp_path / "set", train=1, test=5)
     monkeypatch.setenv("FUNNYBIRDS_ROOT", str(tmp_path / "set"))
     assert plan("tiny", ["LayerCAM"], 2, dataset="birds")[0].key != first[0].key
-    with pytest.raises(InputError, match="6 birds; allowed: up to the 5 test images"):
+    with pytest.raises(InputError, match="Expected at most 5 birds, the test images of the set, got 6"):
         bird_rows.BirdImages(6)
 
 
-def test_a_network_of_other_birds_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+def test_a_plan_refuses_a_network_of_other_birds(tmp_path, monkeypatch):
     root, card_path = tmp_path / "set", tmp_path / "tiny_birds.json"
     birds.write(root, train=1, test=5)
     monkeypatch.setenv("FUNNYBIRDS_ROOT", str(root))
     card = json.loads(card_path.read_text())
     card_path.write_text(json.dumps(card | {"task_data": "own birds"}))
-    assert plan("tiny", ["LayerCAM"], 2, dataset="birds"), "a copy of the project's own birds is known"
+    assert plan("tiny", ["LayerCAM"], 2, dataset="birds"), "the network knows a copy of the project's own birds"
     classes = json.loads((root / "classes.json").read_text())
     (root / "classes.json").write_text(json.dumps(classes[::-1]))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The FunnyBirds score by hand on a planted additive classifier, and against a slow one written from its definition."""
+"""The FunnyBirds score on an additive classifier, computed by hand, and against a slow implementation of its definition."""
 
 from itertools import combinations
 
@@ -32,13 +32,13 @@ from refinecam_lib.funnybirds.score import (
 
 VARIANTS = [(0, 0, 0, 0, 0), (0, 0, 1, 1, 1), (1, 1, 0, 0, 1), (2, 2, 2, 2, 0)]
 CLASSES = [dict(zip(PARTS, variants)) for variants in VARIANTS]
-WEIGHTS = np.array([5.0, 4, 3, 2, 1])  # what beak .. wing add to the logit of every class that has them
+WEIGHTS = np.array([5.0, 4, 3, 2, 1])  # added to the logit of every class that has the part
 BIAS = np.array([0, 0.25, 0, 0.5])
-BEHIND = np.array([0.5, 0, 2])  # what three background objects add to every class
+BEHIND = np.array([0.5, 0, 2])  # three background objects add this to every class
 
 
 def planted(label=0, classes=CLASSES, weights=WEIGHTS, bias=BIAS, behind=BEHIND):
-    """Logits (32,C) and (n,C) of an additive classifier, and the true effects (5,C) of the bird's parts."""
+    """Return logits (32,C) and (n,C) of an additive classifier, and the true effects (5,C) of the parts."""
     variants = np.array([[parts[p] for p in PARTS] for parts in classes])
     effects = (weights * (variants == variants[label])).T
     kept = np.arange(WHOLE + 1)[:, None] >> np.arange(5) & 1
@@ -47,7 +47,7 @@ def planted(label=0, classes=CLASSES, weights=WEIGHTS, bias=BIAS, behind=BEHIND)
 
 
 def drawn(effects, behind=BEHIND, side=16):
-    """A map in [0,1] whose sum over the tile of each part or object is proportional to its effect, and the masks."""
+    """Return a map in [0,1] whose sum over each tile is proportional to the effect of its part or object, and the masks."""
     values = np.concatenate([effects, behind])
     masks, pixels = {}, torch.zeros(side, side)
     for k, name in enumerate([*PARTS, *(f"object_{n:02d}" for n in range(len(behind)))]):
@@ -59,14 +59,14 @@ def drawn(effects, behind=BEHIND, side=16):
 
 
 def target_columns(one, two, pair):
-    """one, two: importance of each part, by name, in the maps made for the classes of the pair."""
+    """Return the ts_* columns. one, two: part -> importance in the maps for the classes of the pair."""
     _, _, a, b = pair
     columns = {"ts_1A": (one, a), "ts_2A": (two, a), "ts_1B": (one, b), "ts_2B": (two, b)}
     return {name: sum(values[part] for part in parts) for name, (values, parts) in columns.items()}
 
 
 def true_row(label=0, classes=CLASSES, **world):
-    """The row of the explainer that holds the true effects."""
+    """Return the row of an explanation with the true effects."""
     logits, objects, effects = planted(label, classes, **world)
     found = facts(logits, objects, label, classes)
     pixels, masks = drawn(effects[:, found["target"]], world.get("behind", BEHIND))
@@ -80,7 +80,7 @@ def true_row(label=0, classes=CLASSES, **world):
 
 
 def random_rows(n, seed=0, classes=None, objects=6):
-    """Rows whose logits and importances are noise, some of them equal, wrong, not finite or without an object."""
+    """Return rows of random logits and importances, some equal, wrong, not finite or without objects."""
     generator = np.random.default_rng(seed)
     classes = classes or [dict(zip(PARTS, v)) for v in generator.integers(0, 3, (8, 5)).tolist()]
     rows, worlds = [], []
@@ -101,8 +101,8 @@ def random_rows(n, seed=0, classes=None, objects=6):
     return pd.DataFrame(rows), worlds, classes
 
 
-def slow(row, logits, without, label, classes, t):
-    """csdc, pc, dc, d, sd, ts of one explanation at one threshold, in sets and loops."""
+def slow(row, logits, without, label, classes, t, of_label=False):
+    """Compute the six terms of one explanation at one threshold with sets and loops."""
     nan = float("nan")
     target = int(np.argmax(logits[WHOLE]))
 
@@ -122,8 +122,9 @@ def slow(row, logits, without, label, classes, t):
     csdc = max(len(s & bird) / len(s) for s in sets) if sets and target == label else nan
     pc = float(np.argmax(kept(bird)) == target)
     dc = float(np.argmax(kept(set(PARTS) - bird)) != target)
-    clean = logits[WHOLE, target]
-    gone = {p: kept(set(PARTS) - {p})[target] for p in PARTS} | {k: z[target] for k, z in enumerate(without)}
+    followed = label if of_label else target
+    clean = logits[WHOLE, followed]
+    gone = {p: kept(set(PARTS) - {p})[followed] for p in PARTS} | {k: z[followed] for k, z in enumerate(without)}
     irrelevant = {name for name, z in gone.items() if abs(clean - z) < 0.05 * abs(clean) or z > clean}
     d = 1 - len(important & irrelevant) / len(irrelevant) if irrelevant else nan
     drops, values = [clean - gone[p] for p in PARTS], [row[f"part_{p}"] for p in PARTS]
@@ -141,11 +142,11 @@ def slow(row, logits, without, label, classes, t):
     return dict(zip(TERMS, (csdc, pc, dc, d, sd, ts)))
 
 
-def test_the_sets_that_tell_a_class_from_all_others():
+def test_distinguishing_sets():
     first, second, third, fourth = distinguishing(CLASSES)
     pairs = {frozenset(pair) for pair in combinations(PARTS, 2)}
     assert set(first) == pairs - {frozenset({"beak", "eye"}), frozenset({"foot", "tail"})} and len(first) == 8
-    # the second class shares beak and eye with the first, and its wing with the third
+    # The second class shares beak and eye with the first, and its wing with the third.
     assert set(second) == {
         frozenset({"foot"}),
         frozenset({"tail"}),
@@ -157,10 +158,10 @@ def test_the_sets_that_tell_a_class_from_all_others():
     assert distinguishing(twin)[0] == distinguishing(twin)[4] == [] and distinguishing(twin)[1] == second
 
 
-def test_the_pair_of_target_sensitivity():
+def test_sensitivity_pairs():
     assert sensitivity_pair(0, CLASSES) == (1, 2, frozenset({"beak", "eye"}), frozenset({"foot", "tail"}))
     assert sensitivity_pair(3, CLASSES) is None
-    # a class that comes earlier makes a pair only where what it shares with the label is disjoint
+    # The parts that the pair shares with the label must be disjoint.
     overlapping = dict(zip(PARTS, (0, 3, 0, 3, 3)))
     assert sensitivity_pair(1, [overlapping, *CLASSES]) == (
         2,
@@ -170,7 +171,7 @@ def test_the_pair_of_target_sensitivity():
     )
 
 
-def test_importance_is_the_sum_over_the_masks():
+def test_importance_is_the_sum_over_a_mask():
     maps = torch.arange(32.0).reshape(2, 4, 4)
     beak = torch.zeros(4, 4, dtype=torch.bool)
     beak[0, :2] = True
@@ -181,31 +182,31 @@ def test_importance_is_the_sum_over_the_masks():
     assert rows["object_00"].isna().all() and np.isnan(rows["object_01"][1])
 
 
-def test_what_a_network_makes_of_a_bird():
+def test_facts_of_a_bird():
     logits, objects, _ = planted()
     found = facts(logits, objects, 0, CLASSES)
     assert found["correct"] and found["target"] == 0 and found["objects"] == 3
     assert [found[f"drop_{p}"] for p in PARTS] == [5, 4, 3, 2, 1]
-    # the logit is 17.5: 0.5 and 0 are below 5 % of it, the wing's 1 and the third object's 2 are not
+    # The logit is 17.5. Drops of 0.5 and 0 are below 5 %, the wing's 1 and the third object's 2 are not.
     assert found["irrelevant"] == 0b011_00000
     assert found["ts_kept"] and found["distinguishing"].bit_count() == 8
-    assert found["keeps"] >> WHOLE & 1 and not found["keeps"] & 1  # nothing left: the bias of the last class
+    assert found["keeps"] >> WHOLE & 1 and not found["keeps"] & 1  # without parts, the last class wins by its bias
     wrong = facts(logits, objects, 3, CLASSES)
     assert not wrong["correct"] and wrong["target"] == 0 and wrong["label"] == 3 and not wrong["ts_kept"]
     assert facts(-logits[:, [3, 1, 2, 0]], np.zeros((0, 4)), 0, CLASSES)["objects"] == 0
 
 
-def test_irrelevant_is_what_moves_the_logit_little_or_raises_it():
+def test_irrelevant_things_change_the_logit_little_or_raise_it():
     logits = np.zeros((WHOLE + 1, 4))
     logits[:, 0] = -1
     logits[:, 1:] = -9
     clean = -1.0
     objects = np.full((4, 4), -9.0)
-    objects[:, 0] = clean - np.array([0.04, 0.06, -0.04, -0.06])  # the last two raise it
+    objects[:, 0] = clean - np.array([0.04, 0.06, -0.04, -0.06])  # without the last two it rises
     assert facts(logits, objects, 0, CLASSES)["irrelevant"] == 0b1101_11111
 
 
-def test_target_sensitivity_is_kept_only_where_the_logits_fall_as_they_should():
+def test_target_sensitivity_needs_the_expected_order_of_logits():
     logits, objects, _ = planted()
     without_a = WHOLE ^ 0b00011  # beak and eye
     for change in ((without_a, 1, 99), (without_a, 2, -99)):
@@ -215,18 +216,18 @@ def test_target_sensitivity_is_kept_only_where_the_logits_fall_as_they_should():
 
 
 # importance / sum: beak .286, eye .229, foot .171, tail .114, third object .114, wing .057, first object .029
-BY_HAND = [  # up to t: csdc, pc, dc, d
+BY_HAND = [  # below t: csdc, pc, dc, d
     (0.5 / 17.5, (1, 1, 1, 0.5)),  # the first of two irrelevant objects is important
-    (1 / 17.5, (1, 1, 1, 1)),  # no part is left but the class with a bias
-    (2 / 17.5, (1, 1, 1, 1)),  # all but the wing: alone it loses 1 to 1.5
-    (3 / 17.5, (1, 1, 0, 1)),  # beak, eye, foot: tail and wing alone are enough
-    (4 / 17.5, (0.5, 0, 0, 1)),  # beak and eye, which the second class has as well, with a larger bias
+    (1 / 17.5, (1, 1, 1, 1)),  # without parts the class with a bias wins
+    (2 / 17.5, (1, 1, 1, 1)),  # all but the wing, which alone loses 1 to 1.5
+    (3 / 17.5, (1, 1, 0, 1)),  # beak, eye and foot, but tail and wing alone are enough
+    (4 / 17.5, (0.5, 0, 0, 1)),  # beak and eye, which the second class shares, with a larger bias
     (5 / 17.5, (0.5, 0, 0, 1)),  # beak
     (1.0, (0, 0, 0, 1)),  # nothing
 ]
 
 
-def test_the_true_effects_score_as_by_hand_and_a_single_bird_has_no_interval():
+def test_true_effects_score_as_computed_by_hand_and_one_bird_has_no_interval():
     rows = pd.DataFrame([true_row()])
     found = scores(rows)
     wanted = np.array([next(values for below, values in BY_HAND if t < below) for t in THRESHOLDS])
@@ -240,13 +241,13 @@ def test_the_true_effects_score_as_by_hand_and_a_single_bird_has_no_interval():
     assert table["background_independence"] == pytest.approx(2 / 3)
 
 
-def test_true_effects_are_right_on_every_bird_and_their_reverse_is_wrong():
+def test_true_effects_score_1_and_reversed_ones_0():
     generator = np.random.default_rng(3)
     classes = [dict(zip(PARTS, v)) for v in generator.integers(0, 2, (12, 5)).tolist()]
     kept = 0
     for label in range(len(classes)):
         row = true_row(label, classes, bias=np.zeros(12), weights=generator.permutation(WEIGHTS))
-        if not row["correct"]:  # a twin with a lower index
+        if not row["correct"]:  # equals a class with a lower index
             continue
         found = scores(pd.DataFrame([row]))
         assert found["sd"].item() == pytest.approx(1)
@@ -260,14 +261,16 @@ def test_true_effects_are_right_on_every_bird_and_their_reverse_is_wrong():
     assert kept >= 3
 
 
-def test_random_maps_are_right_half_of_the_time():
+def test_random_maps_score_one_half():
     generator, row, n = torch.Generator().manual_seed(0), true_row(), 400
     pair, masks = sensitivity_pair(0, CLASSES), drawn(WEIGHTS)[1]
     order = np.random.default_rng(0)
     rows = []
     for _ in range(n):
         maps = torch.rand(3, 16, 16, generator=generator)
-        shuffled = dict(zip(order.permutation(PARTS), (masks[p] for p in PARTS)))  # no part is the largest every time
+        shuffled = dict(
+            zip(order.permutation(PARTS), (masks[p] for p in PARTS))
+        )  # so that no part is always the largest
         own, one, two = (
             {p: found[f"part_{p}"] for p in PARTS} | {"map_sum": found["map_sum"]}
             for found in importances(maps, [shuffled] * 3).to_dict("records")
@@ -282,7 +285,7 @@ def test_random_maps_are_right_half_of_the_time():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_are_those_of_the_slow_definition(seed):
+def test_scores_equal_the_slow_implementation(seed):
     rows, worlds, classes = random_rows(60, seed)
     thresholds = THRESHOLDS[::7]
     found = scores(rows, thresholds)
@@ -292,12 +295,12 @@ def test_scores_are_those_of_the_slow_definition(seed):
             for name in TERMS:
                 value = found[name][i, k % found[name].shape[1]]
                 assert value == pytest.approx(wanted[name], nan_ok=True), (name, i, t)
-    for name in TERMS:  # each is defined on some of the rows and takes several values
+    for name in TERMS:  # each is defined for some rows and takes several values
         assert len(np.unique(found[name][np.isfinite(found[name])])) > 1, name
         assert name == "sd" or np.isnan(found[name]).any(), name  # equal importances are rare
 
 
-def test_summary_and_explanations_are_means_at_the_best_threshold():
+def test_summaries_are_means_at_the_best_threshold():
     rows, worlds, classes = random_rows(50, 5)
     table, each = summary(rows, draws=50), per_explanation(rows)
     assert len(table) == 2 and list(each.index) == list(rows.index) and set(COMPOSED) < set(each)
@@ -323,7 +326,7 @@ def test_summary_and_explanations_are_means_at_the_best_threshold():
         assert line["accuracy"] == facts_of["correct"].mean() and line["ts_kept"] == facts_of["ts_kept"].mean()
 
 
-def test_the_interval_holds_the_score_of_the_whole_set():
+def test_the_interval_contains_the_score_of_the_whole_set():
     everything, _, _ = random_rows(4000, 11)
     everything["method"] = "one"
     truth = summary(everything, draws=2)["score"].item()
@@ -334,10 +337,10 @@ def test_the_interval_holds_the_score_of_the_whole_set():
     assert inside >= 15
 
 
-def test_what_a_group_lacks_is_undefined_and_not_zero():
+def test_a_missing_term_is_undefined_and_not_zero():
     rows = pd.DataFrame([true_row() | {"ts_kept": False}])
     assert np.isnan(summary(rows, draws=5)[["contrastivity", "score", "low"]].to_numpy(float)).all()
-    assert per_explanation(rows)["score"].item() == 1  # the mean of those that it has
+    assert per_explanation(rows)["score"].item() == 1  # the mean of the terms that it has
     lost = rows.assign(map_sum=np.nan, **{f"part_{p}": np.nan for p in PARTS})
     assert np.isnan(threshold(lost)) and per_explanation(lost).isna().all(axis=None)
     both = per_explanation(pd.concat([lost.assign(method="lost"), rows], ignore_index=True))
@@ -352,7 +355,7 @@ def test_groups_may_lack_a_layer():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(-20, 20))
-def test_a_maps_scale_does_not_matter(seed, power):
+def test_the_scale_of_a_map_does_not_matter(seed, power):
     rows, _, _ = random_rows(6, seed)
     scaled = rows.copy()
     columns = [name for name in rows if name.startswith(("part_", "object_")) or name == "map_sum"]
@@ -363,7 +366,7 @@ def test_a_maps_scale_does_not_matter(seed, power):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6))
-def test_scores_lie_in_their_range_and_fewer_parts_are_important_as_t_grows(seed):
+def test_scores_stay_in_range_and_fewer_parts_are_important_as_t_grows(seed):
     found = scores(random_rows(8, seed)[0])
     for values in found.values():
         defined = values[np.isfinite(values)]
@@ -372,7 +375,7 @@ def test_scores_lie_in_their_range_and_fewer_parts_are_important_as_t_grows(seed
     assert (steps["csdc"] <= 0).all() and (steps["d"] >= 0).all()
 
 
-def test_bad_input_is_refused_in_one_line():
+def test_bad_input_is_refused_in_one_sentence():
     logits, objects, _ = planted()
     rows = pd.DataFrame([true_row()])
     mask = torch.zeros(4, 4, dtype=torch.bool)
@@ -380,13 +383,13 @@ def test_bad_input_is_refused_in_one_line():
         "unknown part or object 'beack'. Did you mean 'beak'": lambda: importances(
             torch.ones(1, 4, 4), [{"beack": mask}]
         ),
-        r"mask eye \(4, 4\) for a map \(5, 5\)": lambda: importances(torch.ones(1, 5, 5), [{"eye": mask}]),
-        r"maps of shape \(1, 4, 4\) with 2 masks": lambda: importances(torch.ones(1, 4, 4), [{}, {}]),
-        r"logits of shape \(31, 4\); allowed: \(32, 4\)": lambda: facts(logits[:31], objects, 0, CLASSES),
-        r"without objects of shape \(3, 3\)": lambda: facts(logits, objects[:, :3], 0, CLASSES),
-        "label 4; allowed: 0..3": lambda: facts(logits, objects, 4, CLASSES),
-        "class 1 with the parts beak": lambda: distinguishing([CLASSES[0], {"beak": 0}]),
-        "rows without the columns keeps": lambda: scores(rows.drop(columns="keeps")),
+        r"shape \(5, 5\), got eye \(4, 4\)": lambda: importances(torch.ones(1, 5, 5), [{"eye": mask}]),
+        r"B sets of masks, got \(1, 4, 4\) with 2": lambda: importances(torch.ones(1, 4, 4), [{}, {}]),
+        r"logits of shape \(32, 4\), got \(31, 4\)": lambda: facts(logits[:31], objects, 0, CLASSES),
+        r"without objects \(0..35, 4\), got \(3, 3\)": lambda: facts(logits, objects[:, :3], 0, CLASSES),
+        "a label from 0 to 3, got 4": lambda: facts(logits, objects, 4, CLASSES),
+        "of class 1, got beak": lambda: distinguishing([CLASSES[0], {"beak": 0}]),
+        "missing: keeps": lambda: scores(rows.drop(columns="keeps")),
         "unknown column 'stage'": lambda: summary(rows, by=["stage"]),
     }
     for message, wrong in cases.items():
