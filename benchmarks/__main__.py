@@ -158,7 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checked", type=int, default=2, help="images whose maps and Coherency are compared in float64 (default 2)"
     )
-    parser.add_argument("--memory", type=int, nargs="?", const=1000, help="only check memory, over this many explanations")
+    parser.add_argument(
+        "--memory", type=int, nargs="?", const=1000, help="only check memory, over this many explanations"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the results")
     chosen = parser.parse_args(arguments)
     keep_memory()

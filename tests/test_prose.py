@@ -378,7 +378,9 @@ def test_the_networks_have_the_accuracy_of_their_cards():
     for name in MODELS:
         card = json.loads(checkpoint_path(name).with_suffix(".json").read_text())
         fresh, hours = card["fresh"], card["seconds_in_all"] / 3600
-        cells = f"| {100 * fresh['accuracy']:.1f} % | {100 * fresh['size']['small']['accuracy']:.1f} % | {hours:.1f} h |"
+        cells = (
+            f"| {100 * fresh['accuracy']:.1f} % | {100 * fresh['size']['small']['accuracy']:.1f} % | {hours:.1f} h |"
+        )
         (row,) = (row for row in rows if row.startswith(f"| {NETWORKS[name]} |"))
         assert cells in row
 

@@ -99,7 +99,9 @@ def test_what_was_measured_is_kept(explorer):
     with watched(explorer.bench.network("tiny")[1], calls.append):
         explorer.picture.value = "chelsea"
         explorer.wait()
-    assert explorer.shown.choice.pairs[0][0] == "ScoreCAM" and sum(calls) == 2  # the classes, and the capture's forward pass
+    assert (
+        explorer.shown.choice.pairs[0][0] == "ScoreCAM" and sum(calls) == 2
+    )  # the classes, and the capture's forward pass
 
 
 def test_random_maps_of_the_masked_picture_differ(explorer):
