@@ -1,7 +1,7 @@
 """The paper's methods by captum: GuidedGradCAM, LIME, DeepLift, InputXGradient, IntegratedGradients, KernelShap.
 
-Each is a function of a Capture, like those of `cams`. GuidedGradCAM returns one map (B,H,W) per layer. The others return
-one map (B,H,W) in all, the absolute value of the sum over channels. captum and scikit-image are imported when used.
+Each is a function of a Capture, like those of `cams`. GuidedGradCAM returns one map (B,H,W) per layer. The others
+return one map (B,H,W) in all, the absolute value of the sum over channels. captum and scikit-image are imported when used.
 """
 
 import warnings
@@ -37,7 +37,7 @@ def _leaf(capture: Capture) -> Tensor:
 
 
 def _channel_sum(attributions: Tensor) -> Maps:
-    """Turn attributions (B,3,H,W) into one map (B,H,W), as in the paper: the absolute value of the sum over channels."""
+    """Turn attributions (B,3,H,W) into one map (B,H,W) as in the paper: the absolute sum over channels."""
     return [attributions.detach().sum(1).abs()]
 
 

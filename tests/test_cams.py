@@ -265,7 +265,7 @@ def test_trivial_maps_are_exact():
     assert torch.equal(explain(capture, "HalfCAM").maps, half) and torch.equal(explain(capture, "All1sCAM").maps, ones)
 
 
-# ---- properties, on a small network that is difficult for hooks: batch norms, and an in-place ReLU that runs twice ----
+# ---- properties, on a small network that is difficult for hooks: batch norms, an in-place ReLU that runs twice ----
 
 
 class Tiny(nn.Module):

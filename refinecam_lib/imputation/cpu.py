@@ -232,7 +232,7 @@ def _advance(p, beta, z, r, inverse, q, along, sums, rest):
 
 @_compiled
 def _coarse_residual(x, b, factor, out, diagonal, right, below, se, sw, stride):
-    """out = factor * (b - A x) with stored weights, on a flat padded grid. One loop instead of two is not vectorised."""
+    """out = factor * (b - A x) with stored weights, on a flat padded grid. A single loop would not be vectorised."""
     first, n = stride + 1, len(x) - 2 * stride - 2
     up, here, down = x[first - stride - 1 :], x[first - 1 :], x[first + stride - 1 :]
     below_up, se_up, sw_up = below[first - stride :], se[first - stride - 1 :], sw[first - stride + 1 :]
@@ -390,7 +390,7 @@ def _conjugate_gradients(x, r, limit, max_iterations, p, q, z, start, spare, lev
 
 @_compiled
 def _solve(images, keep, noise, filled, tolerance, max_iterations, first, step):
-    """Fill systems first, first + step, ... of N*M: images and noise (N,C,H,W), keep (N,M,H,W) -> filled (N,M,C,H,W)."""
+    """Fill systems first, first + step, ... of N*M: images, noise (N,C,H,W), keep (N,M,H,W) -> filled (N,M,C,H,W)."""
     _, masks, channels, height, width = filled.shape
     levels = _grids(height, width)
     stride, finest = width + 3, levels[1, 2]

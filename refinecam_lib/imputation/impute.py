@@ -6,8 +6,8 @@ directions with zeros outside the image. Then s_i s_j x - S x = 0, where s is 4 
 stored.
 
 Both solvers are conjugate gradients, preconditioned by one multigrid V-cycle with Jacobi smoothing. They start from a
-pyramid fill. On a coarse grid the weights between two cells are added up. So is each cell's weight towards known pixels,
-a sink on the diagonal, which makes the cycle work on scattered masks. `cpu` is compiled and solves one mask and channel
+pyramid fill. On a coarse grid the weights between two cells are added up. So are each cell's weights towards known
+pixels, a sink on the diagonal, which makes the cycle work on scattered masks. `cpu` is compiled and solves one mask and channel
 at a time. `batched` does the same in batches on other devices.
 
 Source: Rong et al. 2022, https://arxiv.org/abs/2202.00449

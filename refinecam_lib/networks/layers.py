@@ -115,7 +115,7 @@ def to_nchw(
 
 
 def _is_grid(h: int, w: int, image_size: tuple[int, int], roundings: int = 2) -> bool:
-    """Return whether h x w is the image reduced by one stride, with some pixels of rounding. A square stays one."""
+    """Return whether h x w is the image divided by one stride, up to rounding. Square images give square maps."""
     height, width = image_size
     if not (1 <= h <= height and 1 <= w <= width):
         return False

@@ -24,7 +24,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class _Undrawn(TorchFunctionMode):
-    """Build networks inside without drawing weights, which a checkpoint replaces. It saves seconds for VGG11 and Swin."""
+    """Build networks without drawing weights, because a checkpoint replaces them. Saves seconds for VGG11 and Swin."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -102,7 +102,7 @@ def restore(name: str, path: Path) -> tuple[nn.Module, dict]:
 
 
 def _folded(model: nn.Module, plain: nn.Module) -> nn.Module:
-    """Copy the weights of `model` into `plain`. Fold 2-d norms into the layer before and 1-d norms into the one after."""
+    """Copy the weights of `model` into `plain`. Fold 2-d norms into the layer before, 1-d norms into the one after."""
     parts = [module for module in model.eval().modules() if _weights(module)]
     folded = []
     for before, part, after in zip([None, *parts[:-1]], parts, [*parts[1:], None], strict=True):

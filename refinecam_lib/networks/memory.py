@@ -1,6 +1,6 @@
 """Let glibc reuse freed memory for the next layer's output, and return it after a piece of work.
 
-By default glibc maps each output of tens of MB anew and the system clears its pages. That takes a third of many
+By default glibc maps each output of tens of MB again and the system clears its pages. That takes a third of many
 networks' time on a CPU.
 
 >>> keep_memory()                                # once per process

@@ -58,7 +58,7 @@ def _stem(width: int) -> list[nn.Module]:
 
 
 def small_swin(num_classes: int) -> nn.Module:
-    """Build a Swin with two blocks per stage, 24 to 192 channels and windows of 8x8 tokens, for images of any size."""
+    """Build a Swin with two blocks per stage, 24 to 192 channels and windows of 8x8 tokens, for any image size."""
     from timm.models.swin_transformer import SwinTransformer
 
     model = SwinTransformer(

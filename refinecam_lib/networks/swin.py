@@ -26,8 +26,8 @@ class _Fitted(SwinTransformerBlock):
 def normalise_features(model: nn.Module) -> nn.Module:
     """Put a batch norm before the linear classifier of timm's Swin, in place.
 
-    Layer norms leave the mean over all tokens nearly the same for every image, and the classifier alone stays at chance.
-    A linear fit to these means was right in 92 % of unseen windows. `load_model` folds the norm into the classifier.
+    Layer norms leave the mean over all tokens nearly the same for every image. The classifier alone stays at chance. A
+    linear fit to these means was right in 92 % of unseen windows. `load_model` folds the norm into the classifier.
     """
     head = model.get_submodule("head")
     head.fc = nn.Sequential(nn.BatchNorm1d(head.fc.in_features), head.fc)  # type: ignore[union-attr, arg-type]

@@ -1,4 +1,4 @@
-"""Train a network on the shapes or the birds and write its checkpoint: python -m refinecam_lib.training --model resnet18
+"""Train a network on the shapes or the birds: python -m refinecam_lib.training --model resnet18
 
 The test set is read once, with the finished fp16 file. A stopped run continues when the same command is given. On few
 cores put `OMP_WAIT_POLICY=passive` before it. Busy-waiting threads take the core of the process that draws items.

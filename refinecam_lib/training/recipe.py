@@ -51,8 +51,8 @@ class Recipe:
     """Share of the images over which the background's contrast grows from 0 to its own. ResNet18 and VGG11 need it to
     learn from random weights."""
     zoom: float = 1.0
-    """Windows are enlarged by a random factor between 1 and this. Without it, networks on 4x4 patches learn the outlines
-    of large shapes only."""
+    """Windows are enlarged by a random factor between 1 and this. Without it, networks on 4x4 patches learn only the
+    outlines of large shapes."""
     seed: int = 0
     scenes: str = "crowd"
     """Backgrounds of the shapes: "crowd", or a folder of pictures."""
@@ -65,9 +65,9 @@ class Recipe:
     teacher: str = ""
     """A shipped network for the shapes whose maps are learnt as well (feature distillation)."""
     maps_first: float = 0.0
-    """Share of the images over which classes train only the layers behind the teacher's last map. These learn faster."""
+    """Share of the images over which classes train only the layers behind the teacher's last map. They learn faster."""
     norms: int = 0
-    """Training images that recompute the batch norms of averaged weights before validation. With 0 they are averaged."""
+    """Training images that recompute the batch norms of averaged weights before validation. 0 averages the norms."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 2 and 2.0 are the same recipe

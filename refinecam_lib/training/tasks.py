@@ -89,7 +89,7 @@ def _window(sample: Sample, side: int, generator: np.random.Generator) -> Sample
 
 
 def faded(sample: Sample, contrast: float) -> Sample:
-    """Reduce the contrast of the background, which is everything outside the mask. 1 leaves it, 0 is its mean colour."""
+    """Reduce the contrast of everything outside the mask. At 1 it is unchanged, at 0 it has the mean colour."""
     image, mask = sample.image, cast(torch.Tensor, sample.mask)
     mean = image.mean((1, 2), keepdim=True)
     return replace(sample, image=torch.where(mask, image, mean + contrast * (image - mean)))
@@ -108,8 +108,10 @@ def enlarged(sample: Sample, side: int) -> Sample:
 class Birds:
     """FunnyBirds or the project's own birds, whole ones and ones that lack parts, averaged to a window's side.
 
-    The target of a training item is every class that its visible parts allow (multi-target training, Hesse et al. 2023,
-    https://arxiv.org/abs/2308.06248). The project's own birds never end. Those from files come in a new order each epoch.
+    The target of a training item is every class that its visible parts allow (multi-target training). The project's own
+    birds never end. Birds from files come in a new order each epoch.
+
+    Source: Hesse et al. 2023, https://arxiv.org/abs/2308.06248
 
     Raises:
         InputError: There are no more training birds than the held-out ones.

@@ -21,7 +21,7 @@ def touched():
     torch.ones(25_000_000)  # 100 MB, freed at once
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-for _ in range(4):  # until a large enough free block is reused
+for _ in range(12):  # until a large enough free block is reused
     touched()
 again = touched()
 kept = psutil.Process().memory_info().rss
