@@ -120,7 +120,7 @@ def test_the_code_version_covers_what_measures_rows():
     } & set(parts)
     assert (
         "#" not in parts["refinecam_lib.networks.memory"]
-        and "one layer's output" not in parts["refinecam_lib.networks.memory"]
+        and "next layer's output" not in parts["refinecam_lib.networks.memory"]
     )
 
 
