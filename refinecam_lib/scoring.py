@@ -61,7 +61,7 @@ CONVENTIONS: dict[str, Convention] = {
     "paper": Convention(drop_of_masked, lambda r: r, 1.0, harmonic_as_printed),
     "published_code": Convention(drop_of_clean, coherency(undefined=0.5), 0.5, harmonic),
 }
-"""recommended: ours (see the README). paper: eqs. 1 to 6 as printed. published_code: the official code's, clipped."""
+"""recommended: ours (see docs/departures.md). paper: eqs. 1 to 6 as printed. published_code: the official code's, clipped."""
 
 UNDEFINED = {"0": 0.0, "one half": 0.5, "left out": np.nan}
 """What Coherency is where Pearson's r is undefined, because a map or the map of the masked image has no contrast."""

@@ -36,16 +36,19 @@ from ..reproduce.products import PRODUCTS, products_folder
 from ..scoring import CONVENTIONS, scores
 from .workbench import NETWORKS, Choice, Explained, Load, Workbench, class_options, score_table, watched
 
-WRAP = widgets.Layout(display="flex", flex_flow="row wrap", width="100%")
+WRAP = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")
 
 
 class Stopped(Exception):
     """The work was stopped, or a newer choice replaced it."""
 
 
-def overlay(picture: Tensor, heat: Tensor, opacity: float) -> np.ndarray:
-    """Draw a map (H,W) in [0,1] over a picture (3,H,W). A pixel's opacity follows the map, so 0 shows the picture."""
-    alpha = opacity * heat.numpy()[..., None]
+def overlay(picture: Tensor, heat: Tensor, opacity: float | None) -> np.ndarray:
+    """Draw a map (H,W) in [0,1] over a picture (3,H,W). A pixel's opacity follows the map, so 0 shows the picture.
+
+    opacity: In [0,1]. None draws the map without the picture.
+    """
+    alpha = 1 if opacity is None else opacity * heat.numpy()[..., None]
     return (1 - alpha) * picture.permute(1, 2, 0).numpy() + alpha * matplotlib.colormaps[HEAT](heat.numpy())[..., :3]
 
 
@@ -59,14 +62,14 @@ def _fill(box: widgets.Box, pictures: Mapping[str, bytes], layout: Mapping[str, 
     """Show titled PNG files in a box. Reuse the widgets that it has."""
     panels = list(box.children[: len(pictures)])
     while len(panels) < len(pictures):
-        image = widgets.Image(layout=widgets.Layout(width="100%"))
-        panels.append(widgets.VBox([widgets.HTML(), image], layout=widgets.Layout(**layout)))
+        image = widgets.Image(layout=widgets.Layout(width="100%", margin="0"))
+        panels.append(widgets.VBox([widgets.HTML(), image], layout=widgets.Layout(margin="0 8px 0 0", **layout)))
     for panel, (title, png) in zip(panels, pictures.items()):
         panel.children[0].value, panel.children[1].value = f"<b>{html.escape(title)}</b>", png
     box.children = panels
 
 
-def static_figure(shown: Explained, convention: str = "recommended", opacity: float = 0.9) -> Figure:
+def static_figure(shown: Explained, convention: str = "recommended", opacity: float | None = 0.9) -> Figure:
     """Draw what was explained: the picture, its maps with their scores, and the maps that were combined."""
     values = scores(shown.rows, convention)
     notes = [f"ARCC {v.arcc:.2f}, ROAD {v.road:.2f}\nComplexity {v.complexity:.2f}" for v in values.itertuples()]
@@ -104,29 +107,30 @@ class Explorer:
         if not pictures or not networks:
             raise InputError("Expected at least one picture and one network, got none. Pass both, or use the defaults.")
         self.bench = Workbench(pictures, networks)
-        wide = widgets.Layout(flex="1 1 260px", width="auto", max_width="440px")
+        wide, labels = widgets.Layout(flex="1 1 260px", width="auto", max_width="440px"), {"description_width": "108px"}
 
-        def choose(label: str, options: Sequence, value: object = None) -> widgets.Dropdown:
-            value = options[0] if value is None else value
-            return widgets.Dropdown(description=label, options=options, value=value, layout=wide)
+        def choose(label: str, options: Sequence = (), **value: object) -> widgets.Dropdown:
+            return widgets.Dropdown(description=label, options=options, layout=wide, style=labels, **value)
 
         methods = list(dict.fromkeys([*METHODS, method]))
         aggregates = [(NAMES.get(name, name.replace("_", " ")), name) for name in ("none", *AGGREGATES)]
         self.picture = choose("picture", list(self.bench.pictures))
         self.network = choose("network", list(networks))
-        self.target = widgets.Dropdown(description="class", layout=wide)
-        self.search = widgets.Combobox(placeholder="search all classes", description="or", layout=wide)
-        self.layer = widgets.Dropdown(description="from layer", options=[(str(layer), layer)], layout=wide)
-        self.method = choose("method", methods, method)
-        self.aggregate = choose("aggregate", aggregates, "none")
-        self.method2 = choose("2nd method", [("the same", ""), *((name, name) for name in methods)], "")
-        self.aggregate2 = choose("aggregate", aggregates, aggregate)
+        self.target = choose("class")
+        self.search = widgets.Combobox(placeholder="search all classes", layout=wide)
+        self.layer = choose("from layer", [(str(layer), layer)])
+        self.method = choose("method", methods, value=method)
+        self.aggregate = choose("aggregate", aggregates)
+        self.method2 = choose("2nd method", [("the same", ""), *((name, name) for name in methods)])
+        self.aggregate2 = choose("2nd aggregate", aggregates, value=aggregate)
         self.convention = choose("convention", list(CONVENTIONS))
-        self.opacity = widgets.FloatSlider(0.9, min=0, max=1, step=0.05, description="opacity", layout=wide)
+        self.opacity = widgets.FloatSlider(0.9, max=1, step=0.05, description="opacity", layout=wide, style=labels)
+        self.alone = widgets.Checkbox(description="map only", indent=False, layout=widgets.Layout(width="100px"))
         self.upload = widgets.FileUpload(accept="image/*", description="your picture")
         self.stop = widgets.Button(description="stop", icon="stop", disabled=True)
         self.save = widgets.Button(description="save picture", icon="save")
-        self.status, self.table = widgets.HTML(), widgets.HTML(layout=widgets.Layout(flex="3 1 330px"))
+        self.status, self.title = widgets.HTML(), widgets.HTML()
+        self.table = widgets.HTML(layout=widgets.Layout(flex="3 1 330px", min_width="0"))
         self.progress = widgets.IntProgress(layout=widgets.Layout(width="160px", display="none"))
         self.maps, self.factors = widgets.Box(layout=WRAP), widgets.Box(layout=WRAP)
         self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="250px"))
@@ -141,18 +145,20 @@ class Explorer:
         asked += [self.method, self.aggregate, self.method2, self.aggregate2]
         for control in asked:
             control.observe(self._asked, "value")
-        for control in (self.opacity, self.convention):
+        for control in (self.opacity, self.alone, self.convention):
             control.observe(lambda change: self._draw(), "value")
         self.search.observe(self._searched, "value")
         self.upload.observe(self._uploaded, "value")
         self.stop.on_click(lambda button: self._halt.set())
         self.save.on_click(lambda button: self._save())
-        controls = widgets.Box([*asked[:3], self.search, *asked[3:], self.convention, self.opacity], layout=WRAP)
+        controls = widgets.Box(
+            [*asked[:3], self.search, *asked[3:], self.convention, self.opacity, self.alone], layout=WRAP
+        )
         state = widgets.Box([self.upload, self.save, self.stop, self.status, self.progress], layout=WRAP)
         lines = widgets.Accordion([self.code], titles=["code that gives these maps"])
         results = widgets.Box([self.table, widgets.Box([self.factors], layout=widgets.Layout(flex="2 1 260px"))])
         results.layout = WRAP
-        self.widget = widgets.VBox([controls, state, self.maps, results, lines])
+        self.widget = widgets.VBox([controls, state, self.title, self.maps, results, lines])
 
     def _choice(self) -> Choice:
         target = self.target.value if self._classes_of == (self.picture.value, self.network.value) else None
@@ -198,7 +204,7 @@ class Explorer:
         name = re.sub(r"[^\w+^.-]", "", "_".join(map(str, parts)))
         try:
             file = products_folder("explorer") / f"{name}.png"
-            file.write_bytes(self._figure_png())
+            file.write_bytes(self._figure_png(dpi=150))
         except OSError as error:
             self._report(error)
         else:
@@ -259,16 +265,19 @@ class Explorer:
             choice = replace(choice, target=self.target.value)
         return choice
 
+    def _opacity(self) -> float | None:
+        return None if self.alone.value else self.opacity.value
+
     def _draw(self) -> None:
         """Show what was computed last, at the chosen opacity and under the chosen convention."""
-        shown, opacity, convention = self.shown, self.opacity.value, self.convention.value
+        shown, opacity, convention = self.shown, self._opacity(), self.convention.value
         maps, factors = (
             {name: _png(overlay(shown.picture, heat, opacity)) for name, heat in part.items()}
             for part in (shown.maps, shown.factors)
         )
         picture = {"picture": _png(shown.picture.permute(1, 2, 0).numpy())}
         _fill(self.maps, picture | maps, {"flex": "1 1 200px", "max_width": "448px"})
-        _fill(self.factors, factors, {"flex": "1 1 110px", "max_width": "224px"})
+        _fill(self.factors, factors, {"flex": "1 1 110px", "max_width": "140px"})
         table = score_table(shown.rows, convention).reset_index()
         text = table.to_html(escape=False, index=False, border=0, justify="left")
         notes = [
@@ -278,12 +287,16 @@ class Explorer:
             for method, variant in shown.choice.columns.values()
             if variant.aggregate != "none" or not method_of(method).refines
         ]
-        text = f'<b>{html.escape(shown.title)}</b><div style="overflow-x: auto">{text}</div>{"<br>".join(notes)}'
-        self.table.value, self.code.value = text, self.bench.code(shown.choice, convention)
+        self.title.value = html.escape(shown.title)
+        style = (
+            "contain: inline-size; overflow-x: auto; line-height: 1.4; font-size: 12px"  # scrolls if it does not fit
+        )
+        self.table.value = f'<div style="{style}">{text}{"<br>".join(notes)}</div>'
+        self.code.value = self.bench.code(shown.choice, convention)
 
-    def _figure_png(self) -> bytes:
-        file, figure = io.BytesIO(), static_figure(self.shown, self.convention.value, self.opacity.value)
-        figure.savefig(file, format="png", metadata={"Software": None})
+    def _figure_png(self, dpi: float | str = "figure") -> bytes:
+        file, figure = io.BytesIO(), static_figure(self.shown, self.convention.value, self._opacity())
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
         return file.getvalue()
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:

@@ -251,12 +251,13 @@ def test_a_sparse_map_leaves_the_picture_visible():
     drawn = overlay(picture, heat, 1.0)
     changed = np.abs(drawn - picture.permute(1, 2, 0).numpy()).max(2) > 1e-6
     assert changed.sum() == 1 and changed[2, 3]
+    assert overlay(picture, heat, None)[0, 0].max() < 0.02  # without the picture, 0 is black
 
 
 def test_the_code_gives_the_same_maps_and_scores(capsys):
     explorer = Explorer(["coffee"], {"lite": NETWORKS["efficientnet_lite0"]}, "GradCAM", layer=1)
     names = {}
-    exec(explorer.code.value, names)  # noqa: S102 - the test is about this code
+    exec(explorer.code.value, names)  # noqa: S102 - the code that the reader copies is what is tested
     assert list(names["explanations"]) == list(explorer.shown.maps)
     for name, heat in explorer.shown.maps.items():
         torch.testing.assert_close(names["explanations"][name].maps[0], heat)
@@ -267,7 +268,7 @@ def test_the_code_gives_the_same_maps_and_scores(capsys):
 def test_the_code_names_what_only_the_reader_has(explorer):
     assert "# `spec, model` is your network 'tiny'" in explorer.code.value
     names = {"spec": SPEC, "model": tiny_net()}
-    exec(explorer.code.value, names)  # noqa: S102 - the test is about this code
+    exec(explorer.code.value, names)  # noqa: S102 - the code that the reader copies is what is tested
     torch.testing.assert_close(names["explanations"]["RefineCAM"].maps[0], explorer.shown.maps["RefineCAM"])
 
 
