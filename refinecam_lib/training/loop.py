@@ -106,10 +106,18 @@ class _Training(Dataset):
 
 def _batches(recipe: Recipe, task: Task, first: int, workers: int, progress: bool | None) -> Iterable[Batch]:
     """Yield the batches from step `first` on. They do not depend on the number of workers."""
-    loader = DataLoader(_Training(recipe, task, first), recipe.batch, collate_fn=_collate, num_workers=workers)
+    loader = _read(DataLoader(_Training(recipe, task, first), recipe.batch, collate_fn=_collate, num_workers=workers))
     if not (progress if progress is not None else not os.environ.get("CI")):
         return loader
     return tqdm(loader, recipe.model, total=recipe.steps, initial=first, unit="step", mininterval=1)
+
+
+def _read(loader: Iterable[Batch]) -> Iterable[Batch]:
+    """Yield the batches of a loader. An InputError of a worker loses the traceback that torch puts into its message."""
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
 
 
 def _target(target: Tensor, infos: list[dict[str, str]], classes: int) -> Tensor:

@@ -5,6 +5,7 @@
 (torch.Size([3, 128, 128]), 500)
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -24,7 +25,7 @@ from ..funnybirds.dataset import FunnyBirds, sample_of
 
 TEST_ITEMS, FRESH_ITEMS, TRANSFER_ITEMS = 600, 6000, 600
 HELD_OUT = 1000
-"""The number of training birds, the last ones, that are for validation."""
+"""Number of training birds that are held out for validation."""
 
 
 class Shapes:
@@ -124,27 +125,56 @@ class Birds:
         self.seed, self.birds = seed, FunnyBirds()
         self.data = f"{'the procedural birds' if self.birds.drawn else 'FunnyBirds'}; targets: all classes that fit"
         self.task_data = "own birds" if self.birds.drawn else "FunnyBirds"
-        self.seen = self.birds.train_length() - HELD_OUT
-        if self.seen < 1:
-            raise InputError(f"{self.seen + HELD_OUT} training birds; allowed: more than the {HELD_OUT} held out")
+        if self.birds.drawn:
+            self.seen = self.birds.train_length() - HELD_OUT
+            self.held_out: Sequence[int] = range(self.seen, self.seen + HELD_OUT)
+        else:
+            self.training, self.held_out = split_of(self.birds)
+            self.seen = len(self.training)
 
     def item(self, index: int, side: int) -> Sample:
         """Return training item `index` in a window of `side` px, as Shapes do."""
         if not self.birds.drawn:
             epoch, place = divmod(index, self.seen)
-            return self.birds.train(int(_order(self.seen, self.seed, epoch)[place]), side)
+            return self.birds.train(self.training[_order(self.seen, self.seed, epoch)[place]], side)
         index += self.seed * 10**8
         return self.birds.train(index if index < self.seen else index + HELD_OUT, side)
 
     def validation(self, n: int, side: int) -> list[Sample]:
         """Return the first n whole held-out birds in windows of `side` px."""
-        held_out = range(self.seen, self.seen + HELD_OUT)
-        whole = [i for i in held_out if birds.is_whole(self.birds.scene(i, "train"))]
+        whole = [i for i in self.held_out if birds.is_whole(self.birds.scene(i, "train"))]
         return [self.birds.train(i, side) for i in whole[:n]]
 
     def tests(self) -> dict[str, Samples]:
         """Return the test sets by name. Birds from files have no "fresh" ones."""
         return {"test": self.birds} | ({"fresh": FreshBirds(self.seed)} if self.birds.drawn else {})
+
+
+def split_of(files: FunnyBirds) -> tuple[list[int], list[int]]:
+    """Split the training images of a set of files into those for training and those for validation.
+
+    The files are ordered by class. So whole birds are held out in random order, as many of each class as possible.
+
+    Returns:
+        Numbers of images. A tenth is held out, but at most HELD_OUT.
+
+    Raises:
+        InputError: There are fewer than 10 training images, or no bird with all parts.
+    """
+    scenes = [files.scene(i, "train") for i in range(files.train_length())]
+    whole = [i for i, bird in enumerate(scenes) if birds.is_whole(bird)]
+    seen: dict[int, int] = defaultdict(int)
+    turns: list[tuple[int, int, int]] = []
+    for i in rng("birds", "held out").permutation(whole).tolist():
+        label = scenes[i]["class_idx"]
+        turns.append((seen[label], len(turns), i))
+        seen[label] += 1
+    held_out = [i for _, _, i in sorted(turns)][: min(HELD_OUT, len(scenes) // 10)]
+    if not held_out:
+        raise InputError(
+            f"Expected 10 training birds or more, some with all parts, got {len(scenes)}, {len(whole)} with all parts."
+        )
+    return sorted({*range(len(scenes))}.difference(held_out)), held_out
 
 
 @lru_cache(maxsize=2)

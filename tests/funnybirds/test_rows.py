@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import official_birds
 import pandas as pd
 import pytest
 import safetensors.torch
@@ -163,18 +164,18 @@ def test_another_set_of_birds_has_other_keys(tmp_path, monkeypatch):
 
 
 def test_a_plan_refuses_a_network_of_other_birds(tmp_path, monkeypatch):
-    root, card_path = tmp_path / "set", tmp_path / "tiny_birds.json"
-    birds.write(root, train=1, test=5)
-    monkeypatch.setenv("FUNNYBIRDS_ROOT", str(root))
+    card_path = tmp_path / "tiny_birds.json"
+    birds.write(tmp_path / "copy", train=1, test=5)
+    monkeypatch.setenv("FUNNYBIRDS_ROOT", str(tmp_path / "copy"))
     card = json.loads(card_path.read_text())
     card_path.write_text(json.dumps(card | {"task_data": "own birds"}))
     assert plan("tiny", ["LayerCAM"], 2, dataset="birds"), "the network knows a copy of the project's own birds"
-    classes = json.loads((root / "classes.json").read_text())
-    (root / "classes.json").write_text(json.dumps(classes[::-1]))
-    with pytest.raises(
-        InputError, match="tiny was trained on this project's own birds, but FUNNYBIRDS_ROOT has others"
-    ):
-        plan("tiny", ["LayerCAM"], 2, dataset="birds")
+    monkeypatch.setenv("FUNNYBIRDS_ROOT", str(official_birds.write(tmp_path / "official")))
+    for dataset in ("birds", "birds_labelled"):
+        with pytest.raises(
+            InputError, match="tiny was trained on this project's own birds, but FUNNYBIRDS_ROOT has others"
+        ):
+            plan("tiny", ["LayerCAM"], 2, dataset=dataset)
     card_path.write_text(json.dumps(card | {"task_data": "FunnyBirds"}))
     assert plan("tiny", ["LayerCAM"], 2, dataset="birds")
     monkeypatch.delenv("FUNNYBIRDS_ROOT")

@@ -281,16 +281,16 @@ def test_validation_birds_are_whole_and_never_trained_on(tmp_path, monkeypatch):
 
 
 def test_files_come_in_a_new_order_each_epoch(tmp_path, monkeypatch):
-    birds.write(tmp_path, train=12, test=1)
+    birds.write(tmp_path, train=20, test=1)
     monkeypatch.setenv("FUNNYBIRDS_ROOT", str(tmp_path))
-    monkeypatch.setattr(tasks, "HELD_OUT", 4)
     task = tasks.Birds()
-    epochs = [[task.item(i, 64).id for i in range(8 * k, 8 * k + 8)] for k in range(2)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == [f"train-{i:06d}" for i in range(8)] and epochs[0] != epochs[1]
-    assert {s.id for s in task.validation(9, 256)} <= {f"train-{i:06d}" for i in range(8, 12)}
-    assert task.tests().keys() == {"test"}, "files have no fresh items"
-    monkeypatch.setattr(tasks, "HELD_OUT", 12)
-    with pytest.raises(InputError, match="12 training birds; allowed: more than the 12 held out"):
+    epochs = [[task.item(i, 64).id for i in range(18 * k, 18 * k + 18)] for k in range(2)]
+    held_out = {s.id for s in task.validation(9, 256)}
+    assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1] and len(held_out) == 2
+    assert {*epochs[0]} | held_out == {f"train-{i:06d}" for i in range(20)} and not {*epochs[0]} & held_out
+    assert task.tests().keys() == {"test"}, "what is read from files has no fresh items"
+    monkeypatch.setattr(tasks, "HELD_OUT", 0)
+    with pytest.raises(InputError, match="Expected 10 training birds or more, some with all parts, got 20"):
         tasks.Birds()
 
 
