@@ -42,7 +42,7 @@ def class_counts(classes: Sequence[Mapping[str, int]]) -> pd.DataFrame:
 def removals(birds: FunnyBirds, n: int) -> pd.DataFrame:
     """Count the pixels that each part's removal changes, inside and outside of the part's mask: one row per part."""
     records = []
-    for number in range(n):
+    for number in range(min(n, len(birds))):
         image, masks = birds[number].image, birds.masks(number)
         for part in PARTS:
             moved = (image != birds.intervention(number, set(PARTS) - {part})).any(0)

@@ -72,8 +72,10 @@ class FunnyBirds:
         return self.test(index + len(self) if -len(self) <= index < 0 else index)
 
     def train_length(self) -> int:
-        """Return the number of training images. The project's own set has no end, so this is the intended number."""
-        return birds.SPLITS["train"] if self.drawn else len(self._list("train"))
+        """Return the number of training images: 0 without a list, 50,000 for the project's own set, which has no end."""
+        if self.drawn:
+            return birds.SPLITS["train"]
+        return len(self._list("train")) if (self.root / "dataset_train.json").exists() else 0
 
     def _list(self, split: str) -> list[Scene]:
         """Read the scenes of a split once, and check those of a given set."""

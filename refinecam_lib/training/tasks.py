@@ -172,7 +172,8 @@ def split_of(files: FunnyBirds) -> tuple[list[int], list[int]]:
     held_out = [i for _, _, i in sorted(turns)][: min(HELD_OUT, len(scenes) // 10)]
     if not held_out:
         raise InputError(
-            f"Expected 10 training birds or more, some with all parts, got {len(scenes)}, {len(whole)} with all parts."
+            f"{files.root / 'dataset_train.json'}: expected 10 training birds or more, some with all parts, "
+            f"got {len(scenes)}, {len(whole)} with all parts."
         )
     return sorted({*range(len(scenes))}.difference(held_out)), held_out
 

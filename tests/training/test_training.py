@@ -290,7 +290,7 @@ def test_files_come_in_a_new_order_each_epoch(tmp_path, monkeypatch):
     assert {*epochs[0]} | held_out == {f"train-{i:06d}" for i in range(20)} and not {*epochs[0]} & held_out
     assert task.tests().keys() == {"test"}, "what is read from files has no fresh items"
     monkeypatch.setattr(tasks, "HELD_OUT", 0)
-    with pytest.raises(InputError, match="Expected 10 training birds or more, some with all parts, got 20"):
+    with pytest.raises(InputError, match="expected 10 training birds or more, some with all parts, got 20"):
         tasks.Birds()
 
 
