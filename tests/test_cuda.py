@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 import torch
-from test_train import TINY
 from tiny_networks import LAYERS, batch, tiny_net
 from toys import SPEC, TOY, plan, write_checkpoint
+from toys import TINY_RECIPE as TINY
 
 from refinecam_lib import paths
 from refinecam_lib.capture import Capture

@@ -13,6 +13,7 @@ from refinecam_lib.datasets import sample as datasets
 from refinecam_lib.explanation import BASE, REFINED
 from refinecam_lib.networks import checkpoints, zoo
 from refinecam_lib.sweeps import registry, shard
+from refinecam_lib.training.recipe import Recipe
 
 
 class Toy:
@@ -60,3 +61,14 @@ def same(a, b):
 def files(folder):
     """Return name -> content of the results files in a folder."""
     return {path.name: path.read_bytes() for path in sorted((folder / "rows").rglob("*.parquet"))}
+
+
+TINY_RECIPE = Recipe(
+    weights="none",
+    images=24,
+    batch=4,
+    lr=1e-2,
+    stages=((32, 0.5), (48, 0.5)),
+    validation=6,
+    validate_every=8,
+)

@@ -45,8 +45,9 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put `model` in evaluation mode. After a call of `fast_pointwise`, also speed up its 1x1 convolutions."""
-    pointwise = _pointwise(model) if _fast_pointwise and torch.get_num_threads() == 1 else []
     with in_evaluation_mode(model):
+        # Inside, because in training mode reading a parametrised weight changes its state.
+        pointwise = _pointwise(model) if _fast_pointwise and torch.get_num_threads() == 1 else []
         try:
             for convolution in pointwise:
                 convolution.dilation = (2, 2)

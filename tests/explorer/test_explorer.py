@@ -307,7 +307,7 @@ def test_any_network_of_timm_comes_with_its_preprocessing_and_layers():
         load_classifier("resnt50")
     with pytest.raises(InputError, match=r"'resnet18.nope': timm has no such weights; allowed: .*resnet18\.tv_in1k"):
         load_classifier("resnet18.nope")
-    with pytest.raises(InputError, match="has no such weights; allowed: a network of which timm has weights"):
+    with pytest.raises(InputError, match="has no such weights; allowed: a network with weights in timm"):
         load_classifier("ghostnet_050")
     with pytest.raises(InputError, match="gives features, not classes; allowed: a classifier"):
         load_classifier("vit_small_patch14_dinov2", pretrained=False)

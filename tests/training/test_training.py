@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from toys import TINY_RECIPE as TINY
 
 from refinecam_lib import paths
 from refinecam_lib.datasets.sample import Sample
@@ -21,16 +22,6 @@ from refinecam_lib.training import __main__ as train
 from refinecam_lib.training import loop as fit
 from refinecam_lib.training import tasks
 from refinecam_lib.training.recipe import Recipe, shipped_recipes
-
-TINY = Recipe(
-    weights="none",
-    images=24,
-    batch=4,
-    lr=1e-2,
-    stages=((32, 0.5), (48, 0.5)),
-    validation=6,
-    validate_every=8,
-)
 
 
 @pytest.fixture(autouse=True)
