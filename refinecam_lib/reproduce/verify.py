@@ -2,8 +2,8 @@
 
 A row differs only if rounding cannot explain it. If a value is off by more than WITHIN, the row is measured again, each
 time with its input moved by one float32 rounding step at random. If the difference is at most FACTOR times the largest
-move, the row is ill-conditioned. Such rows are counted and listed, and are no failure. Methods that are computed in
-float64 give the same maps on every CPU, so they have no such excuse.
+move, the row is ill-conditioned. Such rows are counted and listed, and are no failure. Methods that run in float64 can be
+ill-conditioned too: in a flat area all pixels of a max-pool tie, and DeepLift's map follows the one that rounding picks.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ import pandas as pd
 import scipy
 
 from ..errors import InputError
-from ..explanation import SLOW, method_of
+from ..explanation import SLOW
 from ..sweeps.run import measured
 from ..sweeps.shard import Pair, Shard
 from ..sweeps.store import committed_rows, differences, local_rows, look_up, pairs_of
@@ -94,12 +94,11 @@ def compare(shard: Shard, row: pd.Series, here: pd.DataFrame, until: float = np.
     if gap[worst] <= WITHIN:
         return Verdict("same", f"{name}: same")
     moved, (fewest, most) = 0.0, ROUNDINGS
-    if not shard.method or not method_of(shard.method).double:
-        for number in range(most):
-            if gap[worst] <= FACTOR * moved or (number >= fewest and time.time() > until):
-                break
-            again = _gaps(measured(shard, rounding=number).reindex(columns=columns).iloc[0], here)
-            moved = max(moved, *again.values())
+    for number in range(most):
+        if gap[worst] <= FACTOR * moved or (number >= fewest and time.time() > until):
+            break
+        again = _gaps(measured(shard, rounding=number).reindex(columns=columns).iloc[0], here)
+        moved = max(moved, *again.values())
     kind = "ill-conditioned" if gap[worst] <= FACTOR * moved else "differs"
     values = f"{worst} is {_text(here[worst].iloc[0])}, stored is {_text(row[worst])}"
     return Verdict(kind, f"{name}: {kind}: {values}; rounding moves the row by {moved:.2g}", worst)

@@ -14,7 +14,7 @@ from refinecam_lib import paths
 from refinecam_lib import refinement as refine
 from refinecam_lib.datasets import photographs
 from refinecam_lib.errors import InputError
-from refinecam_lib.explanation import BASE, REFINED, Variant
+from refinecam_lib.explanation import BASE, METHODS, REFINED, Variant
 from refinecam_lib.reproduce import verify
 from refinecam_lib.sweeps import measurements, published, registry, shard, version
 from refinecam_lib.sweeps import store as results
@@ -225,7 +225,9 @@ def test_whole_numbers_are_equal_or_differ(monkeypatch):
     assert found.kind == "differs" and found.column == "keeps"
 
 
-def test_an_ill_conditioned_row_is_counted_and_no_failure(monkeypatch):
+@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
+def test_an_ill_conditioned_row_is_counted_and_no_failure(monkeypatch, double):
+    monkeypatch.setitem(METHODS, "LayerCAM", replace(METHODS["LayerCAM"], double=double))
     rows = committed(plan())
     measure, drawn = measurements.measure_shard, np.random.default_rng(0)
 
