@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from ..errors import one_of
-from ..explanation import BASE, CAMS, CONTROLS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
+from ..explanation import BASE, CAMS, CONTROLS, METHODS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
 from ..networks.zoo import spec_of
 from ..refinement import AGGREGATES
 from .registry import DATASETS
@@ -156,6 +156,16 @@ def audit_plan(
         "deep maps": few(cams, variants=refined, defects=("deep_maps_unmasked",)),
         "fp32": few(cams, variants=[Variant(0, "inverse_exp_mean_published")]),
     }
+
+
+def convention_plan(networks: Sequence[str], n_validation: int, n_validation_score_cam: int) -> list[Shard]:
+    """Plan the choice of a convention: Base and RefineCAM of every method with a map per layer, on validation images."""
+    shards = []
+    for network in networks:
+        for method in [name for name, entry in METHODS.items() if entry.refines]:
+            n, size = (n_validation_score_cam, 2) if method == "ScoreCAM" else (n_validation, 8)
+            shards += plan(network, [method], n, [BASE, REFINED], "synthetic_validation", size)
+    return shards
 
 
 def accuracy_plan(models: Sequence[str], n_images: int) -> list[Shard]:

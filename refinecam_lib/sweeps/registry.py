@@ -142,6 +142,7 @@ DATASETS: dict[str, DataSet] = {
     data.name: data
     for data in (
         DataSet("synthetic", lambda n, seed, spec: SyntheticShapes("test", n)),
+        DataSet("synthetic_validation", lambda n, seed, spec: SyntheticShapes("validation", n)),
         DataSet("synthetic_raw", lambda n, seed, spec: SyntheticShapes("test", n, background="raw")),
         DataSet("synthetic_imputed", lambda n, seed, spec: SyntheticShapes("test", n, background="imputed")),
         DataSet("synthetic_leaked", lambda n, seed, spec: SyntheticShapes("train", n, seed=1)),
@@ -153,6 +154,7 @@ DATASETS: dict[str, DataSet] = {
 }
 """Data sets by name.
 
-raw, imputed: every test image has this kind of background. leaked: test images on training scenes (D1). shifted: images
-are cropped but masks are not, as in the published code (D11). The seed orders birds and photographs.
+validation: images on other scenes, for choices that are reported on test images. raw, imputed: every test image has this
+kind of background. leaked: test images on training scenes (D1). shifted: images are cropped but masks are not, as in the
+published code (D11). The seed orders birds and photographs.
 """

@@ -7,6 +7,7 @@ from refinecam_lib.sweeps.shard import plan
 
 DATA = {
     "synthetic": "36959efdf9f7db58",
+    "synthetic_validation": "502c92e373c23833",
     "synthetic_raw": "061b6d6a9cd5ea1d",
     "synthetic_imputed": "3f9487b7d169f78a",
     "synthetic_leaked": "472714a452dae4c7",
