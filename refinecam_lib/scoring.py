@@ -56,13 +56,6 @@ def harmonic_as_printed(*terms: np.ndarray) -> np.ndarray:
     return np.where(defined, len(terms) / (1 / np.where(defined, printed, 1)).sum(0), np.nan)
 
 
-CONVENTIONS: dict[str, Convention] = {
-    "recommended": Convention(drop_of_clean, coherency(undefined=0.0), 1.0, harmonic),
-    "paper": Convention(drop_of_masked, lambda r: r, 1.0, harmonic_as_printed),
-    "published_code": Convention(drop_of_clean, coherency(undefined=0.5), 0.5, harmonic),
-}
-"""recommended: ours (see docs/departures.md). paper: eqs. 1 to 6 as printed. published_code: the official code's, clipped."""
-
 UNDEFINED = {"0": 0.0, "one half": 0.5, "left out": np.nan}
 """What Coherency is where Pearson's r is undefined, because a map or the map of the masked image has no contrast."""
 ROAD_SCALES = {"eq. 5": 1.0, "halved": 0.5}
@@ -72,6 +65,15 @@ GRID: dict[str, Convention] = {
     for road, scale in ROAD_SCALES.items()
 }
 """Every combination of the two choices that the paper leaves open. `analysis.conventions` compares them."""
+RECOMMENDED = "undefined r 0, ROAD eq. 5"
+CONVENTIONS: dict[str, Convention] = {
+    "recommended": GRID[RECOMMENDED],
+    "paper": Convention(drop_of_masked, lambda r: r, 1.0, harmonic_as_printed),
+    "published_code": GRID["undefined r one half, ROAD halved"],
+}
+"""recommended: ours (see docs/departures.md). paper: eqs. 1 to 6 as printed. published_code: the official code's, clipped."""
+EVERY = (*GRID, "paper")
+"""The conventions under which a verdict is tested. `recommended` and `published_code` are two of the grid."""
 
 SCORES = ("average_drop", "complexity", "coherency", "road", "adcc", "arcc")
 
@@ -116,3 +118,12 @@ def scores(rows: pd.DataFrame, convention: str = "recommended") -> pd.DataFrame:
     )
     table.loc[np.isnan(clean)] = np.nan
     return table
+
+
+def exact_road(rows: pd.DataFrame) -> pd.Series:
+    """Compute ROAD with exact removal, in [-1,1] (higher is better): a removed pixel shows what lies behind the object.
+
+    It is the mean of LeRF - MoRF over `road.EXACT_FRACTIONS`, NaN where it was not measured.
+    """
+    morf, lerf = (rows[[n for n in rows if str(n).startswith(f"exact_{order}_")]] for order in ("morf", "lerf"))
+    return pd.Series(lerf.to_numpy(float).sum(1) - morf.to_numpy(float).sum(1), rows.index) / (morf.shape[1] or np.nan)

@@ -1,22 +1,26 @@
-"""Test every claim of the paper under each convention and with each defect of the published code.
+"""Test every claim of the paper on each network, under each convention, and with each defect of the published code.
 
 >>> table = audit(conditions(audit_plan("efficientnet_lite0", 100, 30, 100, n_defects=40)))
+>>> claims(audit(under_every_convention(rows)))
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
+import scipy
 
 from ..errors import rng
 from ..explanation import CAMS, OTHERS, TRIVIAL
-from ..scoring import CONVENTIONS
+from ..scoring import CONVENTIONS, EVERY, RECOMMENDED
 from ..sweeps.experiments import EIGHTH_ROOT
 from ..sweeps.run import sweep
 from ..sweeps.shard import Shard
-from .statistics import correlation
-from .tables import scored
+from .statistics import holm, middle, spearman_with_first
+from .tables import FEWEST, scored, unique
+from .verdicts import in_networks, verdict
 
 REAL = ("GradCAM++", "LayerCAM", "ScoreCAM")
 """The methods of Fig. 1."""
@@ -62,12 +66,16 @@ class Draw:
         """Return by how much one aggregate's ARCC exceeds another's: the mean over images, then over methods."""
         return _mean(np.array([_mean(self.of("arcc", m, better) - self.of("arcc", m, worse)) for m in CAMS]))
 
-    def agreement(self, score: str) -> float:
-        """Return Spearman's correlation of a score with the cosine similarity to the truth, over explanations."""
+    @cached_property
+    def agreements(self) -> dict[str, float]:
+        """Spearman's correlation of each score with the cosine similarity to the truth, over explanations.
+
+        All scores use the rows that have every one of them.
+        """
         methods = [method for method in CAMS + OTHERS if (method, "none") in self.series]
-        x, y = (np.concatenate([self.of(name, method) for method in methods]) for name in (score, "cosine"))
-        arcc = np.concatenate([self.of("arcc", method) for method in methods])  # all scores use the rows with an ARCC
-        return correlation(np.where(np.isfinite(arcc), x, np.nan), y, "spearman")
+        names = ["arcc", *TERMS]
+        table = [np.concatenate([self.of(name, method) for method in methods]) for name in ("cosine", *names)]
+        return dict(zip(names, spearman_with_first(np.stack(table, 1)).tolist()))
 
     def moved(self, score: str) -> float:
         """Return the mean absolute change of a score when the map is raised to the power 1/8 (Fig. 4)."""
@@ -91,7 +99,7 @@ CLAIMS: dict[str, Callable[[Draw], float]] = {
     "no trivial map beats the average CAM in ROAD": lambda d: d.average_real("road") - d.best_trivial("road"),
     "no trivial map beats the average CAM in ARCC": lambda d: d.average_real("arcc") - d.best_trivial("arcc"),
     "ARCC agrees with the truth better than any other score": lambda d: (
-        d.agreement("arcc") - _max([d.agreement(score) for score in TERMS])
+        d.agreements["arcc"] - _max([d.agreements[score] for score in TERMS])
     ),
     "RefineCAM beats Base in ARCC": lambda d: d.gain("product", "none"),
     "the product beats the geometric mean": lambda d: d.gain("product", "geometric_mean"),
@@ -111,6 +119,8 @@ class Condition:
     convention: str = "recommended"
     note: str = ""
     """What is different from ours."""
+    model: str = ""
+    """The network, where conditions of several are tested together."""
 
 
 def conditions(shards: Mapping[str, Sequence[Shard]], n_jobs: int = 1) -> list[Condition]:
@@ -142,6 +152,26 @@ def conditions(shards: Mapping[str, Sequence[Shard]], n_jobs: int = 1) -> list[C
     ]
 
 
+def under_every_convention(rows: pd.DataFrame) -> list[Condition]:
+    """Return one condition per network and convention. rows: measured rows of any networks."""
+    return [
+        Condition(name, rows[rows["model"] == model], name, model=model)
+        for model in unique(rows["model"])
+        for name in EVERY
+    ]
+
+
+def published(rows: pd.DataFrame) -> list[Condition]:
+    """Return one condition per network: the published pipeline with all its defects. rows: of `published_plan`."""
+    own = rows[rows["status"] == "ok"].replace(
+        {"method": {"GradCAM": "ShapleyCAM"}, "aggregate": {"inverse_exp_mean_published": "inverse_exp_mean"}}
+    )
+    return [
+        Condition("published pipeline", own[own["model"] == model], "published_code", model=model)
+        for model in unique(own["model"])
+    ]
+
+
 def audit(found: Sequence[Condition], draws: int = 400, seed: int = 0) -> pd.DataFrame:
     """Test every claim under every condition.
 
@@ -151,9 +181,11 @@ def audit(found: Sequence[Condition], draws: int = 400, seed: int = 0) -> pd.Dat
         seed: Seeds the bootstrap.
 
     Returns:
-        One row per condition and claim with the columns condition, note, claim; value, by how much the claim holds, and
-        its 95 % interval low, high; verdict: "holds" above 0, "fails" below 0, "undecided" if the interval contains 0,
-        "no value" if no score is defined; n images; undefined: the share of ARCC scores that have no value.
+        One row per condition and claim with the columns model, condition, note, claim; value, by how much the claim
+        holds, with its 95 % interval low, high; p, of a normal test with the bootstrap's standard error, and p_holm,
+        corrected over the whole table; verdict: "holds" or "fails" if the interval excludes 0 and p_holm < .05, else
+        "undecided"; "too few images" below FEWEST images; "no value" if no score is defined; n images; undefined: the
+        share of ARCC scores that have no value.
     """
     records = []
     for condition in found:
@@ -161,23 +193,52 @@ def audit(found: Sequence[Condition], draws: int = 400, seed: int = 0) -> pd.Dat
         n = len(values["arcc"])
         generator = rng("audit", seed)
         picks = [np.arange(n), *generator.integers(n, size=(draws, n))]
+        samples = [Draw(values, series, pick) for pick in picks]
         with np.errstate(invalid="ignore"):
             for claim, by_how_much in CLAIMS.items():
-                value, *drawn = (by_how_much(Draw(values, series, pick)) for pick in picks)
+                value, *drawn = (by_how_much(sample) for sample in samples)
                 known = np.isfinite(value) and n > 1  # one image gives no interval
-                low, high = np.nanquantile(drawn, [0.025, 0.975]) if known else (np.nan, np.nan)
+                low, high = middle(np.array(drawn)) if known else (np.nan, np.nan)
+                error = max(np.nanstd(drawn), 1e-12) if known else np.nan
+                p = 2 * scipy.stats.norm.sf(abs(value) / error)
                 records.append(
-                    {"condition": condition.name, "note": condition.note, "claim": claim}
-                    | {"value": value, "low": low, "high": high, "verdict": _verdict(value, low, high)}
-                    | {"n": n, "undefined": undefined}
+                    {"model": condition.model, "condition": condition.name, "note": condition.note, "claim": claim}
+                    | {"value": value, "low": low, "high": high, "p": p, "n": n, "undefined": undefined}
                 )
-    return pd.DataFrame(records)
+    table = pd.DataFrame(records)
+    table["p_holm"] = holm(table["p"].to_numpy())
+    sure = table["p_holm"] < 0.05
+    conditions = [table["value"].isna(), table["n"] < FEWEST, sure & (table["low"] > 0), sure & (table["high"] < 0)]
+    return table.assign(verdict=np.select(conditions, ["no value", "too few images", "holds", "fails"], "undecided"))
 
 
-def _verdict(value: float, low: float, high: float) -> str:
-    if not np.isfinite(value):
-        return "no value"
-    return "holds" if low > 0 else "fails" if high < 0 else "undecided"
+SIGN = {"holds": 1, "fails": -1}
+
+
+def claims(table: pd.DataFrame, ours: str = RECOMMENDED) -> pd.DataFrame:
+    """Summarise the result of `audit` over networks and conventions.
+
+    A claim holds under a convention if it is shown in more than half of the networks that have a value.
+
+    Args:
+        table: The audit of several networks under several conventions.
+        ours: The convention whose networks are counted.
+
+    Returns:
+        One row per claim: the networks in which it is shown under `ours`, the smallest n, the conventions under which
+        it holds, and the verdict.
+    """
+    known = table[table["verdict"] != "no value"].assign(sign=lambda t: t["verdict"].map(SIGN).fillna(0).astype(int))
+    records = []
+    for claim, part in known.groupby("claim", sort=False):
+        holds = part.groupby("condition", sort=False)["sign"].apply(lambda s: (s == 1).mean() > 0.5)
+        own = part[part["condition"] == ours]
+        text = verdict("", holds.to_dict(), int(own["n"].min()))
+        records.append(
+            {"claim": claim, "shown in networks": in_networks(own["sign"]), "fewest images": own["n"].min()}
+            | {"conventions under which it holds": f"{holds.sum()} of {len(holds)}", "verdict": text.split(" (")[0][2:]}
+        )
+    return pd.DataFrame(records).set_index("claim")
 
 
 def _scored(condition: Condition) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], int], float]:

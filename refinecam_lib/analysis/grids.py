@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .plots import FAKE, NAMES, REAL, TITLES, legend, new_figure, note, unique
+from .plots import FAKE, NAMES, REAL, TITLES, legend, new_figure, note, title_of, unique
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ Cell = tuple[np.ndarray | None, ...]
 
 HEAT = "inferno"
 """The colour map of maps."""
-VERDICTS = {"holds": REAL, "undecided": "#bbbbbb", "fails": FAKE, "no value": "#ffffff"}
+VERDICTS = {"holds": REAL, "undecided": "#bbbbbb", "fails": FAKE, "no value": "#ffffff", "too few images": "#ffffff"}
 """Verdict of the audit -> its colour."""
 BIRD_TERMS = {"csdc": "CSDC", "pc": "PC", "dc": "DC", "d": "D", "sd": "SD", "ts": "TS"}
 """Column of the FunnyBirds score -> the name of its axis."""
@@ -151,6 +151,30 @@ def rank_grid(table: pd.DataFrame) -> Figure:
     figure, axis = _heatmap(rank, width, height, annot=text, fmt="", cmap="mako")
     axis.set(xticklabels=[textwrap.fill(TITLES[score], 16) for score in scores])
     return note(figure, "mean over images, and rank among the maps (#1 is best; darker is better).")
+
+
+def truth_grid(table: pd.DataFrame) -> Figure:
+    """Draw the agreement of scores with several truths: one panel per network, one row per score.
+
+    Args:
+        table: Columns model, truth, level, score, value, in the order to show.
+    """
+    import seaborn as sns
+
+    models, levels = unique(table["model"]), unique(table["level"])
+    figure, axes = new_figure(len(models), len(levels), 3.3, 0.34 * table["score"].nunique() + 1.5, sharey=True)
+    for i, level in enumerate(levels):
+        for axis, model in zip(axes[i], models):
+            part = table[(table["model"] == model) & (table["level"] == level)]
+            wide = part.pivot(index="score", columns="truth", values="value")
+            wide = wide.loc[unique(part["score"])].reindex(columns=unique(table["truth"]))
+            sns.heatmap(wide, annot=True, fmt=".2f", cbar=False, ax=axis, cmap="vlag", vmin=-1, vmax=1, lw=1)
+            axis.set(xlabel="", ylabel="", yticklabels=[title_of(name) for name in wide.index])
+            axis.set_title(f"{model}, {level}", fontsize=9.5)
+            axis.set_xticklabels([textwrap.fill(name.replace("_", " "), 10) for name in wide], rotation=0, fontsize=8)
+            axis.tick_params(axis="y", rotation=0)
+            axis.grid(False)  # cells without a value stay empty
+    return note(figure, "Spearman's correlation of a score with a truth. Higher is better.")
 
 
 def rounding_grid(table: pd.DataFrame) -> Figure:

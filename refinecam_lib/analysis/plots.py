@@ -27,6 +27,8 @@ TITLES = {
     "arcc": "ARCC ↑",
     "cosine": "cosine similarity to the truth ↑",
     "average_precision": "average precision ↑",
+    "mass_on_truth": "share of the map's mass on the truth ↑",
+    "exact_road": "exact removal ↑",
     "one_minus_average_drop": "1 - Average Drop",
     "one_minus_complexity": "1 - Complexity",
 }

@@ -159,6 +159,17 @@ def correlations_with_first(table: np.ndarray) -> dict[str, np.ndarray]:
     return {"pearson": _pearson(table), "spearman": _pearson(ranks), "kendall": kendall}
 
 
+def spearman_with_first(table: np.ndarray) -> np.ndarray:
+    """Compute Spearman's correlation of the first column of a table (n,1+S) with each other column: (S,).
+
+    Rows with a value that is not finite are left out. NaN below 3 rows and for a constant column.
+    """
+    table = table[np.isfinite(table).all(1)]
+    if len(table) < 3:
+        return np.full(table.shape[1] - 1, np.nan)
+    return _pearson(scipy.stats.rankdata(table, axis=0))
+
+
 def _pearson(table: np.ndarray) -> np.ndarray:
     constant = np.ptp(table, axis=0) == 0
     found = _cosines(table - table.mean(0))

@@ -13,7 +13,7 @@ from .. import paths
 from ..errors import one_of
 from ..explanation import CAMS, OTHERS
 from ..refinement import AGGREGATES
-from ..scoring import scores
+from ..scoring import exact_road, scores
 from .plots import NAMES, title_of, unique
 from .statistics import accuracy, correlations, paired_test, summary
 
@@ -36,10 +36,10 @@ def scored(rows: pd.DataFrame, convention: str = "recommended") -> pd.DataFrame:
     """Keep the rows of correctly classified images and add their scores.
 
     Returns:
-        The rows with the columns of `scores`, one_minus_average_drop and one_minus_complexity.
+        The rows with the columns of `scores`, exact_road, one_minus_average_drop and one_minus_complexity.
     """
     kept = correct(rows)
-    return turned(kept.join(scores(kept, convention)))
+    return turned(kept.join(scores(kept, convention)).assign(exact_road=exact_road(kept)))
 
 
 def turned(rows: pd.DataFrame) -> pd.DataFrame:

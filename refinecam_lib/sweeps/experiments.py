@@ -16,6 +16,7 @@ from ..errors import one_of
 from ..explanation import BASE, CAMS, CONTROLS, METHODS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
 from ..networks.zoo import spec_of
 from ..refinement import AGGREGATES
+from .published import DEFECTS
 from .registry import DATASETS
 from .shard import NO_METHOD, Shard, plan
 
@@ -140,9 +141,8 @@ def audit_plan(
 
     Defects are measured on `n_defects` images, at most `n_images`, without ScoreCAM and the slow methods.
     """
-    ours = table1_plan([model], n_images, n_score_cam, n_captum, seed=seed)
-    ours += paper_plan([model], dict.fromkeys(["GradCAM", *TRIVIAL], n_images), seed)
-    ours += plan(model, [EIGHTH_ROOT], n_images, seed=seed)
+    ours = claims_plan([model], n_images, n_score_cam, n_captum, seed=seed)
+    ours += paper_plan([model], {"GradCAM": n_images}, seed)
     cams = [method for method in CAMS if method != "ScoreCAM"]
     fast = [*cams, "InputXGradient", "DeepLift", *TRIVIAL, EIGHTH_ROOT]
     refined = [Variant(0, aggregate) for aggregate in AGGREGATES]
@@ -156,6 +156,30 @@ def audit_plan(
         "deep maps": few(cams, variants=refined, defects=("deep_maps_unmasked",)),
         "fp32": few(cams, variants=[Variant(0, "inverse_exp_mean_published")]),
     }
+
+
+def claims_plan(
+    models: Sequence[str],
+    n_images: int,
+    n_score_cam: int,
+    n_captum: int,
+    light_models: Sequence[str] = (),
+    seed: int = 0,
+) -> list[Shard]:
+    """Plan the claims on several networks: the rows of Tables 1 and 2, Fig. 1 and Fig. 4."""
+    shards = table1_plan(models, n_images, n_score_cam, n_captum, light_models, seed)
+    shards += paper_plan(models, dict.fromkeys(TRIVIAL, n_images), seed, light_models=light_models)
+    return shards + [shard for model in models for shard in plan(model, [EIGHTH_ROOT], n_images, seed=seed)]
+
+
+def published_plan(models: Sequence[str], n_defects: int, seed: int = 0) -> list[Shard]:
+    """Plan the published pipeline: all its defects at once. GradCAM stands in for its ShapleyCAM (D2)."""
+    cams = ["GradCAM++", "LayerCAM", "GradCAM", "GuidedGradCAM"]
+    methods = [*cams, "InputXGradient", "DeepLift", *TRIVIAL, EIGHTH_ROOT]
+    aggregates = ("none", "product", "geometric_mean", "inverse_exp_mean_published")
+    variants = [Variant(0, aggregate) for aggregate in aggregates]
+    few = partial(plan, methods=methods, images=n_defects, variants=variants, dataset="synthetic_published", seed=seed)
+    return [shard for model in models for shard in few(model, defects=DEFECTS)]
 
 
 def convention_plan(networks: Sequence[str], n_validation: int, n_validation_score_cam: int) -> list[Shard]:

@@ -147,6 +147,7 @@ DATASETS: dict[str, DataSet] = {
         DataSet("synthetic_imputed", lambda n, seed, spec: SyntheticShapes("test", n, background="imputed")),
         DataSet("synthetic_leaked", lambda n, seed, spec: SyntheticShapes("train", n, seed=1)),
         DataSet("synthetic_shifted", lambda n, seed, spec: ShiftedShapes(SyntheticShapes("test", n))),
+        DataSet("synthetic_published", lambda n, seed, spec: ShiftedShapes(SyntheticShapes("train", n, seed=1))),
         BirdSet("birds", lambda n, seed, spec: BirdImages(n, seed), "birds"),
         LabelledBirdSet("birds_labelled", lambda n, seed, spec: BirdImages(n, seed, labelled=True), "birds"),
         *(PhotographSet(source, partial(_photographs, source), "imagenet", masked=False) for source in SOURCES),
@@ -156,5 +157,5 @@ DATASETS: dict[str, DataSet] = {
 
 validation: images on other scenes, for choices that are reported on test images. raw, imputed: every test image has this
 kind of background. leaked: test images on training scenes (D1). shifted: images are cropped but masks are not, as in the
-published code (D11). The seed orders birds and photographs.
+published code (D11). published: leaked and shifted. The seed orders birds and photographs.
 """

@@ -7,21 +7,22 @@ import torch
 from pytorch_grad_cam.metrics.perturbation_confidence import RemoveLeastRelevantFirst, RemoveMostRelevantFirst
 from tiny_networks import LAYERS, batch, tiny_net
 
-from refinecam_lib.analysis.audit import CLAIMS, Condition, audit
+from refinecam_lib.analysis.audit import CLAIMS, Condition, Draw, _scored, audit, claims, under_every_convention
+from refinecam_lib.analysis.statistics import correlation
 from refinecam_lib.capture import Capture
 from refinecam_lib.errors import InputError
 from refinecam_lib.explanation import BASE, CAMS, OTHERS, REFINED, TRIVIAL, Variant, explain
 from refinecam_lib.metrics import average_precision, measure, truth_covered
 from refinecam_lib.refinement import AGGREGATES, inverse_exp_mean
 from refinecam_lib.road import keep_masks, removal_order
-from refinecam_lib.scoring import scores
+from refinecam_lib.scoring import EVERY, scores
 from refinecam_lib.sweeps import randomisation
 from refinecam_lib.sweeps.experiments import EIGHTH_ROOT
 from refinecam_lib.sweeps.published import instructions, inverse_exp_mean_published, keep_percentiles
 from refinecam_lib.sweeps.randomisation import cascade, similarity
 
 
-def planted(n=24, refined=0.2, trivial_keeps=1.0):
+def planted(n=32, refined=0.2, trivial_keeps=1.0):
     """Return rows in which RefineCAM's ROAD is higher by `refined`, and trivial maps keep the masked probability."""
     generator, rows = np.random.default_rng(0), []
     for image in range(n):
@@ -65,12 +66,42 @@ def test_planted_claims_are_found_to_hold_and_their_opposites_to_fail():
     assert verdicts(planted(refined=0.0))[gain] == "undecided"
 
 
-def test_one_image_gives_no_verdict():
-    table = audit([Condition("x", planted(n=1))], draws=10)
+@pytest.mark.parametrize("n", [1, 29])
+def test_few_images_give_no_verdict(n):
+    table = audit([Condition("x", planted(n))], draws=10)
     known = table["value"].notna()
-    assert (
-        known.any() and set(table["verdict"][known]) == {"undecided"} and table[["low", "high"]].isna().all(axis=None)
+    assert known.any() and set(table["verdict"][known]) == {"too few images"}
+    assert table[["low", "high"]].isna().all(axis=None) == (n == 1)
+
+
+def test_the_table_is_one_family_of_tests():
+    rows = planted()
+    one, many = (audit([Condition("x", rows)] * times, draws=60) for times in (1, 20))
+    assert (many["p_holm"][: len(one)] >= one["p_holm"]).all() and many["p"][: len(one)].equals(one["p"])
+    assert (many["p_holm"][: len(one)] > one["p_holm"]).any()
+
+
+def test_claims_are_summarised_over_networks_and_conventions():
+    rows = pd.concat(
+        [planted().assign(model="a"), planted().assign(model="b"), planted(refined=-0.2).assign(model="c")]
     )
+    table = audit(under_every_convention(rows), draws=60)
+    found = claims(table).loc["RefineCAM beats Base in ARCC"]
+    assert found["shown in networks"] == "2 of 3 (opposite in 1)" and found["verdict"] == "reproduced"
+    assert found["conventions under which it holds"] == f"{len(EVERY)} of {len(EVERY)}" and found["fewest images"] == 32
+    flipped = table.assign(verdict=table["verdict"].where(table["condition"] != "paper", "fails"))
+    assert claims(flipped).loc["RefineCAM beats Base in ARCC", "verdict"] == "depends on the convention"
+    alone = claims(table[table["model"] == "c"]).loc["RefineCAM beats Base in ARCC"]
+    assert alone["verdict"] == "not reproduced" and alone["shown in networks"] == "0 of 1 (opposite in 1)"
+
+
+def test_agreements_are_scipys():
+    rows = planted()
+    values, series, _ = _scored(Condition("x", rows))
+    draw = Draw(values, series, np.arange(len(values["arcc"])))
+    base = rows[(rows["aggregate"] == "none") & rows["method"].isin([*CAMS, *OTHERS])].reset_index(drop=True)
+    expected = correlation(scores(base)["arcc"], base["cosine"], "spearman")
+    assert draw.agreements["arcc"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_claim_without_measurements_has_no_value():

@@ -11,6 +11,7 @@ DATA = {
     "synthetic_raw": "061b6d6a9cd5ea1d",
     "synthetic_imputed": "3f9487b7d169f78a",
     "synthetic_leaked": "472714a452dae4c7",
+    "synthetic_published": "0971d00f812b6910",
     "synthetic_shifted": "2c5f545afdd061fd",
     "birds": "522fa2ba015accfd",
     "birds_labelled": "633b5ec7482db090",
