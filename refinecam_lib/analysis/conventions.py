@@ -1,8 +1,8 @@
 """Choose a convention by its agreement with the truth, on validation images.
 
 The rule. Rows: Base maps and RefineCAM's product of the shallowest layer, for all methods with a map per layer, on
-correctly classified validation images: the first 24 per network, for ScoreCAM the first 8
-(`sweeps.experiments.convention_plan`). For each network and each truth (cosine similarity, average precision), compute
+correctly classified validation images: the first 24 per network, without ScoreCAM, which would take longer than all
+others together (`sweeps.experiments.convention_plan`). For each network and each truth (cosine similarity, average precision), compute
 Spearman's correlation of ARCC with the truth over all explanations. Average over truths, then over networks. Among
 conventions that score at least 90 % of the rows in every network, the highest average wins. A convention that leaves out
 more rows is reported beside its rivals on the rows that it scores, but it cannot win: it would compare methods on

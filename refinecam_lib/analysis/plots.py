@@ -148,6 +148,36 @@ def pair_bars(table: pd.DataFrame, methods: Sequence[str], score: str = "arcc") 
     return note(figure, MEAN_AND_INTERVAL)
 
 
+def correlation_dots(table: pd.DataFrame) -> Figure:
+    """Draw Fig. 3a as the paper does, in one panel: one line per score, one dot per network.
+
+    Args:
+        table: Columns model, score, value, low, high, n.
+    """
+    models, scores = unique(table["model"]), unique(table["score"])
+    figure, axes = new_figure(1, 1, 5.6, 0.42 * len(scores) + 1.2)
+    axis, places = axes[0, 0], np.arange(len(scores))[::-1]
+    wide = table.pivot(index="score", columns="model", values="value").loc[scores]
+    axis.barh(places, wide.mean(axis=1), xerr=wide.std(axis=1, ddof=0), height=0.6, color="0.85", ecolor="0.6")
+    for k, (model, colour) in enumerate(zip(models, _palette())):
+        part, y = (
+            table[table["model"] == model].set_index("score").loc[scores],
+            places - 0.2 * (k - len(models) / 2 + 0.5),
+        )
+        axis.hlines(y, part["low"], part["high"], color=colour, lw=2)
+        axis.plot(part["value"], y, "osD^v"[k % 5], color=colour, ms=6, label=model)
+    axis.axvline(0, color="0.4", lw=0.8)
+    left = min(-0.05, table["low"].min() - 0.05)
+    axis.set(yticks=places, yticklabels=[title_of(score) for score in scores], xlim=(left, 1.02))
+    axis.set_xlabel("Spearman's correlation with the truth")
+    axis.grid(axis="y", visible=False)
+    legend(figure, axis, len(models))
+    return note(
+        figure,
+        "dot and line: a network and its 95 % interval over images; bar: mean ± standard deviation over networks.",
+    )
+
+
 def correlation_bars(table: pd.DataFrame, truth: str = "the cosine similarity to the truth") -> Figure:
     """Draw Fig. 3: one panel per kind and level of correlation, one line per score, one colour per group.
 

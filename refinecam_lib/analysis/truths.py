@@ -8,11 +8,12 @@ import pandas as pd
 
 from ..errors import rng
 from .statistics import middle, spearman_with_first
-from .tables import COMPARED, shallow_base, unique
+from .tables import COMPARED, FEWEST, shallow_base, unique
 
 TRUTHS = ("cosine", "average_precision", "mass_on_truth", "exact_road")
 """Columns that know the truth. The first three compare the map with the mask. `exact_road` asks the network."""
 LEVELS = ("pooled", "within methods")
+ARCC = COMPARED.index("arcc")
 CONTROLS = ("GroundTruth", "CentreGaussian")
 """The maps between which a score must choose: the truth, and a blob that ignores image and network."""
 
@@ -29,7 +30,8 @@ def agreement(rows: pd.DataFrame, draws: int = 200, seed: int = 0) -> pd.DataFra
         seed: Seeds the draws.
 
     Returns:
-        One row per network, truth, level and score: value, its 95 % interval low, high, and n explanations.
+        One row per network, truth, level and score: value with its 95 % interval low, high; difference, ARCC's value
+        minus it, with low_difference, high_difference; n explanations, and images.
     """
     records = []
     base = shallow_base(rows)
@@ -45,10 +47,13 @@ def agreement(rows: pd.DataFrame, draws: int = 200, seed: int = 0) -> pd.DataFra
             drawn = np.stack([_levels(table[pick]) for pick in picks])
             for i, level in enumerate(LEVELS):
                 for k, score in enumerate(COMPARED):
-                    low, high = middle(drawn[1:, i, k])
+                    value, lead = drawn[:, i, k], drawn[:, i, ARCC] - drawn[:, i, k]
+                    (low, high), (low_lead, high_lead) = middle(value[1:]), middle(lead[1:])
                     records.append(
                         {"model": model, "truth": truth, "level": level, "score": score}
-                        | {"value": drawn[0, i, k], "low": low, "high": high, "n": len(own)}
+                        | {"value": value[0], "low": low, "high": high, "difference": lead[0]}
+                        | {"low_difference": low_lead, "high_difference": high_lead}
+                        | {"n": len(own), "images": own["image"].nunique()}
                     )
     return pd.DataFrame(records)
 
@@ -64,6 +69,24 @@ def _levels(table: np.ndarray) -> np.ndarray:
     within = np.stack([spearman_with_first(table[:, k]) for k in range(table.shape[1])])
     with np.errstate(invalid="ignore"):
         return np.stack([spearman_with_first(table.reshape(-1, table.shape[2])), np.nanmean(within, axis=0)])
+
+
+def leads(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare ARCC with the best other score: one row per network, truth and level.
+
+    Args:
+        table: The result of `agreement`.
+
+    Returns:
+        The best other score and its value, ARCC's lead with its interval, and shown: 1 if the interval is above 0, -1 if
+        it is below, else 0. It is 0 below FEWEST images.
+    """
+    by = ["model", "truth", "level"]
+    others = table[table["score"] != "arcc"]
+    best = others.loc[others.groupby(by, sort=False)["value"].idxmax()].set_index(by)
+    sign = (best["low_difference"] > 0).astype(int) - (best["high_difference"] < 0).astype(int)
+    best["shown"] = sign.where(best["images"] >= FEWEST, 0)
+    return best.drop(columns=["low", "high"])
 
 
 def resolution(rows: pd.DataFrame, methods: list[str]) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 Arguments that several plans share are parameters of the notebooks:
     models: names of networks.
-    light_models: those of them that skip slow methods and middle layers, which take minutes per image.
+    light_models: those of them that skip middle layers and LIME, KernelShap and IntegratedGradients.
     n_images: images per method. n_score_cam and n_captum: the same for ScoreCAM and for the methods of captum.
     seed: of everything random.
     data: a name in `registry.DATASETS`.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from ..errors import one_of
-from ..explanation import BASE, CAMS, CONTROLS, METHODS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
+from ..explanation import BASE, CAMS, CONTROLS, METHODS, OTHERS, REFINED, SLOW, TRIVIAL, Variant, method_of
 from ..networks.zoo import spec_of
 from ..refinement import AGGREGATES
 from .published import DEFECTS
@@ -36,29 +36,35 @@ def paper_plan(
     seed: int = 0,
     dataset: str = "synthetic",
     light_models: Sequence[str] = (),
+    ablation: bool = False,
 ) -> list[Shard]:
     """Return the shards behind Fig. 1, Table 1 and Table 2. They overlap, so each row is measured once.
 
-    Every layer has Base and RefineCAM, the shallowest also every aggregate. ScoreCAM's cost grows with the channels, so
-    it has the shallowest layer's variants and the deepest Base map only. So do all methods on light models. Methods in
-    SLOW do not explain light models.
+    Every layer has Base and RefineCAM. Light models have the shallowest layer's and the deepest Base map only, and of
+    the methods in SLOW only ScoreCAM. ScoreCAM's cost grows with the channels, so it has no middle layers on any network,
+    and its shards hold every aggregate.
 
     Args:
         images: method -> number of images. Cheap methods get more.
+        ablation: Add the other aggregates of the shallowest layer.
     """
     shards = []
     for model in light_models:
         spec_of(model)
     for model in models:
-        deepest = len(spec_of(model).layers) - 1
-        first = [Variant(0, aggregate) for aggregate in ("none", *AGGREGATES)] + [Variant(deepest)]
-        others = [Variant(layer, aggregate) for layer in range(1, deepest) for aggregate in ("none", "product")]
+        deepest = Variant(len(spec_of(model).layers) - 1)
+        others = [Variant(0, aggregate) for aggregate in AGGREGATES if aggregate != "product"]
+        middle = [Variant(layer, aggregate) for layer in range(1, deepest.layer) for aggregate in ("none", "product")]
         for method, n in images.items():
+            if method == "ScoreCAM":
+                shards += plan(model, [method], n, [BASE, REFINED, *others, deepest], dataset, 2, seed)
+                continue
             if method in SLOW and model in light_models:
                 continue
-            variants = first if method == "ScoreCAM" or model in light_models else first + others
-            size = 2 if method == "ScoreCAM" else 8
-            shards += plan(model, [method], n, variants, dataset, size, seed)
+            variants = [BASE, REFINED, deepest] + (middle if model not in light_models else [])
+            shards += plan(model, [method], n, variants, dataset, seed=seed)
+            if ablation and method_of(method).refines:
+                shards += plan(model, [method], n, others, dataset, seed=seed)
     return shards
 
 
@@ -117,7 +123,7 @@ def table2_plan(
 ) -> list[Shard]:
     """Plan Table 2: the five CAM methods with every aggregate."""
     images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam}
-    return paper_plan(models, images, seed, data, light_models)
+    return paper_plan(models, images, seed, data, light_models, ablation=True)
 
 
 def birds_plan(
@@ -168,6 +174,7 @@ def claims_plan(
 ) -> list[Shard]:
     """Plan the claims on several networks: the rows of Tables 1 and 2, Fig. 1 and Fig. 4."""
     shards = table1_plan(models, n_images, n_score_cam, n_captum, light_models, seed)
+    shards += table2_plan(models, n_images, n_score_cam, light_models, seed)
     shards += paper_plan(models, dict.fromkeys(TRIVIAL, n_images), seed, light_models=light_models)
     return shards + [shard for model in models for shard in plan(model, [EIGHTH_ROOT], n_images, seed=seed)]
 
@@ -182,14 +189,14 @@ def published_plan(models: Sequence[str], n_defects: int, seed: int = 0) -> list
     return [shard for model in models for shard in few(model, defects=DEFECTS)]
 
 
-def convention_plan(networks: Sequence[str], n_validation: int, n_validation_score_cam: int) -> list[Shard]:
-    """Plan the choice of a convention: Base and RefineCAM of every method with a map per layer, on validation images."""
-    shards = []
-    for network in networks:
-        for method in [name for name, entry in METHODS.items() if entry.refines]:
-            n, size = (n_validation_score_cam, 2) if method == "ScoreCAM" else (n_validation, 8)
-            shards += plan(network, [method], n, [BASE, REFINED], "synthetic_validation", size)
-    return shards
+def convention_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
+    """Plan the choice of a convention: Base and RefineCAM on validation images.
+
+    It has every method with a map per layer, except ScoreCAM, which would take longer than all others together.
+    """
+    methods = [name for name, method in METHODS.items() if method.refines and name != "ScoreCAM"]
+    few = partial(plan, images=n_validation, variants=[BASE, REFINED], dataset="synthetic_validation")
+    return [shard for network in networks for shard in few(network, methods)]
 
 
 def accuracy_plan(models: Sequence[str], n_images: int) -> list[Shard]:

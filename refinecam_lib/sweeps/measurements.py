@@ -90,7 +90,8 @@ class Work:
             inputs = rounded(inputs, self.rounding)
         self.inputs = inputs.contiguous(memory_format=torch.channels_last)
         known = [s.without for s in self.samples if s.without is not None]
-        self.without = normalise(torch.stack(known).to(device), self.spec) if len(known) == len(self.samples) else None
+        exact = shard.data_set.exact and len(known) == len(self.samples)
+        self.without = normalise(torch.stack(known).to(device), self.spec) if exact else None
         self.masks = None if masks is None else masks.to(device)
         if (target == PREDICTED).any():
             target = torch.where(target == PREDICTED, forward(self.model, self.inputs).argmax(1).cpu(), target)

@@ -7,7 +7,7 @@ import scipy.stats
 
 from refinecam_lib.analysis import grids
 from refinecam_lib.analysis.tables import COMPARED
-from refinecam_lib.analysis.truths import CONTROLS, agreement, resolution
+from refinecam_lib.analysis.truths import CONTROLS, agreement, leads, resolution
 from refinecam_lib.scoring import exact_road
 
 
@@ -44,6 +44,17 @@ def test_intervals_contain_the_value_and_shrink_with_images():
     middle = many["score"] == "adcc"
     assert (many["high"] - many["low"])[middle].mean() < (few["high"] - few["low"])[middle].mean() / 2
     assert grids.truth_grid(many).axes[0].get_title() == "net, pooled"
+
+
+def test_leads_are_those_over_the_best_other_score():
+    table = agreement(rows(), draws=100)
+    found = leads(table)
+    inner = found.loc["net", "exact_road", "within methods"]
+    assert inner["shown"] == 1 and inner["difference"] == pytest.approx(1 - inner["value"])
+    cosine = found.loc["net", "cosine", "within methods"]
+    assert cosine["low_difference"] < cosine["difference"] < cosine["high_difference"]
+    few = leads(agreement(rows(29), draws=100))
+    assert not few["shown"].any(), "no verdict below 30 images"
 
 
 def test_resolution_compares_controls_with_shallow_and_deep_maps():
