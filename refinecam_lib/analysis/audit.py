@@ -20,7 +20,7 @@ from ..sweeps.run import sweep
 from ..sweeps.shard import Shard
 from .statistics import holm, middle, spearman_with_first
 from .tables import FEWEST, scored, unique
-from .verdicts import in_networks, verdict
+from .verdicts import in_networks, word_of
 
 REAL = ("GradCAM++", "LayerCAM", "ScoreCAM")
 """The methods of Fig. 1."""
@@ -233,10 +233,9 @@ def claims(table: pd.DataFrame, ours: str = RECOMMENDED) -> pd.DataFrame:
     for claim, part in known.groupby("claim", sort=False):
         holds = part.groupby("condition", sort=False)["sign"].apply(lambda s: (s == 1).mean() > 0.5)
         own = part[part["condition"] == ours]
-        text = verdict("", holds.to_dict(), int(own["n"].min()))
         records.append(
             {"claim": claim, "shown in networks": in_networks(own["sign"]), "fewest images": own["n"].min()}
-            | {"conventions under which it holds": f"{holds.sum()} of {len(holds)}", "verdict": text.split(" (")[0][2:]}
+            | {"conventions under which it holds": f"{holds.sum()} of {len(holds)}", "verdict": word_of(holds.to_dict(), own["n"].min())}
         )
     return pd.DataFrame(records).set_index("claim")
 

@@ -97,25 +97,32 @@ def _curve(axis: Axes, x: Sequence | pd.Series, part: pd.DataFrame, style: str, 
 
 
 def score_bars(table: pd.DataFrame) -> Figure:
-    """Draw Fig. 1: one panel per score, one line per method. Trivial maps have another colour and marker.
+    """Draw Fig. 1: one row of panels per network, one panel per score, one line per method.
+
+    Trivial maps have another colour and marker.
 
     Args:
-        table: Columns score, method, mean, std, low, high.
+        table: Columns model, score, method, mean, std, low, high.
     """
-    scores = unique(table["score"])
-    figure, axes = new_figure(len(scores), 1, 2.6, 0.36 * table["method"].nunique() + 1.1, sharey=True)
-    for axis, score in zip(axes[0], scores):
-        part = table[table["score"] == score].reset_index(drop=True)
-        places, left = np.arange(len(part))[::-1], part["mean"] - part["std"]
-        trivial = part["method"].isin(TRIVIAL).to_numpy()
-        for pick, colour, marker, label in ((~trivial, REAL, "o", "method"), (trivial, FAKE, "D", "trivial map")):
-            y, own = places[pick], part[pick]
-            axis.barh(y, 2 * own["std"], left=left[pick], height=0.55, color=colour, alpha=0.22)
-            axis.hlines(y, own["low"], own["high"], color=colour, lw=2.5)
-            axis.plot(own["mean"], y, marker, color=colour, ms=6, label=label)
-        axis.set(title=TITLES[score], yticks=places, yticklabels=part["method"], ylim=(-0.6, len(part) - 0.4))
-        axis.set(xlim=(min(0, part["low"].min(), left.min()) - 0.05, 1.05))
-        axis.grid(axis="y", visible=False)
+    scores, models = unique(table["score"]), unique(table["model"])
+    height = 0.3 * table["method"].nunique() + 0.6
+    figure, axes = new_figure(len(scores), len(models), 2.6, height, sharey="row", sharex="col")
+    for i, model in enumerate(models):
+        for axis, score in zip(axes[i], scores):
+            part = table[(table["model"] == model) & (table["score"] == score)].reset_index(drop=True)
+            places, left = np.arange(len(part))[::-1], part["mean"] - part["std"]
+            trivial = part["method"].isin(TRIVIAL).to_numpy()
+            for pick, colour, marker, label in ((~trivial, REAL, "o", "method"), (trivial, FAKE, "D", "trivial map")):
+                y, own = places[pick], part[pick]
+                axis.barh(y, 2 * own["std"], left=left[pick], height=0.55, color=colour, alpha=0.22)
+                axis.hlines(y, own["low"], own["high"], color=colour, lw=2.5)
+                axis.plot(own["mean"], y, marker, color=colour, ms=6, label=label)
+            axis.set(yticks=places, yticklabels=part["method"], ylim=(-0.6, len(part) - 0.4))
+            axis.set_xlim(min(0, part["low"].min(), left.min(), axis.get_xlim()[0]) - 0.05, 1.05)
+            axis.grid(axis="y", visible=False)
+            if i == 0:
+                axis.set_title(TITLES[score])
+        axes[i, 0].set_ylabel(model, fontsize=10)
     legend(figure, axes[0, -1], 2)
     return note(figure, "dot: mean, line: 95 % interval, bar: ± standard deviation over images.")
 

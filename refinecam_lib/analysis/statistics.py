@@ -83,7 +83,7 @@ def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[s
         pair: Two aggregates. The second is tested against the first.
 
     Returns:
-        One row per group: n pairs; difference, its mean, with the bootstrap 95 % interval low, high; effect, the
+        One row per group: n pairs; nonzero, the pairs that differ, which alone enter the test; difference, its mean, with the bootstrap 95 % interval low, high; effect, the
         matched-pairs rank-biserial correlation in [-1,1], positive if pair[1] is higher; p; p_holm, corrected by Holm
         over all groups. A group without a difference has p = 1. Groups without a pair come last, with n = 0 and NaN.
 
@@ -108,12 +108,12 @@ def paired_test(rows: pd.DataFrame, score: str, by: Sequence[str], pair: tuple[s
             ranks = scipy.stats.rankdata(np.abs(moved))
             effect = float((ranks * np.sign(moved)).sum() / ranks.sum())
             p = float(scipy.stats.wilcoxon(moved).pvalue)
-        records.append([*group, len(difference), difference.mean(), low, high, effect, p])
+        records.append([*group, len(difference), len(moved), difference.mean(), low, high, effect, p])
     tested = {tuple(record[: len(by)]) for record in records}
     for group, aggregates in rows.groupby(list(by), sort=False)["aggregate"]:
         if set(pair) <= set(aggregates) and group not in tested:
-            records.append([*group, 0, *[np.nan] * 5])
-    table = pd.DataFrame(records, columns=[*by, "n", "difference", "low", "high", "effect", "p"])
+            records.append([*group, 0, 0, *[np.nan] * 5])
+    table = pd.DataFrame(records, columns=[*by, "n", "nonzero", "difference", "low", "high", "effect", "p"])
     table["p_holm"] = holm(table["p"].to_numpy())
     return table
 

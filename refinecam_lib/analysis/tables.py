@@ -15,7 +15,7 @@ from ..explanation import CAMS, OTHERS
 from ..refinement import AGGREGATES
 from ..scoring import exact_road, scores
 from .plots import NAMES, title_of, unique
-from .statistics import accuracy, correlations, paired_test, summary
+from .statistics import accuracy, correlations, holm, paired_test, summary
 
 BASE_AND_REFINED = ("none", "product")
 """The aggregates of Base and RefineCAM."""
@@ -83,10 +83,11 @@ def summaries(
 
 
 def score_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Lay summaries of several scores out as text: one row per method, one column per score, and n."""
-    text = table.assign(cell=cells(table)).pivot(index="method", columns="score", values="cell")
-    text = text.loc[unique(table["method"]), unique(table["score"])].rename_axis(columns=None)
-    return text.assign(n=table.drop_duplicates("method", keep="last").set_index("method")["n"])
+    """Lay summaries of several scores out as text: one row per network and method, one column per score, and n."""
+    by, text = ["model", "method"], table.assign(cell=cells(table))
+    text = text.pivot_table(index=by, columns="score", values="cell", sort=False, aggfunc="first")
+    text = text[unique(table["score"])].rename_axis(columns=None)
+    return text.assign(n=table.drop_duplicates(by, keep="last").set_index(by)["n"])
 
 
 def accuracies(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -214,13 +215,14 @@ def product_tests(rows: pd.DataFrame) -> pd.DataFrame:
     """Test the product against each other aggregate, named in the column `against`, with a verdict for each."""
     others = [name for name in AGGREGATES if name in set(rows["aggregate"]) and name != "product"]
     tests = {name: paired_test(rows, "arcc", ["model", "method"], (name, "product")) for name in others}
-    return _judged(pd.concat([table.assign(against=name) for name, table in tests.items()], ignore_index=True))
+    table = pd.concat([table.assign(against=name) for name, table in tests.items()], ignore_index=True)
+    return _judged(table.assign(p_holm=holm(table["p"].to_numpy())))
 
 
 def _judged(tests: pd.DataFrame) -> pd.DataFrame:
-    """Add a verdict: "too few images" below FEWEST pairs, "real" if p_holm < .05, else "not shown"."""
-    words = np.select([tests["n"] < FEWEST, tests["p_holm"] < 0.05], ["too few images", "real"], "not shown")
-    return tests.assign(verdict=words)
+    """Add a verdict: "too few images" below FEWEST pairs; "real" if p_holm < .05 and the interval excludes 0."""
+    real = (tests["p_holm"] < 0.05) & (tests["low"] * tests["high"] > 0)
+    return tests.assign(verdict=np.select([tests["n"] < FEWEST, real], ["too few images", "real"], "not shown"))
 
 
 def mostly_real(tests: pd.DataFrame) -> bool:
@@ -261,11 +263,10 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{f"ARCC and {truth}": (sign["arcc"] * sign[truth]).map(words) for truth in truths})
 
 
-def truth_lost(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean of each map over the pixels of the shape, and the share that RefineCAM loses."""
-    covered = rows.pivot_table(index=["model", "method", "image"], columns="aggregate", values="truth_covered")
-    table = covered.groupby(["model", "method"], sort=False).mean()
-    return table.assign(lost=1 - table["product"] / table["none"]).rename(columns=NAMES)
+def mass_on_truth(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean share of each map's mass that lies on the shape, Base beside RefineCAM. Higher is better."""
+    table = rows.pivot_table(index=["model", "method"], columns="aggregate", values="mass_on_truth", sort=False)
+    return table.rename(columns=NAMES)
 
 
 def with_deepest(rows: pd.DataFrame, aggregate: str) -> pd.DataFrame:

@@ -52,9 +52,10 @@ def test_an_unknown_network_is_beside_the_papers_mean():
 
 def test_score_bars_mark_trivial_maps():
     methods = ["LayerCAM", "RandomCAM"]
-    frame = pd.concat([summary(methods=methods, aggregates=["none"]).assign(score=s) for s in ("road", "arcc")])
+    frame = pd.concat([summary(["a", "b"], methods, ["none"]).assign(score=s) for s in ("road", "arcc")])
     figure = plots.score_bars(frame.reset_index(drop=True))
-    assert [axis.get_title() for axis in figure.axes] == ["ROAD ↑", "ARCC ↑"]
+    assert [axis.get_title() for axis in figure.axes] == ["ROAD ↑", "ARCC ↑", "", ""]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["a", "", "b", ""]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == methods
     colours = [line.get_color() for line in figure.axes[0].lines]
     assert colours == [plots.REAL, plots.FAKE]
@@ -147,7 +148,20 @@ def test_a_verdict_names_n_and_the_conventions():
     assert verdicts.verdict("X", True, 29) == "X: too few images (n = 29 images)"
     assert verdicts.verdict("X", False, 50, words=verdicts.HOLDS) == "X: fails (n = 50 images)"
     mixed = verdicts.verdict("X", {"a": True, "b": False}, 50)
-    assert mixed == "X: depends on the convention (n = 50 images; a holds, b fails)"
+    assert mixed == "X: depends on the convention (n = 50 images; holds under 1 of 2 conventions, not under b)"
+    none = verdicts.verdict("X", {"a": "undecided"}, 50, networks="1 of 4")
+    assert none == "X: not reproduced (n = 50 images; shown in 1 of 4 networks; holds under 0 of 1 conventions)"
+
+
+def test_a_claim_is_counted_over_networks():
+    rows = pd.concat([measured().assign(model=name) for name in ("a", "b", "c")], ignore_index=True)
+    rows["pearson"] = rows["pearson"].where(rows["model"] != "c", np.nan)
+    table = verdicts.outcomes(lambda own: own["coherency"].mean() > 0, rows)
+    assert table.loc["undefined r 0, ROAD eq. 5"].tolist() == [True, True, False]
+    text = verdicts.over_networks("X", table, 40)
+    assert text.startswith("X: reproduced (n = 40 images; shown in 2 of 3 networks; holds under")
+    split = verdicts.over_networks("X", table[["a", "c"]], 40)
+    assert split.startswith("X: depends on the convention") and "not under undefined r 0" in split, "half is too few"
 
 
 def test_trivial_maps_fool_average_drop_only_if_planted():
