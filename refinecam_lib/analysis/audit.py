@@ -235,7 +235,10 @@ def claims(table: pd.DataFrame, ours: str = RECOMMENDED) -> pd.DataFrame:
         own = part[part["condition"] == ours]
         records.append(
             {"claim": claim, "shown in networks": in_networks(own["sign"]), "fewest images": own["n"].min()}
-            | {"conventions under which it holds": f"{holds.sum()} of {len(holds)}", "verdict": word_of(holds.to_dict(), own["n"].min())}
+            | {
+                "conventions under which it holds": f"{holds.sum()} of {len(holds)}",
+                "verdict": word_of(holds.to_dict(), own["n"].min()),
+            }
         )
     return pd.DataFrame(records).set_index("claim")
 

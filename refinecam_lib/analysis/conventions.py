@@ -53,3 +53,10 @@ def winner(table: pd.DataFrame) -> str:
     by_network = table.groupby(["convention", "model"], sort=False)["spearman"].mean()
     mean = by_network.groupby("convention", sort=False).mean()
     return str(mean[allowed].idxmax())
+
+
+def overview(table: pd.DataFrame) -> pd.DataFrame:
+    """Lay the result of `agreement` out: one row per convention, one column per network, their mean, and `scored`."""
+    wide = table.pivot_table(index="convention", columns="model", values="spearman", sort=False)
+    least = table.groupby("convention", sort=False)["scored"].min()
+    return wide.assign(mean=wide.mean(axis=1), **{"least share of rows scored": least})

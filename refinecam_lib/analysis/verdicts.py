@@ -57,7 +57,9 @@ def verdict(
     if isinstance(holds, Mapping):
         held = [name for name, value in holds.items() if value is True or value == "holds"]
         rest = "; ".join(name for name in holds if name not in held)
-        details.append(f"holds under {len(held)} of {len(holds)} conventions" + f", not under {rest}" * bool(held and rest))
+        details.append(
+            f"holds under {len(held)} of {len(holds)} conventions" + f", not under {rest}" * bool(held and rest)
+        )
     return f"{claim}: {word_of(each, n, words)} ({'; '.join(details)})"
 
 

@@ -250,7 +250,7 @@ PLANS: dict[str, Sequence[Plan]] = {
     "06_refinecam_qualitative": (fig5_plan,),
     "07_refinecam_benchmark": (table1_plan,),
     "08_aggregation_ablation": (table2_plan,),
-    "09_conventions_audit": (audit_plan, birds_plan, rounding_plan),
+    "09_conventions_audit": (convention_plan, claims_plan, published_plan, audit_plan, birds_plan, rounding_plan),
     "10_model_randomisation": (randomisation_plan,),
 }
 """Notebook -> its plans. A plan's arguments are parameters of the notebook with the same names."""
