@@ -1,4 +1,4 @@
-"""Draw figures that are grids: pictures with maps, radars, and tables coloured by value."""
+"""Draw figures that are grids: pictures with maps, dots, and tables coloured by value."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ Cell = tuple[np.ndarray | None, ...]
 
 HEAT = "inferno"
 """The colour map of maps."""
+GAMMA = 0.5
+"""Maps are drawn as their square root, because most values of a sparse map are small."""
 VERDICTS = {"holds": REAL, "undecided": "#bbbbbb", "fails": FAKE, "no value": "#ffffff", "too few images": "#ffffff"}
 """Verdict of the audit -> its colour."""
 BIRD_TERMS = {"csdc": "CSDC", "pc": "PC", "dc": "DC", "d": "D", "sd": "SD", "ts": "TS"}
@@ -33,7 +35,7 @@ def image_grid(
     caption: str = "",
     notes: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """Draw pictures and maps in a grid. A map covers its picture, or stands alone from black to light.
+    """Draw pictures and maps in a grid. A map covers its picture, or stands alone from black to light, see GAMMA.
 
     Args:
         cells: Rows of cells. A cell without picture and map stays empty. A mask is drawn as an outline.
@@ -42,6 +44,8 @@ def image_grid(
         caption: A text below the figure.
         notes: A text below each cell.
     """
+    from matplotlib.colors import PowerNorm
+
     figure, axes = new_figure(len(columns), len(rows), 1.6, 1.65 + 0.2 * (notes is not None))
     figure.set_dpi(70)  # keeps the notebook's file small; saved files have their own resolution
     for i, row in enumerate(cells):
@@ -53,7 +57,8 @@ def image_grid(
             if picture is not None:
                 axis.imshow(picture, vmin=0, vmax=1)
             if heat is not None:
-                axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=None if picture is None else 0.55)
+                scale = PowerNorm(GAMMA, vmin=0, vmax=1)  # faint maps stay visible
+                axis.imshow(heat, cmap=HEAT, norm=scale, alpha=None if picture is None else 0.55)
             if mask:
                 axis.contour(mask[0], levels=[0.5], colors="#56b4e9", linewidths=0.7)
             axis.set(xticks=[], yticks=[])
@@ -66,32 +71,20 @@ def image_grid(
     return note(figure, caption)
 
 
-def radar_grid(table: pd.DataFrame) -> Figure:
-    """Draw the FunnyBirds radar: one panel per method, one axis per term, one polygon per aggregate.
+def bird_dots(table: pd.DataFrame) -> Figure:
+    """Draw the terms of the FunnyBirds score: one panel per term, one line per method, one dot per aggregate.
 
     Args:
         table: Columns method, aggregate and those of BIRD_TERMS, in [0,1]; higher is better.
     """
     methods = unique(table["method"])
-    columns = min(5, len(methods))
-    figure, axes = new_figure(columns, -(-len(methods) // columns), 2.15, 2.45, subplot_kw={"projection": "polar"})
-    angles = np.linspace(0, 2 * np.pi, len(BIRD_TERMS), endpoint=False)
-    for axis, method in zip(axes.flat, methods):
-        for aggregate, colour, style in (("none", REAL, "o-"), ("product", FAKE, "s--")):
-            part = table[(table["method"] == method) & (table["aggregate"] == aggregate)]
-            for values in part[list(BIRD_TERMS)].to_numpy(float):
-                closed = [np.append(each, each[0]) for each in (angles, values)]
-                axis.plot(*closed, style, color=colour, lw=1.4, ms=3, label=NAMES[aggregate])
-                axis.fill(angles, values, color=colour, alpha=0.12)
-        axis.set_theta_offset(np.pi / 2)
-        axis.set_theta_direction(-1)
-        axis.set(ylim=(0, 1), xticks=angles, yticks=[0.25, 0.5, 0.75, 1])
-        axis.set_xticklabels(BIRD_TERMS.values(), fontsize=8)
-        axis.set_yticklabels(["", ".5", "", "1"], fontsize=6.5, color="0.4")
-        axis.tick_params(axis="x", pad=-1)
-        axis.set_title(method, fontsize=9.5, pad=10)
-    for axis in axes.flat[len(methods) :]:
-        axis.set_axis_off()
+    figure, axes = new_figure(len(BIRD_TERMS), 1, 1.75, 0.34 * len(methods) + 1.1, sharey=True)
+    places = np.arange(len(methods))[::-1]
+    for axis, (term, name) in zip(axes[0], BIRD_TERMS.items()):
+        for aggregate, colour, marker, shift in (("none", REAL, "o", 0.15), ("product", FAKE, "s", -0.15)):
+            part = table[table["aggregate"] == aggregate].set_index("method").reindex(methods)
+            axis.plot(part[term], places + shift, marker, color=colour, ms=5, label=NAMES[aggregate])
+        axis.set(title=name, yticks=places, yticklabels=methods, xlim=(-0.08, 1.08), xticks=[0, 0.5, 1])
     legend(figure, axes[0, 0], 2)
     return note(figure, "CSDC, PC, DC, D: Completeness; SD: Correctness; TS: Contrastivity. Mean over the networks.")
 

@@ -229,22 +229,27 @@ def magnitude_curves(table: pd.DataFrame) -> Figure:
 
 
 def layer_curves(table: pd.DataFrame) -> Figure:
-    """Draw scores against the layer that a map starts from: one panel per score, one colour per method.
+    """Draw scores against the layer that a map starts from: one row of panels per score, one panel per method.
 
     Args:
         table: Columns score, method, aggregate, layer, mean, low, high. Layer 0 is the shallowest.
     """
     scores, methods, layers = unique(table["score"]), unique(table["method"]), sorted(set(table["layer"]))
-    palette = dict(zip(methods, _palette(len(methods))))
-    figure, axes = new_figure(len(scores), 1, 4.6, 3.4)
-    for axis, score in zip(axes[0], scores):
-        for (method, aggregate), part in table[table["score"] == score].groupby(["method", "aggregate"], sort=False):
-            part, style = part.sort_values("layer"), {"none": "--o", "product": "-s"}[aggregate]
-            label = f"{method}, {NAMES[aggregate]}"
-            _curve(axis, part["layer"], part, style, palette[method], label, ms=5, alpha=0.1)
-        axis.set(xlabel="layer it starts from, 0 = shallowest", ylabel=TITLES[score], xticks=layers, ylim=(0, 1))
-    legend(figure, axes[0, 0], place="outside right center")
-    return note(figure, MEAN_AND_INTERVAL)
+    figure, axes = new_figure(len(methods), len(scores), 2.3, 2.3, sharex=True, sharey=True)
+    for i, score in enumerate(scores):
+        for axis, method in zip(axes[i], methods):
+            for aggregate, colour, style in (("none", REAL, "o--"), ("product", FAKE, "s-")):
+                part = table[(table["score"] == score) & (table["method"] == method)]
+                part = part[part["aggregate"] == aggregate].sort_values("layer")
+                _curve(axis, part["layer"], part, style, colour, NAMES[aggregate], ms=5)
+            axis.set(xticks=layers, ylim=(-0.02, 1))
+            if i == 0:
+                axis.set_title(method, fontsize=10)
+        axes[i, 0].set_ylabel(textwrap.fill(TITLES[score], 20))
+    for axis in axes[-1]:
+        axis.set_xlabel("first layer")
+    legend(figure, axes[0, 0], 2)
+    return note(figure, "first layer: the one that the map starts from, 0 is the shallowest. " + MEAN_AND_BAND)
 
 
 def randomisation_curves(table: pd.DataFrame) -> Figure:
