@@ -7,10 +7,10 @@ import pandas as pd
 from ..explanation import CAMS, OTHERS, TRIVIAL
 from ..funnybirds.dataset import PARTS, FunnyBirds
 from ..funnybirds.score import distinguishing, per_explanation, summary
-from ..scoring import scores
-from . import statistics
+from ..scoring import EVERY, scores
+from . import statistics, truths
 from .plots import NAMES
-from .tables import intervals, turned
+from .tables import correct, intervals, shallow_base, turned
 
 TRUTHS = {
     "FunnyBirds score": "funnybirds",
@@ -26,6 +26,26 @@ def scored_birds(rows: pd.DataFrame, convention: str = "recommended") -> pd.Data
     kept = rows[rows["status"] != "failed"].reset_index(drop=True)
     kept = kept.join(per_explanation(kept).rename(columns={"score": "funnybirds"}))
     return turned(kept.join(scores(kept, convention)))
+
+
+def arcc_leads(rows: pd.DataFrame, draws: int, seed: int = 0) -> pd.DataFrame:
+    """Tell whether ARCC agrees best with the FunnyBirds score: one row per convention, one column per network.
+
+    Args:
+        rows: Measured rows of birds.
+        draws: Draws of the bootstrap over images.
+        seed: Seeds the draws.
+
+    Returns:
+        1 where ARCC's correlation is above the best other score's, -1 where it is below, 0 where neither is shown.
+    """
+    found = {}
+    for name in EVERY:
+        told = scored_birds(rows, name)
+        alone = correct(shallow_base(told[~told["method"].isin(TRIVIAL)]))
+        lead = truths.leads(truths.agreement(alone, draws, seed, ["funnybirds"]))
+        found[name] = lead.xs(("funnybirds", "pooled"), level=("truth", "level"))["shown"]
+    return pd.DataFrame(found).T.rename_axis("convention")
 
 
 def class_counts(classes: Sequence[Mapping[str, int]]) -> pd.DataFrame:

@@ -3,6 +3,8 @@
 >>> table = agreement(scored(rows))                               # score x truth x level, with intervals
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -18,7 +20,7 @@ CONTROLS = ("GroundTruth", "CentreGaussian")
 """The maps between which a score must choose: the truth, and a blob that ignores image and network."""
 
 
-def agreement(rows: pd.DataFrame, draws: int = 200, seed: int = 0) -> pd.DataFrame:
+def agreement(rows: pd.DataFrame, draws: int = 200, seed: int = 0, truths: Sequence[str] = TRUTHS) -> pd.DataFrame:
     """Correlate each score with each truth (Spearman), over the shallowest layer's Base maps.
 
     "pooled" is over all explanations. "within methods" is the mean over methods of the correlation within each, so
@@ -28,6 +30,7 @@ def agreement(rows: pd.DataFrame, draws: int = 200, seed: int = 0) -> pd.DataFra
         rows: Scored rows of correctly classified images.
         draws: Draws of the bootstrap over images.
         seed: Seeds the draws.
+        truths: The columns that know the truth.
 
     Returns:
         One row per network, truth, level and score: value with its 95 % interval low, high; difference, ARCC's value
@@ -36,7 +39,7 @@ def agreement(rows: pd.DataFrame, draws: int = 200, seed: int = 0) -> pd.DataFra
     records = []
     base = shallow_base(rows)
     for model in unique(base["model"]):
-        for truth in TRUTHS:
+        for truth in truths:
             names = [truth, *COMPARED]
             own = base[(base["model"] == model) & np.isfinite(base[names].to_numpy(float)).all(1)]
             if own.empty:
@@ -67,8 +70,9 @@ def _by_image(rows: pd.DataFrame, names: list[str]) -> np.ndarray:
 def _levels(table: np.ndarray) -> np.ndarray:
     """Return the correlations (levels, scores) of a table (images, methods, 1 + scores)."""
     within = np.stack([spearman_with_first(table[:, k]) for k in range(table.shape[1])])
-    with np.errstate(invalid="ignore"):
-        return np.stack([spearman_with_first(table.reshape(-1, table.shape[2])), np.nanmean(within, axis=0)])
+    counts = np.isfinite(within).sum(axis=0)
+    mean = np.where(counts > 0, np.nansum(within, axis=0) / np.maximum(counts, 1), np.nan)
+    return np.stack([spearman_with_first(table.reshape(-1, table.shape[2])), mean])
 
 
 def leads(table: pd.DataFrame) -> pd.DataFrame:

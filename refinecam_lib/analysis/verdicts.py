@@ -89,10 +89,10 @@ def over_networks(claim: str, table: pd.DataFrame, n: int) -> str:
 
     Args:
         claim: The claim in words.
-        table: The result of `outcomes` or `tested_outcomes`.
+        table: The result of `outcomes` or `tested_outcomes`; or 1 where the claim is shown and -1 where its opposite is.
         n: The smallest number of images.
     """
-    holds = {str(name): bool(share > 0.5) for name, share in table.mean(axis=1).items()}
+    holds = {str(name): bool(share > 0.5) for name, share in (table == 1).mean(axis=1).items()}
     return verdict(claim, holds, n, networks=in_networks(table.loc[RECOMMENDED].astype(int)))
 
 
