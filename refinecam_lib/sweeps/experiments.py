@@ -2,7 +2,7 @@
 
 Arguments that several plans share are parameters of the notebooks:
     models: names of networks.
-    light_models: those of them that skip middle layers and LIME, KernelShap and IntegratedGradients.
+    light_models: those of them that skip middle layers and the methods in `explanation.SLOW`.
     n_images: images per method. n_score_cam and n_captum: the same for ScoreCAM and for the methods of captum.
     seed: of everything random.
     data: a name in `registry.DATASETS`.
@@ -40,9 +40,9 @@ def paper_plan(
 ) -> list[Shard]:
     """Return the shards behind Fig. 1, Table 1 and Table 2. They overlap, so each row is measured once.
 
-    Every layer has Base and RefineCAM. Light models have the shallowest layer's and the deepest Base map only, and of
-    the methods in SLOW only ScoreCAM. ScoreCAM's cost grows with the channels, so it has no middle layers on any network,
-    and its shards hold every aggregate.
+    Every layer has Base and RefineCAM. Light models have the shallowest layer's and the deepest Base map only, and no
+    methods in SLOW. ScoreCAM's cost grows with the channels, so it has no middle layers, and its shards hold every
+    aggregate.
 
     Args:
         images: method -> number of images. Cheap methods get more.
@@ -56,10 +56,10 @@ def paper_plan(
         others = [Variant(0, aggregate) for aggregate in AGGREGATES if aggregate != "product"]
         middle = [Variant(layer, aggregate) for layer in range(1, deepest.layer) for aggregate in ("none", "product")]
         for method, n in images.items():
+            if method in SLOW and model in light_models:
+                continue
             if method == "ScoreCAM":
                 shards += plan(model, [method], n, [BASE, REFINED, *others, deepest], dataset, 2, seed)
-                continue
-            if method in SLOW and model in light_models:
                 continue
             variants = [BASE, REFINED, deepest] + (middle if model not in light_models else [])
             shards += plan(model, [method], n, variants, dataset, seed=seed)
