@@ -18,8 +18,9 @@ from ..scoring import CONVENTIONS, EVERY, RECOMMENDED
 from ..sweeps.experiments import EIGHTH_ROOT
 from ..sweeps.run import sweep
 from ..sweeps.shard import Shard
+from .plots import FEWEST, unique
 from .statistics import holm, middle, spearman_with_first
-from .tables import FEWEST, scored, unique
+from .tables import scored
 from .verdicts import in_networks, word_of
 
 REAL = ("GradCAM++", "LayerCAM", "ScoreCAM")

@@ -42,6 +42,8 @@ NAMES = {
 """Aggregate -> its name in figures and tables."""
 REAL, FAKE = "#0173b2", "#de8f05"
 """The first two colours of seaborn's colour-blind palette."""
+FEWEST = 30
+"""With fewer images there is no interval and no verdict."""
 MEAN_AND_BAND = "line: mean, band: 95 % interval over images."
 MEAN_AND_INTERVAL = "mean and 95 % bootstrap interval over images."
 
@@ -102,7 +104,7 @@ def score_bars(table: pd.DataFrame) -> Figure:
     Trivial maps have another colour and marker.
 
     Args:
-        table: Columns model, score, method, mean, std, low, high.
+        table: Columns model, score, method, mean, std, low, high, n.
     """
     scores, models = unique(table["score"]), unique(table["model"])
     height = 0.3 * table["method"].nunique() + 0.6
@@ -115,7 +117,8 @@ def score_bars(table: pd.DataFrame) -> Figure:
             for pick, colour, marker, label in ((~trivial, REAL, "o", "method"), (trivial, FAKE, "D", "trivial map")):
                 y, own = places[pick], part[pick]
                 axis.barh(y, 2 * own["std"], left=left[pick], height=0.55, color=colour, alpha=0.22)
-                axis.hlines(y, own["low"], own["high"], color=colour, lw=2.5)
+                many = (own["n"] >= FEWEST).to_numpy()
+                axis.hlines(y[many], own["low"][many], own["high"][many], color=colour, lw=2.5)
                 axis.plot(own["mean"], y, marker, color=colour, ms=6, label=label)
             axis.set(yticks=places, yticklabels=part["method"], ylim=(-0.6, len(part) - 0.4))
             axis.set_xlim(min(0, part["low"].min(), left.min(), axis.get_xlim()[0]) - 0.05, 1.05)
@@ -124,16 +127,20 @@ def score_bars(table: pd.DataFrame) -> Figure:
                 axis.set_title(TITLES[score])
         axes[i, 0].set_ylabel(model, fontsize=10)
     legend(figure, axes[0, -1], 2)
-    return note(figure, "dot: mean, line: 95 % interval, bar: ± standard deviation over images.")
+    words = f"dot: mean, line: 95 % interval (from {FEWEST} images), bar: ± standard deviation over images."
+    return note(figure, words)
 
 
-def pair_bars(table: pd.DataFrame, methods: Sequence[str], score: str = "arcc") -> Figure:
+def pair_bars(
+    table: pd.DataFrame, methods: Sequence[str], score: str = "arcc", paper: pd.DataFrame | None = None
+) -> Figure:
     """Draw Table 1 or 2: one panel per network, one line per method and aggregate.
 
     Args:
-        table: Columns model, method, aggregate, mean, low, high.
+        table: Columns model, method, aggregate, mean, low, high, n.
         methods: The lines, from top to bottom.
         score: Names the axis.
+        paper: The paper's numbers, see `tables.paper_table`. Those of the panel's network are drawn as hollow markers.
     """
     models = unique(table["model"])
     aggregates = [name for name in NAMES if name in set(table["aggregate"])]
@@ -147,12 +154,24 @@ def pair_bars(table: pd.DataFrame, methods: Sequence[str], score: str = "arcc") 
         for k, aggregate in enumerate(aggregates):
             part = table[(table["model"] == model) & (table["aggregate"] == aggregate)]
             part, y = part.set_index("method").reindex(methods), places - 0.16 * (k - (len(aggregates) - 1) / 2)
-            axis.hlines(y, part["low"], part["high"], color=palette[aggregate], lw=2)
+            many = part["n"] >= FEWEST
+            axis.hlines(y[many], part["low"][many], part["high"][many], color=palette[aggregate], lw=2)
             axis.plot(part["mean"], y, "osD^"[k], color=palette[aggregate], ms=6, label=NAMES[aggregate])
+            if paper is not None and len(own := paper[(paper["model"] == model) & (paper["aggregate"] == aggregate)]):
+                printed = own.set_index("method")["mean"].reindex(methods)
+                axis.plot(
+                    printed,
+                    y,
+                    "osD^"[k],
+                    color=palette[aggregate],
+                    ms=6,
+                    mfc="none",
+                    label=f"{NAMES[aggregate]}, paper",
+                )
         axis.set(title=model, xlabel=TITLES[score], yticks=places, yticklabels=methods, xlim=(-0.02, 1))
         axis.grid(axis="y", visible=False)
-    legend(figure, axes[0, 0], len(aggregates))
-    return note(figure, MEAN_AND_INTERVAL)
+    legend(figure, axes.flat[len(models) - 1], len(aggregates))
+    return note(figure, MEAN_AND_INTERVAL + f" No interval below {FEWEST} images.")
 
 
 def correlation_dots(table: pd.DataFrame) -> Figure:

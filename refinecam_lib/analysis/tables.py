@@ -14,15 +14,13 @@ from ..errors import one_of
 from ..explanation import CAMS, OTHERS
 from ..refinement import AGGREGATES
 from ..scoring import exact_road, scores
-from .plots import NAMES, title_of, unique
+from .plots import FEWEST, NAMES, title_of, unique
 from .statistics import accuracy, correlations, holm, paired_test, summary
 
 BASE_AND_REFINED = ("none", "product")
 """The aggregates of Base and RefineCAM."""
 COMPARED = ("arcc", "adcc", "road", "coherency", "one_minus_average_drop", "one_minus_complexity")
 """The scores of Fig. 3. Higher is better for all of them."""
-FEWEST = 30
-"""With fewer images there is no verdict."""
 LOWER = ("average_drop", "complexity")
 """Scores whose lower values are better."""
 
@@ -317,17 +315,18 @@ def paper_table(name: str) -> pd.DataFrame:
     return pd.read_csv(paths.PAPER / f"{one_of('table of the paper', name, ['table1', 'table2'])}.csv")
 
 
-def beside_paper(table: pd.DataFrame, name: str, methods: Sequence[str]) -> pd.DataFrame:
+def beside_paper(table: pd.DataFrame, name: str, methods: Sequence[str], photographs: bool = False) -> pd.DataFrame:
     """Set ours beside the paper's number: one text row per network and method.
 
     Args:
         table: A summary with the columns model, method, aggregate, mean, std, n.
         name: "table1" or "table2".
         methods: The rows.
+        photographs: Ours are of photographs too, so ours minus the paper's is added.
 
     Returns:
         Ours for each aggregate, the best of a network in bold; n, or each aggregate's n if they differ; and the paper's
-        number with the difference. A network that the paper doesn't have stands beside the mean of the paper's four.
+        number. A network that the paper doesn't have stands beside the mean of the paper's four.
     """
     printed = paper_table(name)
     aggregates = unique(table["aggregate"])
@@ -346,8 +345,8 @@ def beside_paper(table: pd.DataFrame, name: str, methods: Sequence[str]) -> pd.D
             record["n"] = " / ".join(counts)
             for a, row in measured.items():
                 if (method, a) in theirs.index:
-                    number = theirs[method, a]
-                    gap = f"{number:.2f} ({row['mean'] - number:+z.2f})"
-                    record[f"{NAMES[a]}, {source} (ours - it)"] = gap
+                    gap = f" ({row['mean'] - theirs[method, a]:+z.2f})" if photographs else ""
+                    title = f"{NAMES[a]}, {source}" + " (ours - it)" * photographs
+                    record[title] = f"{theirs[method, a]:.2f}{gap}"
             records.append(record)
     return pd.DataFrame(records, dtype=object).fillna("")

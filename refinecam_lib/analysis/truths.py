@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import rng
+from .plots import FEWEST, unique
 from .statistics import middle, spearman_with_first
-from .tables import COMPARED, FEWEST, shallow_base, unique
+from .tables import COMPARED, shallow_base
 
 TRUTHS = ("cosine", "average_precision", "mass_on_truth", "exact_road")
 """Columns that know the truth. The first three compare the map with the mask. `exact_road` asks the network."""

@@ -10,8 +10,8 @@ import pandas as pd
 
 from ..explanation import TRIVIAL
 from ..scoring import EVERY, RECOMMENDED
-from .plots import unique
-from .tables import FEWEST, LOWER, mostly_real, scored, summaries
+from .plots import FEWEST, unique
+from .tables import LOWER, mostly_real, scored, summaries
 
 HOLDS = ("holds", "fails")
 """The words for a claim that the paper does not make."""

@@ -27,7 +27,7 @@ def test_the_papers_tables_are_complete():
 
 
 def test_table_1_is_beside_the_paper():
-    table = beside_paper(summary(), "table1", ["LayerCAM", "ScoreCAM", "LIME"]).set_index("method")
+    table = beside_paper(summary(), "table1", ["LayerCAM", "ScoreCAM", "LIME"], photographs=True).set_index("method")
     assert table.loc["LayerCAM", "Base"] == "0.20 ± 0.10"
     assert table.loc["ScoreCAM", "RefineCAM"] == "**0.80 ± 0.10**"  # only the best of the network
     assert table.astype(str).apply(lambda c: c.str.contains(r"\*\*")).to_numpy().sum() == 1
@@ -45,9 +45,22 @@ def test_one_value_has_no_deviation():
 
 
 def test_an_unknown_network_is_beside_the_papers_mean():
-    table = beside_paper(summary(["efficientnet_lite0"]), "table1", ["LayerCAM"])
+    table = beside_paper(summary(["efficientnet_lite0"]), "table1", ["LayerCAM"], photographs=True)
     mean = np.mean([0.28, 0.52, 0.30, 0.58])
     assert table["Base, paper, mean of 4 networks (ours - it)"][0] == f"{mean:.2f} ({0.2 - mean:+.2f})"
+
+
+def test_shapes_are_not_subtracted_from_photographs():
+    table = beside_paper(summary(), "table1", ["LayerCAM"])
+    assert table["Base, paper"][0] == "0.52" and not [name for name in table if "ours - it" in name]
+
+
+def test_the_papers_numbers_are_hollow_markers():
+    figure = plots.pair_bars(
+        summary(["resnet18", "efficientnet_lite0"]), ["LayerCAM", "ScoreCAM"], paper=paper_table("table1")
+    )
+    hollow = [[line for line in axis.lines if line.get_markerfacecolor() == "none"] for axis in figure.axes]
+    assert [len(lines) for lines in hollow] == [2, 0] and hollow[0][0].get_xdata().tolist() == [0.52, 0.37]
 
 
 def test_score_bars_mark_trivial_maps():
