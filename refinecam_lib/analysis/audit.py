@@ -200,7 +200,7 @@ def audit(found: Sequence[Condition], draws: int = 400, seed: int = 0) -> pd.Dat
                 value, *drawn = (by_how_much(sample) for sample in samples)
                 known = np.isfinite(value) and n > 1  # one image gives no interval
                 low, high = middle(np.array(drawn)) if known else (np.nan, np.nan)
-                error = max(np.nanstd(drawn), 1e-12) if known else np.nan
+                error = max(float(np.nanstd(drawn)), 1e-12) if known else np.nan
                 p = 2 * scipy.stats.norm.sf(abs(value) / error)
                 records.append(
                     {"model": condition.model, "condition": condition.name, "note": condition.note, "claim": claim}
