@@ -72,11 +72,12 @@ def summaries(
         rows: Rows with the columns `names` and `by`.
         names: The scores.
         by: The columns that name a group.
-        methods: The order of the methods, if the groups are methods.
+        methods: The order of the methods, if `by` has them. Methods without rows are left out.
     """
     parts = {name: summary(rows, name, by) for name in names}
     if methods is not None:
-        parts = {name: part.reindex(methods) for name, part in parts.items()}
+        own = {name: part.index.get_level_values("method") for name, part in parts.items()}
+        parts = {name: parts[name].iloc[np.argsort(own[name].map(list(methods).index), kind="stable")] for name in parts}
     return pd.concat([part.assign(score=name).reset_index() for name, part in parts.items()], ignore_index=True)
 
 
