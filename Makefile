@@ -72,10 +72,10 @@ lint: $(READY)  ## check style, types and imports, that notebooks have no output
 bench: $(READY)  ## time the library against public code, on the same images and maps
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-lab: $(READY)  ## open the notebooks in JupyterLab
-	@$(BIN)/python -m jupyterlab --notebook-dir notebooks $(ARGS)
+lab: $(READY)  ## open the notebooks in JupyterLab, with .venv as their kernel
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --notebook-dir notebooks $(ARGS)
 
-book: $(READY)  ## write the executed notebooks as HTML, book/index.html
+book: $(READY)  ## build the pages, notebooks and API as a site, book/index.html; ARGS=--own shows your last run
 	@$(BIN)/python -m refinecam_lib.reproduce book $(ARGS)
 
 clean:  ## delete .venv, caches and the last runs' figures; data and the reference stay

@@ -1,4 +1,7 @@
-"""Maps that are no explanations: the paper's trivial maps, and controls that test the metrics. Each returns one map."""
+"""Maps that explain nothing: the paper's trivial maps, and controls that test the metrics.
+
+Each function returns a list of one raw map (B,H,W), because these maps have no layers.
+"""
 
 import torch
 
@@ -43,7 +46,9 @@ def edge_detector(capture: Capture) -> Maps:
 def ground_truth(capture: Capture) -> Maps:
     """The ground-truth mask as a map. Raises InputError if the capture has none."""
     if capture.truth is None:
-        raise InputError("the map of the ground truth of images without masks; allowed: a data set with masks")
+        raise InputError(
+            "Expected images with ground-truth masks, got none. Pass `truth` to Capture, or use a data set with masks."
+        )
     return [capture.truth.to(capture.inputs)]
 
 

@@ -27,8 +27,8 @@ FIGURES = _place("REFINECAM_FIGURES", ROOT / "figures")
 NOTEBOOKS = _place("REFINECAM_NOTEBOOKS", ROOT / "notebooks")
 PAPER = DATA / "reference"
 """The paper's printed numbers as csv."""
-REFERENCE = FIGURES / "reference"
-"""This project's committed results, one folder per profile."""
+REFERENCE = _place("REFINECAM_REFERENCE", ROOT / "figures" / "reference")
+"""This project's committed results, one folder per profile. They stay in the checkout when FIGURES is elsewhere."""
 FRESH = "REFINECAM_FRESH"
 """The environment variable that makes sweeps ignore committed rows."""
 

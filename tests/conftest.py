@@ -8,6 +8,7 @@ import hypothesis
 import torch
 
 import refinecam_lib  # noqa: F401 - it repairs the import of torchvision on CPU builds
+from tests.browser import page  # noqa: F401 - a fixture
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 """Run the code of docs/adapting.md, which notebook 11 repeats, and of the README as it is written."""
 
+import json
 import re
 
 import nbformat
@@ -68,5 +69,11 @@ def test_the_quickstart_takes_a_file_and_any_network_of_timm(tmp_path, monkeypat
     mine = [f"own_picture={tmp_path / 'mine.png'}", "own_model=regnetx_002", "pretrained=false"]
     assert reproduce.main(["--only", "00", "--set", *mine]) == 0
     executed = (tmp_path / "standard" / "notebooks" / "00_quickstart.ipynb").read_text(encoding="utf-8")
-    assert "mine.png, regnetx_002, class " in executed
+    assert "mine.png, regnetx_002, random weights, class " in executed
+    assert "tiger cat 0.39" in executed, "the first network keeps its ImageNet weights"
+    manifest = json.loads((tmp_path / "standard" / "manifest.json").read_text())
+    assert manifest["notebooks"]["00_quickstart"]["parameters"]["pretrained"] is False
+    caption = Image.open(tmp_path / "standard" / "quickstart_own.png").text["Description"]
+    assert "regnetx_002, random weights, GradCAM from " in caption
+    assert "random weights" not in Image.open(tmp_path / "standard" / "quickstart.png").text["Description"]
     assert "image/png" in executed and "jupyter.widget" not in executed  # the explorer, as a picture

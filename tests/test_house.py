@@ -14,7 +14,8 @@ from packaging.utils import canonicalize_name
 
 from refinecam_lib import __version__, paths
 from refinecam_lib.paths import commit
-from refinecam_lib.reproduce import parameters, reference
+from refinecam_lib.reproduce import __main__ as reproduce
+from refinecam_lib.reproduce import codecheck, parameters, reference
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 
@@ -54,12 +55,12 @@ def test_conda_installs_the_one_list_and_its_pins():
 
 
 def test_the_one_list_is_pinned_and_its_pins_satisfy_it():
-    every = requirements("notebooks", "dev", "cluster")
+    every = requirements("notebooks", "book", "dev", "cluster")
     every.pop("refinecam-lib")
     unpinned = sorted(set(every) - set(pins()))
     assert not unpinned
     assert not [str(wanted) for name, wanted in every.items() if not wanted.specifier.contains(pins()[name])]
-    assert all(re.fullmatch(r"[\d.]+(post\d+)?", version) for version in pins().values())
+    assert all(re.fullmatch(r"[\d.]+(b\d+|post\d+)?", version) for version in pins().values())
     assert not [name for name in pins() if name.startswith(("nvidia", "cuda", "triton"))]
 
 
@@ -130,6 +131,29 @@ def test_the_reference_is_what_its_manifest_says():
 
 def test_executed_notebooks_of_the_reference_are_copies_of_todays():
     assert reference.outdated_reference() == []
+
+
+def test_codecheck_lists_every_figure_and_table_of_the_reference(tmp_path, monkeypatch):
+    assert codecheck.outdated() == []
+    text = (paths.ROOT / "codecheck.yml").read_text(encoding="utf-8")
+    listed = yaml.safe_load(text)
+    assert text.startswith("---\n") and listed["version"].endswith("/config/2.0/")
+    citation = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())["preferred-citation"]
+    assert len(listed["paper"]["authors"]) == len(citation["authors"]) and "2605.14641" in listed["paper"]["reference"]
+    files = [item["file"] for item in listed["manifest"]]
+    there = [path for kind in ("png", "csv") for path in paths.REFERENCE.glob(f"*/*.{kind}")]
+    assert sorted(files) == sorted(path.relative_to(paths.ROOT).as_posix() for path in there)
+    for command in {item["command"] for item in listed["manifest"]}:
+        words = re.fullmatch(r'make reproduce ARGS="(.*)"', command)[1].split()
+        assert reproduce.main([*words, "--list"]) == 0, command
+    for folder in ("data", "figures"):  # in another checkout without figures the list is wrong
+        (tmp_path / folder).mkdir()
+    (tmp_path / "CITATION.cff").write_bytes((paths.ROOT / "CITATION.cff").read_bytes())
+    (tmp_path / "codecheck.yml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "REFERENCE", tmp_path / "figures")
+    assert "Write it: python -m refinecam_lib.reproduce codecheck" in codecheck.outdated()[0]
+    assert reproduce.main(["codecheck"]) == 0 and codecheck.outdated() == []
 
 
 def test_every_make_target_is_listed():

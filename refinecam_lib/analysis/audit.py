@@ -60,7 +60,7 @@ class Draw:
         return _max([self.mean(score, method) for method in TRIVIAL])
 
     def average_real(self, score: str) -> float:
-        """Return the average mean of the methods of Fig. 1."""
+        """Return the mean score of each method of Fig. 1, averaged over the methods."""
         return _mean(np.array([self.mean(score, method) for method in REAL]))
 
     def gain(self, better: str, worse: str) -> float:

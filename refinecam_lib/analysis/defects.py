@@ -22,7 +22,7 @@ from .tables import intervals, paper_table, scored, shallow_base
 
 
 def shifted_truth(placed: pd.DataFrame, shifted: pd.DataFrame, draws: int) -> pd.DataFrame:
-    """Correlate scores with the truth where it lies, and with a truth that a crop shifted (D11).
+    """Correlate scores with the ground truth in its place, and with one that a crop has shifted (D11).
 
     Args:
         placed: Rows measured with the truth in its place.
@@ -64,7 +64,7 @@ def small_number(network: nn.Module, spec: ModelSpec, samples: list[Sample]) -> 
 
 
 def channels_last(network: nn.Module, spec: ModelSpec, samples: list[Sample]) -> pd.DataFrame:
-    """Compare GuidedGradCAM of a network that keeps channels last with captum's, which adds up the wrong axis (D12).
+    """Compare our GuidedGradCAM with captum's on a network that keeps channels last (D12). captum's sums the wrong axis.
 
     Returns:
         One row per layer: the correlation with ours, the average precision of both against the ground-truth mask, and

@@ -106,8 +106,8 @@ def shown(tests: pd.DataFrame, level: float = 0.05) -> pd.Series:
         tests: The result of `statistics.paired_test`, corrected over the family that the table shows.
         level: Upper limit of the corrected p value.
     """
-    apart = (tests["low"] > 0).astype(int) - (tests["high"] < 0).astype(int)
-    return apart.where((tests["p_holm"] < level) & (tests["n"] >= FEWEST), 0)
+    sign = (tests["low"] > 0).astype(int) - (tests["high"] < 0).astype(int)
+    return sign.where((tests["p_holm"] < level) & (tests["n"] >= FEWEST), 0)
 
 
 def in_networks(outcomes: Iterable[int]) -> str:

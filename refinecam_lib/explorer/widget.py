@@ -36,7 +36,22 @@ from ..reproduce.products import PRODUCTS, products_folder
 from ..scoring import CONVENTIONS, scores
 from .workbench import NETWORKS, Choice, Explained, Load, Workbench, class_options, score_table, watched
 
-WRAP = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")
+COPY = (
+    "const area = document.createElement('textarea'); area.value = this.dataset.code; document.body.append(area);"
+    "area.select(); this.innerText = document.execCommand('copy') ? 'copied' : 'cannot copy'; area.remove()"
+)
+"""What a click on the copy button does in the browser. Unlike navigator.clipboard, it also works without https."""
+TABLE_STYLE = """<style>
+.refinecam-scores {container-type: inline-size; overflow-x: auto; line-height: 1.4; font-size: 12px}
+.refinecam-scores :is(th, td) {padding-right: 1em} .refinecam-scores :is(th, td:first-child) {white-space: nowrap}
+@container (max-width: 450px) {
+.refinecam-scores tr {display: grid; grid-template-columns: 9em 1fr 1fr}
+.refinecam-scores th:nth-child(4) {display: none} .refinecam-scores td:nth-child(4) {grid-column: 1 / -1; opacity: 0.7}
+}
+</style>"""
+"""Where the table has no room for four columns, what a score is made of goes on a line of its own."""
+WRAP = {"flex_flow": "row wrap", "align_items": "flex-start", "width": "100%"}
+"""The layout of a box whose parts go on the next line where there is no room. A widget here would be in every notebook."""
 
 
 class Stopped(Exception):
@@ -98,7 +113,7 @@ class Explorer:
         self,
         pictures: Sequence[str | Path] = BUNDLED,
         networks: Mapping[str, Load] = NETWORKS,
-        method: str = "LayerCAM",
+        method: str = "GradCAM",
         layer: int = 0,
         aggregate: str = "product",
     ):
@@ -132,7 +147,8 @@ class Explorer:
         self.status, self.title = widgets.HTML(), widgets.HTML()
         self.table = widgets.HTML(layout=widgets.Layout(flex="3 1 330px", min_width="0"))
         self.progress = widgets.IntProgress(layout=widgets.Layout(width="160px", display="none"))
-        self.maps, self.factors = widgets.Box(layout=WRAP), widgets.Box(layout=WRAP)
+        self.maps, self.factors = widgets.Box(layout=widgets.Layout(**WRAP)), widgets.Box(layout=widgets.Layout(**WRAP))
+        self.copy = widgets.HTML()
         self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="250px"))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="explorer")
         self._job: Future | None = None
@@ -152,12 +168,15 @@ class Explorer:
         self.stop.on_click(lambda button: self._halt.set())
         self.save.on_click(lambda button: self._save())
         controls = widgets.Box(
-            [*asked[:3], self.search, *asked[3:], self.convention, self.opacity, self.alone], layout=WRAP
+            [*asked[:3], self.search, *asked[3:], self.convention, self.opacity, self.alone],
+            layout=widgets.Layout(**WRAP),
         )
-        state = widgets.Box([self.upload, self.save, self.stop, self.status, self.progress], layout=WRAP)
+        state = widgets.Box(
+            [self.upload, self.save, self.copy, self.stop, self.status, self.progress], layout=widgets.Layout(**WRAP)
+        )
         lines = widgets.Accordion([self.code], titles=["code that gives these maps"])
         results = widgets.Box([self.table, widgets.Box([self.factors], layout=widgets.Layout(flex="2 1 260px"))])
-        results.layout = WRAP
+        results.layout = widgets.Layout(**WRAP)
         self.widget = widgets.VBox([controls, state, self.title, self.maps, results, lines])
 
     def _choice(self) -> Choice:
@@ -288,11 +307,10 @@ class Explorer:
             if variant.aggregate != "none" or not method_of(method).refines
         ]
         self.title.value = html.escape(shown.title)
-        style = (
-            "contain: inline-size; overflow-x: auto; line-height: 1.4; font-size: 12px"  # scrolls if it does not fit
-        )
-        self.table.value = f'<div style="{style}">{text}{"<br>".join(notes)}</div>'
+        self.table.value = f'{TABLE_STYLE}<div class="refinecam-scores">{text}{"<br>".join(notes)}</div>'
         self.code.value = self.bench.code(shown.choice, convention)
+        button = f'class="jupyter-button widget-button" data-code="{html.escape(self.code.value)}" onclick="{COPY}"'
+        self.copy.value = f"<button {button}>copy code</button>"
 
     def _figure_png(self, dpi: float | str = "figure") -> bytes:
         file, figure = io.BytesIO(), static_figure(self.shown, self.convention.value, self._opacity())
@@ -308,7 +326,7 @@ class Explorer:
 def explore(
     pictures: Sequence[str | Path] = BUNDLED,
     networks: Mapping[str, Load] = NETWORKS,
-    method: str = "LayerCAM",
+    method: str = "GradCAM",
     layer: int = 0,
     aggregate: str = "product",
 ) -> Explorer | Figure:

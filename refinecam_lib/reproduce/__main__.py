@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .. import paths
 from ..errors import InputError, Stopped
-from . import reference
+from . import codecheck, reference
+from .links import mend_copies
 from .parameters import Notebook, cells_of, chosen
 from .screen import Progress, Run, report, screen, verdict
 
@@ -96,6 +97,7 @@ def _outcomes(notebooks: Sequence[Notebook], profile: str, values: Parameters, a
             reference.note(folder, profile, book, values[book.name], outcome)
     finally:
         progress.say(end="")
+    mend_copies(folder / "notebooks")
     return {book.name: outcomes[book.name] for book in notebooks}
 
 
@@ -176,23 +178,35 @@ def commit(options: argparse.Namespace, notebooks: Sequence[Notebook], values: P
 def accept(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Parameters) -> int:
     """Make the last run's products the committed reference."""
     reference.accept(options.profile, options.only)
+    codecheck.write()
     return 0
 
 
 def check(options: argparse.Namespace) -> int:
-    """Check that the reference's executed notebooks are copies of today's notebooks."""
-    problems = reference.outdated_reference()
+    """Check that the reference's executed notebooks are copies of today's notebooks, and that codecheck.yml lists it."""
+    problems = reference.outdated_reference() + codecheck.outdated()
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 3 if problems else 0
 
 
-def book(options: argparse.Namespace) -> int:
-    """Write the reference's executed notebooks as HTML pages."""
-    from .book import build
+def list_files(options: argparse.Namespace) -> int:
+    """Write codecheck.yml: each file of the reference, the claim that it shows, and the command that makes it."""
+    codecheck.write()
+    print(f"wrote {paths.shown(codecheck.path())}")
+    return 0
 
-    pages = build(options.to)
-    print(f"{len(pages) - 1} notebooks in {pages[0]}; open it in a browser")
+
+def book(options: argparse.Namespace) -> int:
+    """Build a site of the pages, the executed notebooks and the API, which opens from the file system."""
+    try:
+        from .book import build
+    except ModuleNotFoundError as error:
+        install = "pip install -e '.[book]'"
+        raise InputError(f"Expected the package {error.name}, which builds the book. Install it: {install}.") from error
+    for warning in build(options.to, options.shown, options.own):
+        print(warning, file=sys.stderr)
+    print(f"{paths.shown(options.to / 'index.html')} is the book; open it in a browser")
     return 0
 
 
@@ -271,7 +285,11 @@ def _parser() -> _Parser:
     command(verify_rows, notebooks, values, sample, name="verify")
     command(accept, notebooks)
     command(check)
-    command(book).add_argument("--to", type=Path, default=paths.ROOT / "book", help="folder to write, default book/")
+    command(list_files, name="codecheck")
+    own = command(book)
+    own.add_argument("--to", type=Path, default=paths.ROOT / "book", help="folder to write, default book/")
+    own.add_argument("--own", action="store_true", help="show your last run in figures/ instead of the reference")
+    own.add_argument("--profile", default="standard", dest="shown", help="whose notebooks to show, default standard")
     return parser
 
 

@@ -22,6 +22,7 @@ from .parameters import STANDARD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas.io.formats.style import Styler
 
 PRODUCTS = "REFINECAM_PRODUCTS"
 """The environment variable that names the folder for products. The runner moves them to figures/ when a notebook ends."""
@@ -52,6 +53,8 @@ class Report:
     ):
         """Compose the caption, such as `profile standard, n = 24 images, resnet18, commit abc1234`.
 
+        It also makes networks faster in this process, see `networks.memory` and `networks.layers.fast_pointwise`.
+
         Args:
             name: Names the files: letters, digits, "_" and "-".
             profile: The notebook's profile.
@@ -62,6 +65,11 @@ class Report:
             unit: What the images show.
             every_class: Rows of wrongly classified images are used, too.
         """
+        from ..networks.layers import fast_pointwise  # imports torch, which the runner does not need
+        from ..networks.memory import keep_memory
+
+        keep_memory()  # a kernel that the runner starts has these, too; this one may be of JupyterLab
+        fast_pointwise()
         self.name, self.profile = name, profile
         counts = [] if rows is None else _counts(rows, every_class)
         n = n if n or rows is None else _number_of_images(rows, unit)
@@ -85,24 +93,30 @@ class Report:
         figure.savefig(target.with_suffix(".pdf"), bbox_inches="tight", metadata=pdf)
         return figure
 
-    def table(self, table: pd.DataFrame, name: str = "") -> pd.DataFrame:
-        """Save a table as `table_<name>.csv`, `.md` and `.tex`, and return it.
+    def table(self, table: pd.DataFrame, name: str = "") -> "pd.DataFrame | Styler":
+        """Save a table as `table_<name>.csv`, `.md` and `.tex`, and return it for display.
 
         Numbers keep their precision in csv and have two decimals elsewhere. A cell's text may be bold (`**.55 ± .30**`);
         csv drops the asterisks. An index other than a plain range becomes the first columns.
 
         Args:
             table: The table.
-            name: The files' name, instead of "table_" and the report's name.
+            name: The files' name, instead of `table_` and the report's name.
+
+        Returns:
+            The table. One with bold cells comes back as the paper prints it, methods x networks, see `layout.printed`.
         """
         if not isinstance(table, pd.DataFrame):
             raise InputError(f"Expected a pandas DataFrame, got a {type(table).__name__}.")
+        from ..analysis.layout import printed  # imports torch
+
         target, flat = self._path(name or f"table_{self.name}"), _flat(table)
         plain = flat.map(lambda cell: cell.replace("**", "") if isinstance(cell, str) else cell)
         plain.to_csv(target.with_suffix(".csv"), index=False, lineterminator="\n")
         target.with_suffix(".md").write_text(f"{_markdown(flat)}\n{self.caption}\n", encoding="utf-8")
         target.with_suffix(".tex").write_text(f"% {self.caption}\n{_latex(flat)}", encoding="utf-8")
-        return table
+        bold = flat.map(lambda cell: isinstance(cell, str) and cell.startswith("**")).any(axis=None)
+        return printed(flat.map(_cell), self.caption) if bold else table
 
     def rows(self, rows: pd.DataFrame) -> None:
         """Save the rows behind the products as `rows_<name>.parquet`.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from .. import paths
 from ..errors import InputError
 from ..paths import commit
+from .links import mend_copies, without_targets
 from .parameters import STANDARD, cells_of, find_notebooks
 
 if TYPE_CHECKING:
@@ -154,12 +155,13 @@ def compare_tables(made: Path, reference: Path) -> Compared:
 def outdated(folder: Path) -> list[str]:
     """Return the names of the executed notebooks in a folder that are not copies of today's notebooks.
 
-    Cells are compared by type and source. Outputs do not count, nor does the cell of parameters that papermill adds.
+    Cells are compared by type and source. Outputs do not count, nor do the paths of links, nor the cell of parameters
+    that papermill adds.
     """
 
     def cells(path: Path) -> list[tuple[str, str]]:
         kept = (cell for cell in cells_of(path) if "injected-parameters" not in cell["metadata"].get("tags", []))
-        return [(cell["cell_type"], cell["source"]) for cell in kept]
+        return [(cell["cell_type"], without_targets(cell["source"])) for cell in kept]
 
     copies = [path for path in sorted(folder.glob("*.ipynb")) if not path.name.endswith(".failed.ipynb")]
     sources = {copy: paths.NOTEBOOKS / copy.name for copy in copies}
@@ -171,7 +173,7 @@ def outdated_reference() -> list[str]:
     problems = []
     for folder in sorted(paths.REFERENCE.glob("*/notebooks")):
         if names := outdated(folder):
-            run = _command(folder.parent.name, [name.partition("_")[0] for name in names])
+            run = command_of(folder.parent.name, [name.partition("_")[0] for name in names])
             problems.append(
                 f"Expected the executed notebooks in {paths.shown(folder)} to have the cells of today's notebooks, but "
                 f"{', '.join(names)} differ. Run and accept them: {run}, then {run.replace('reproduce', 'accept')}."
@@ -196,11 +198,11 @@ def accept(profile: str, only: Sequence[str] = ()) -> None:
     names = {book.name for book in find_notebooks(only)}
     entries = {name: entry for name, entry in last["notebooks"].items() if name in names}
     if not entries:
-        run = _command(profile, only)
+        run = command_of(profile, only)
         raise InputError(f"Expected a run of profile {profile} to accept, found none. Run it first: {run}.")
     for name, entry in entries.items():
         if problem := _problem(source, name, entry):
-            raise InputError(f"{problem} Run it again: {_command(profile, [name.partition('_')[0]])}.")
+            raise InputError(f"{problem} Run it again: {command_of(profile, [name.partition('_')[0]])}.")
     (target / "notebooks").mkdir(parents=True, exist_ok=True)
     for name, entry in entries.items():
         for stale in reference["notebooks"].get(name, {}).get("products", ()):
@@ -209,6 +211,7 @@ def accept(profile: str, only: Sequence[str] = ()) -> None:
         for file in [*kept, f"notebooks/{name}.ipynb"]:
             shutil.copyfile(source / file, target / file)
         entries[name] = entry | {"products": kept}
+    mend_copies(target / "notebooks")
     _write_manifest(target, last | {"notebooks": reference["notebooks"] | entries})
     print(f"{len(entries)} notebooks of profile {profile} are now the reference in {paths.shown(target)}")
 
@@ -232,7 +235,7 @@ def _problem(folder: Path, name: str, entry: Mapping) -> str:
     return ""
 
 
-def _command(profile: str, only: Sequence[str]) -> str:
+def command_of(profile: str, only: Sequence[str]) -> str:
     """Return the command that runs these notebooks of a profile."""
     words = [] if profile == STANDARD else ["--profile", profile]
     words += ["--only", *only] if only else []

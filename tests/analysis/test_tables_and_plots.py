@@ -1,11 +1,13 @@
 """Tables hold what was measured, the best in bold, and the paper's number. Figures show every row of their frame."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import refinecam_lib as rc
-from refinecam_lib.analysis import birds, defects, grids, plots, tables, verdicts
+from refinecam_lib.analysis import birds, defects, grids, layout, plots, tables, verdicts
 from refinecam_lib.analysis.tables import beside_paper, cells, paper_table
 from refinecam_lib.errors import InputError
 
@@ -37,6 +39,22 @@ def test_table_1_is_beside_the_paper():
     fewer.loc[(fewer["method"] == "LayerCAM") & (fewer["aggregate"] == "product"), "n"] = 7
     assert beside_paper(fewer, "table1", ["LayerCAM"])["n"][0] == "12 / 7"
     assert table.loc["LIME", "RefineCAM"] == "N.A."
+
+
+def test_a_printed_table_has_methods_in_rows_and_networks_in_columns():
+    methods = ["LayerCAM", "ScoreCAM", "LIME"]
+    flat = beside_paper(summary(["resnet18", "vgg11"], methods[:2]), "table1", methods)
+    style = layout.printed(flat, "n = 12")
+    assert list(style.data.index) == methods
+    assert list(style.data) == [(m, c) for m in ("resnet18", "vgg11") for c in ("Base", "RefineCAM", "n")]
+    cell = style.data.loc["LayerCAM", ("resnet18", "Base")]
+    ours, theirs = re.sub(r"<small[^>]*>|</small>", "", cell).split("<br>")
+    expected = flat.iloc[0]
+    assert ours == expected["Base"] and theirs == expected["Base, paper (ours - it)"]
+    bold = [style.data.iat[place] for place, rules in style._compute().ctx.items() if ("font-weight", "bold") in rules]
+    best = [text.strip("*") for text in flat["RefineCAM"] if "**" in text]
+    assert len(best) == 2 and [cell.partition("<br>")[0] for cell in bold] == best
+    assert "small print: the paper" in style.caption and style.to_html() == layout.printed(flat, "n = 12").to_html()
 
 
 def test_one_value_has_no_deviation():

@@ -1,12 +1,8 @@
 """The explorer in a real browser: JupyterLab on localhost, its controls driven in headless Chromium."""
 
-import base64
 import contextlib
-import itertools
 import json
 import os
-import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,67 +14,9 @@ import pytest
 from PIL import Image
 
 from refinecam_lib import paths
+from tests.browser import needs_chromium
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH; install it to drive the explorer"),
-]
-
-
-class Page:
-    """A page of a headless Chromium, over the DevTools protocol."""
-
-    def __init__(self, address):
-        websocket = pytest.importorskip("websocket", reason="the package websocket-client comes with JupyterLab")
-        self.socket = websocket.create_connection(address, timeout=180, suppress_origin=True)
-        self.numbers = itertools.count(1)
-
-    def send(self, method, **parameters):
-        number = next(self.numbers)
-        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            answer = json.loads(self.socket.recv())
-            if answer.get("id") == number:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def js(self, expression):
-        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in result, result["exceptionDetails"]
-        return result["result"].get("value")
-
-    def until(self, expression, seconds=60):
-        """Wait until an expression is true and return how long it took."""
-        start = time.perf_counter()
-        while not self.js(expression):
-            if time.perf_counter() - start > seconds:
-                pytest.fail(f"not within {seconds} s: {expression}; {self.js('document.body.innerText')[:2000]}")
-            time.sleep(0.02)
-        return time.perf_counter() - start
-
-    def choose(self, label, option):
-        """Choose an option of the dropdown with this label, as a user does."""
-        assert self.js(f"""(() => {{
-            const select = {CONTROL % label}.querySelector("select");
-            const option = [...select.options].find(o => o.text.startsWith({json.dumps(option)}));
-            if (!option) return false;
-            select.value = option.value;
-            select.dispatchEvent(new Event("change", {{bubbles: true}}));
-            return true;
-        }})()"""), f"no {option!r} in {label!r}"
-
-    def click(self, text):
-        """Click the button with this text."""
-        self.js(f'[...document.querySelectorAll("button")].find(b => b.innerText.includes({json.dumps(text)})).click()')
-
-    def resize(self, width, height):
-        """Give the window another size, in px."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        time.sleep(1)  # JupyterLab adapts its layout
-
-    def screenshot(self, path):
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 CONTROL = '[...document.querySelectorAll(".widget-inline-hbox")].find(c => c.innerText.trim().startsWith("%s"))'
@@ -93,10 +31,22 @@ OVERFLOW = """[...document.querySelectorAll(".jp-OutputArea-output .jupyter-widg
     .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth).map(e => e.className)"""
 
 
+def choose(page, label, option):
+    """Choose an option of the dropdown with this label, as a user does."""
+    assert page.js(f"""(() => {{
+        const select = {CONTROL % label}.querySelector("select");
+        const option = [...select.options].find(o => o.text.startsWith({json.dumps(option)}));
+        if (!option) return false;
+        select.value = option.value;
+        select.dispatchEvent(new Event("change", {{bubbles: true}}));
+        return true;
+    }})()"""), f"no {option!r} in {label!r}"
+
+
 @pytest.fixture
 def lab(tmp_path):
     """A JupyterLab that serves a notebook with the explorer; yields its address."""
-    cell = nbformat.v4.new_code_cell("from refinecam_lib.explorer.widget import explore\n\nexplore()")
+    cell = nbformat.v4.new_code_cell("import refinecam_lib as rc\n\nrc.explore()")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "explorer.ipynb")
     with socket.socket() as free:
@@ -127,23 +77,6 @@ def lab(tmp_path):
             server.wait(30)
 
 
-@pytest.fixture
-def page(tmp_path):
-    """A page in a headless Chromium of its own."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run"]
-    command += [f"--user-data-dir={tmp_path / 'chromium'}", "--window-size=1280,1500", "--lang=en", "about:blank"]
-    browser = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        line = next(line for line in browser.stderr if "DevTools listening on" in line)
-        host = re.search(r"ws://([^/]+)/", line)[1]
-        with urllib.request.urlopen(f"http://{host}/json", timeout=10) as answer:
-            target = next(target for target in json.load(answer) if target["type"] == "page")
-        yield Page(target["webSocketDebuggerUrl"])
-    finally:
-        browser.terminate()
-        browser.wait(30)
-
-
 def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
     page.send("Page.navigate", url=f"{lab}/lab/tree/explorer.ipynb")
     page.until('!!window.jupyterapp && !!document.querySelector(".jp-CodeCell")')
@@ -161,19 +94,19 @@ def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
         pictures.append(page.js(IMAGES))
         print(f"{what}: {took:.2f} s")
 
-    page.choose("method", "GradCAM")
+    choose(page, "method", "LayerCAM")
     changed("another method")
-    assert "GradCAM from layer blocks.1" in tables[-1] and pictures[-1][1:3] != pictures[-2][1:3]
-    page.choose("from layer", "2:")
+    assert "LayerCAM from layer blocks.1" in tables[-1] and pictures[-1][1:3] != pictures[-2][1:3]
+    choose(page, "from layer", "2:")
     changed("a deeper layer")
     page.until(f"{IMAGES}.length === 5")  # two factors less
-    page.choose("2nd aggregate", "geometric")
+    choose(page, "2nd aggregate", "geometric")
     changed("another aggregate")
-    page.choose("2nd method", "LayerCAM")
+    choose(page, "2nd method", "HiResCAM")
     changed("a second method")
-    page.choose("2nd method", "the")  # ipywidgets writes spaces as no-break spaces
+    choose(page, "2nd method", "the")  # ipywidgets writes spaces as no-break spaces
     changed("one method")
-    page.choose("picture", "coffee")
+    choose(page, "picture", "coffee")
     changed("another picture")
     assert "predicts espresso" in tables[-1] and pictures[-1][0] != pictures[-2][0]
     upload = tmp_path / "mine.png"
@@ -184,9 +117,9 @@ def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
     page.send("DOM.setFileInputFiles", objectId=chooser, files=[str(upload)])
     changed("an upload")
     assert tables[-1].startswith("mine.png: ")
-    page.choose("picture", "coffee")
+    choose(page, "picture", "coffee")
     changed("back")
-    page.choose("class", "cup")
+    choose(page, "class", "cup")
     changed("another class")
     assert "predicts espresso" in tables[-1] and "explained: cup" in tables[-1]
     page.js("""(() => {
@@ -197,25 +130,32 @@ def test_the_explorer_answers_in_a_browser(lab, page, tmp_path):
     })()""")
     changed("a class of all")
     assert "explained: teapot" in tables[-1]
-    page.choose("convention", "paper")
+    choose(page, "convention", "paper")
     changed("another convention")
     assert "[849]" in page.js('document.querySelector("textarea").value')
+    page.send("Emulation.setFocusEmulationEnabled", enabled=True)  # only a page with the focus reads the clipboard
+    page.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    copied = 'document.querySelector("button[data-code]").dataset.code'  # widgets change one by one
+    page.until(f"""{copied}.includes("'paper'") && {copied} === document.querySelector("textarea").value""")
+    page.click("copy code")
+    assert page.js("navigator.clipboard.readText()") == page.js('document.querySelector("textarea").value')
+    page.until("""[...document.querySelectorAll("button")].some(b => b.innerText === "copied")""")
     page.click("save picture")
     page.until(f'{STATUS}.includes("saved ")', 20)
     assert list((tmp_path / "figures").rglob("coffee*.png"))
 
-    page.choose("method", "ScoreCAM")
+    choose(page, "method", "ScoreCAM")
     page.until(f'{STATUS}.includes("images through the network")')
     page.screenshot(tmp_path / "progress.png")
     page.click("stop")
     page.until(f'{STATUS}.includes("stopped after")', 10)
     assert "ScoreCAM" not in page.js(TABLE)
-    page.choose("method", "HiResCAM")
+    choose(page, "method", "HiResCAM")
     changed("another method after a stop")
     assert len(set(tables)) == len(tables) - 2  # `one method` and `back` repeat a table
 
-    page.choose("picture", "chelsea")
-    page.choose("from layer", "0:")
+    choose(page, "picture", "chelsea")
+    choose(page, "from layer", "0:")
     page.until(f'{IMAGES}.length === 7 && {TABLE}.startsWith("chelsea")')
     page.js("window.jupyterapp.commands.execute('application:toggle-left-area'); 0")
     for theme in ("Light", "Dark"):

@@ -2,7 +2,9 @@
 
 import base64
 import datetime
+import html
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -191,7 +193,7 @@ def test_where_widgets_do_not_run_it_is_a_picture(explorer, monkeypatch):
         ({"aggregate": "sum"}, "unknown aggregate 'sum'"),
         ({"layer": 7}, "layer number 7; allowed: 0..3"),
         ({"pictures": []}, "Expected at least one picture and one network"),
-        ({"method": "GroundTruth"}, "the map of the ground truth of images without masks"),
+        ({"method": "GroundTruth"}, "Expected images with ground-truth masks, got none"),
         ({"pictures": ["no/such.jpg"]}, "Picture 'no/such.jpg' is not a file. Give a path, or one of chelsea"),
     ],
 )
@@ -258,6 +260,8 @@ def test_the_code_gives_the_same_maps_and_scores(capsys):
     explorer = Explorer(["coffee"], {"lite": NETWORKS["efficientnet_lite0"]}, "GradCAM", layer=1)
     names = {}
     exec(explorer.code.value, names)  # noqa: S102 - the code that the reader copies is what is tested
+    (copied,) = re.findall(r'data-code="([^"]*)"', explorer.copy.value)
+    assert html.unescape(copied) == explorer.code.value
     assert list(names["explanations"]) == list(explorer.shown.maps)
     for name, heat in explorer.shown.maps.items():
         torch.testing.assert_close(names["explanations"][name].maps[0], heat)

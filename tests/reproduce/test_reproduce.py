@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -300,6 +301,20 @@ def test_a_notebook_needs_its_parameters_first(house, capsys):
     assert "notebook 01_one.ipynb, line 2 of its parameters: invalid syntax" in capsys.readouterr().err
 
 
+def test_links_of_executed_copies_lead_somewhere_after_a_run_and_after_accept(house):
+    (house / "README.md").touch()
+    write(paths.NOTEBOOKS, "01_one", "1")
+    book = nbformat.read(paths.NOTEBOOKS / "01_one.ipynb", as_version=4)
+    book.cells[0].source += "\n\n[all](../README.md#notebooks) [me](01_one.ipynb)"
+    nbformat.write(book, paths.NOTEBOOKS / "01_one.ipynb")
+    assert reproduce.main(["--minutes", "0"]) == 0
+    text = nbformat.read(made("notebooks/01_one.ipynb"), as_version=4).cells[0].source
+    assert "[all](../../../README.md#notebooks) [me](01_one.ipynb)" in text
+    assert reproduce.main(["accept"]) == 0
+    text = nbformat.read(paths.REFERENCE / "standard" / "notebooks" / "01_one.ipynb", as_version=4).cells[0].source
+    assert "[all](../../../../README.md#notebooks) [me](01_one.ipynb)" in text
+
+
 def test_saved_files_depend_on_the_content_alone(house):
     table = pd.DataFrame({"method": ["A_1", "B"], "score": [0.123456, np.nan], "text": ["**.55 ± .30**", "5 %"]})
     figure, axis = plt.subplots()
@@ -307,11 +322,13 @@ def test_saved_files_depend_on_the_content_alone(house):
     contents = []
     for _ in range(2):
         report = products.Report("f", n="2 images")
-        report.table(table, "t")
+        shown = report.table(table, "t")
         report.figure(figure)
         contents.append({path.name: path.read_bytes() for path in by_hand("").iterdir()})
     plt.close(figure)
     assert sorted(contents[0]) == ["f.pdf", "f.png", "t.csv", "t.md", "t.tex"] and contents[0] == contents[1]
+    assert "**" not in shown.to_html() and "font-weight: bold" in shown.to_html() and report.caption in shown.to_html()
+    assert report.table(table[["method", "score"]], "u").equals(table[["method", "score"]]), "a plain table stays"
     assert b"CreationDate" not in contents[0]["f.pdf"] and b"Software" not in contents[0]["f.png"]
     assert by_hand("t.csv").read_text() == "method,score,text\nA_1,0.123456,.55 ± .30\nB,,5 %\n"
     assert by_hand("t.md").read_text().splitlines()[2] == "| A_1 | 0.12 | **.55 ± .30** |"
@@ -322,6 +339,17 @@ def test_saved_files_depend_on_the_content_alone(house):
         report.figure(table)
     with pytest.raises(InputError, match="Expected a name of letters"):
         report.table(table, "../t")
+
+
+def test_a_report_makes_the_networks_of_its_kernel_faster():
+    code = "import refinecam_lib as rc; from refinecam_lib.networks import layers, memory; "
+    code += (
+        "print(layers._fast_pointwise, memory.keeps()); rc.Report('x'); print(layers._fast_pointwise, memory.keeps())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    before, after = done.stdout.splitlines()
+    assert before == "False False" and after in ("True True", "True False")  # only glibc keeps memory
+    assert after == "True True" or platform.libc_ver()[0] != "glibc"
 
 
 def test_the_caption_says_what_a_product_was_made_from():
@@ -354,12 +382,13 @@ def test_an_executed_copy_names_no_folder_of_this_machine_and_keeps_its_pictures
 
 
 def test_folders_by_environment_variables_may_be_relative_or_at_home(tmp_path):
-    code = "from refinecam_lib import paths; print(paths.RESULTS, paths.FIGURES, sep='\\n')"
+    code = "from refinecam_lib import paths; print(paths.RESULTS, paths.FIGURES, paths.REFERENCE, sep='\\n')"
     given = os.environ | {"REFINECAM_RESULTS": "kept", "REFINECAM_FIGURES": "~/drawn", "HOME": str(tmp_path / "me")}
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=tmp_path, env=given, capture_output=True, text=True
     )
-    assert done.stdout.splitlines() == [str(tmp_path / "kept"), str(tmp_path / "me" / "drawn")]
+    reference = paths.ROOT / "figures" / "reference"  # figures may go elsewhere, the reference stays
+    assert done.stdout.splitlines() == [str(tmp_path / "kept"), str(tmp_path / "me" / "drawn"), str(reference)]
 
 
 def test_a_notebook_finds_relative_folders_where_the_runner_does(tmp_path, monkeypatch):
