@@ -77,7 +77,9 @@ def summaries(
     parts = {name: summary(rows, name, by) for name in names}
     if methods is not None:
         own = {name: part.index.get_level_values("method") for name, part in parts.items()}
-        parts = {name: parts[name].iloc[np.argsort(own[name].map(list(methods).index), kind="stable")] for name in parts}
+        parts = {
+            name: parts[name].iloc[np.argsort(own[name].map(list(methods).index), kind="stable")] for name in parts
+        }
     return pd.concat([part.assign(score=name).reset_index() for name, part in parts.items()], ignore_index=True)
 
 
