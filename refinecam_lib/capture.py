@@ -20,7 +20,8 @@ from .networks.classifier import Classifier, find_logits, like_weights
 from .networks.curvature import ConstantWeights
 from .networks.hooks import double_copy, recording
 from .networks.layers import evaluating, named_layers
-from .networks.layout import check_order, layer_map
+from .networks.layout import layer_map
+from .networks.places import check_order
 
 Maps = list[Tensor]
 

@@ -58,7 +58,7 @@ class Classifier(nn.Module):
         try:
             output = self.network(inputs)
         except RuntimeError as error:
-            if reason := _misfit(self.network, inputs):
+            if reason := _misfit(self.network, inputs, str(error)):
                 raise InputError(reason) from error
             raise
         return checked_logits(self.logits_of(output), len(inputs))
@@ -74,7 +74,7 @@ def channels_of(network: nn.Module) -> int:
     return next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
-def _misfit(network: nn.Module, inputs: Tensor) -> str | None:
+def _misfit(network: nn.Module, inputs: Tensor, error: str) -> str | None:
     weights = like_weights(network)
     if any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
         return "The weights were made in torch.inference_mode(), so no gradient exists. Make the network outside it."
@@ -83,7 +83,7 @@ def _misfit(network: nn.Module, inputs: Tensor) -> str | None:
         return f"The images are {inputs.dtype}, the weights {weights.dtype}. Pass inputs.to(torch.{name})."
     if weights.device != inputs.device:
         return f"The images are on {inputs.device}, the weights on {weights.device}. Pass inputs.to({str(weights.device)!r})."
-    if inputs.shape[1] != (channels := channels_of(network)):
+    if "channels" in error and inputs.shape[1] != (channels := channels_of(network)):
         return f"The images have {inputs.shape[1]} channels, the network takes {channels}. Pass inputs (B, {channels}, H, W)."
     return None
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..errors import InputError, one_of
 from .classifier import Classifier, channels_of, find_logits, like_weights
 from .hooks import lock_of, tensor_of
-from .layout import check_order, layer_map
+from .layout import layer_map
+from .places import check_order, places_of
 
 _fast_pointwise = False
 
@@ -148,36 +149,52 @@ def layers_of(
         raise InputError(
             f"image_size {image_size!r}, count {count!r}; allowed: a side or (height, width), and count >= 1"
         )
-    classifier = Classifier(model, logits_of)
-    seen = _probe(model, classifier, size)
-    names = _chosen(model, seen, size, count)
-    with evaluating(model):
-        tokens = [name for name in names if seen[name].tokens]
-        check_order(model, classifier, _noise(model, 1, size), tokens)
-    return names
-
-
-def _noise(model: nn.Module, images: int, size: tuple[int, int]) -> Tensor:
+    classifier, channels = Classifier(model, logits_of), channels_of(model)
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(images, channels_of(model), *size, generator=generator).to(like_weights(model))
-
-
-def _chosen(model: nn.Module, seen: dict[str, _Seen], size: tuple[int, int], count: int) -> tuple[str, ...]:
-    ends = _declared_ends(model, seen) or _stage_ends(model, seen, resolutions=3)
-    if len(ends) == 1:
-        blocks = _blocks(model, seen)
-        if len(blocks) >= count:
-            chosen = [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
-            return tuple(
-                _first_inside(block, seen) if block.tokens or not block.live else block.name for block in chosen
-            )
-        ends = _stage_ends(model, seen, resolutions=2)
-    if not ends:
+    with torch.inference_mode(False):
+        inputs = torch.randn(2, 3, *size, generator=generator).to(like_weights(model))
+        try:
+            seen = _probe(model, classifier, inputs)
+        except (RuntimeError, InputError):
+            if channels == 3:
+                raise
+            inputs = inputs.mean(1, keepdim=True).expand(-1, channels, -1, -1).contiguous()
+            seen = _probe(model, classifier, inputs)
+        with evaluating(model):
+            names = [end.name for end in _declared_ends(model, seen)[-count:]] or _chosen(model, seen, count)
+            check_order(model, classifier, inputs[:1], [name for name in names if seen[name].tokens])
+            if not _declared_ends(model, seen):
+                names = _chosen(model, _local(model, classifier, inputs[:1], seen, names), count)
+    if not names:
         raise InputError(
             f"no layer of {type(model).__name__} gives a map on images of {size[0]}x{size[1]} px; allowed: networks with "
             "a module that runs once and returns (B, C, h, w), (B, h, w, C) or tokens (B, N, C)"
         )
-    return tuple(end.name for end in ends[-count:])
+    return tuple(names)
+
+
+def _local(
+    model: nn.Module, classifier: Classifier, image: Tensor, seen: dict[str, _Seen], names: list[str]
+) -> dict[str, _Seen]:
+    """Return `seen`; without the tokens that mix the whole image, if layers in `names` do."""
+    for tokens in (names, list(seen)):
+        places = places_of(model, classifier, image, [name for name in tokens if seen[name].tokens])
+        lost = {name for name, found in places.items() if not found.local}
+        if not lost:
+            break
+    return {name: each for name, each in seen.items() if name not in lost}
+
+
+def _chosen(model: nn.Module, seen: dict[str, _Seen], count: int) -> list[str]:
+    """Return the names of the layers to explain, shallow to deep; none if there is no map."""
+    ends = _stage_ends(model, seen, resolutions=3)
+    if len(ends) == 1 or sum(end.tokens for end in ends) == 1:  # the other maps may be of a stem of convolutions
+        blocks = _blocks(model, seen, count, least=0 if len(ends) == 1 else len(seen) // 2)
+        if blocks:
+            return [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
+    if len(ends) == 1:
+        ends = _stage_ends(model, seen, resolutions=2)
+    return [end.name for end in ends[-count:]]
 
 
 def _declared_ends(model: nn.Module, seen: dict[str, _Seen]) -> list[_Seen]:
@@ -194,9 +211,12 @@ def _declared_ends(model: nn.Module, seen: dict[str, _Seen]) -> list[_Seen]:
     return []
 
 
-def _probe(model: nn.Module, classifier: Classifier, size: tuple[int, int]) -> dict[str, _Seen]:
+def _probe(model: nn.Module, classifier: Classifier, inputs: Tensor) -> dict[str, _Seen]:
     """Return the modules that run once and return a map, by name, in the order in which they end."""
-    batch = 2  # Swin also puts windows of an image into the first dimension
+    batch, size = (
+        len(inputs),
+        (inputs.shape[2], inputs.shape[3]),
+    )  # 2, as Swin also puts windows into the first dimension
     shapes: dict[str, list[torch.Size | None]] = {}
     live: set[str] = set()
 
@@ -228,8 +248,8 @@ def _probe(model: nn.Module, classifier: Classifier, size: tuple[int, int]) -> d
     ]
     generator = torch.Generator().manual_seed(0)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
-            inputs = _noise(model, batch, size).requires_grad_()
+        with torch.enable_grad(), evaluating(model):
+            inputs = inputs.clone().requires_grad_()
             logits = classifier(inputs)
             weights = torch.randn(logits.shape, generator=generator).to(logits)
             torch.autograd.grad((logits * weights).sum(), inputs)
@@ -255,7 +275,11 @@ def _stage_ends(model: nn.Module, seen: dict[str, _Seen], resolutions: int) -> l
         found = []
         for child_name, child in module.named_children():
             each = seen.get(prefix + child_name)
-            found += [(each, child)] if each and each.live else inside(child, prefix + child_name + ".")
+            if each and each.live:
+                found.append((each, child))
+            elif not (each and each.tokens and found and found[-1][0].tokens and type(child) is not type(found[-1][1])):
+                found += inside(child, prefix + child_name + ".")
+            # Else the patch tokens that leave it get no gradient. The norm before it is preferred to a part of it.
         return found
 
     def trunk(module: nn.Module, prefix: str) -> list[_Seen]:
@@ -278,16 +302,33 @@ def _stage_ends(model: nn.Module, seen: dict[str, _Seen], resolutions: int) -> l
     return ends
 
 
-def _blocks(model: nn.Module, seen: dict[str, _Seen]) -> list[_Seen]:
-    """Return the longest run of siblings of one type: the blocks of a network with one resolution."""
-    modules = dict(model.named_modules())
-    siblings: dict[tuple[str, type], list[_Seen]] = {}
+def _blocks(model: nn.Module, seen: dict[str, _Seen], count: int, least: int) -> list[str]:
+    """Return a layer of each block of a network with one resolution; none if there are fewer than `count` blocks.
+
+    Blocks are the modules of one type that together hold most maps of one grid, and more than `least`. A layer is the
+    block itself, or its first map with a gradient: for blocks on tokens, and where the block's own map has no gradient.
+    """
+    held: dict[str, list[_Seen]] = {}
     for each in seen.values():
-        siblings.setdefault((each.name.rpartition(".")[0], type(modules[each.name])), []).append(each)
-    return max(siblings.values(), key=len)
+        if each.live:
+            for end in (place for place, letter in enumerate(each.name + ".") if letter == "."):
+                held.setdefault(each.name[:end], []).append(each)
+    kinds: dict[tuple[type, tuple[int, int], str], list[str]] = {}
+    for name, inside in held.items():
+        kind = type(model.get_submodule(name))
+        parent = name.rpartition(".")[0] if kind in (nn.Sequential, nn.ModuleList) else ""  # they differ elsewhere
+        kinds.setdefault((kind, inside[0].grid, parent), []).append(name)
+
+    def size(blocks: list[str]) -> int:
+        return sum(len(held[name]) for name in blocks)
+
+    blocks = max((names for names in kinds.values() if len(names) >= count), key=size, default=[])
+    itself = [name for name in blocks if name in seen and seen[name].live and not seen[name].tokens]
+    return (
+        [name if name in itself else _first_inside(name, held[name]) for name in blocks] if size(blocks) > least else []
+    )
 
 
-def _first_inside(block: _Seen, seen: dict[str, _Seen]) -> str:
-    """Return the first module inside a block that returns a map and receives a gradient."""
-    inside = (each for each in seen.values() if each.live and each.name.startswith(block.name + "."))
-    return next((each.name for each in inside), block.name)
+def _first_inside(block: str, held: list[_Seen]) -> str:
+    """Return the first map with a gradient inside a block, or the block itself if there is none."""
+    return next((each.name for each in held if each.name != block), block)

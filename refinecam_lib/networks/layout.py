@@ -7,16 +7,12 @@
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
 from typing import cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..errors import InputError
-from .hooks import recording
 
 
 def layer_map(network: nn.Module, name: str, output: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -125,52 +121,3 @@ def _grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
     grids = [(h, tokens // h) for h in range(max(1, math.floor(middle) - 1), math.ceil(middle) + 2) if tokens % h == 0]
     grids = [(h, w) for h, w in grids if _is_grid(h, w, image_size, 1)]
     return min(grids, key=lambda grid: abs(grid[0] * width - grid[1] * height), default=None)
-
-
-_in_order: WeakKeyDictionary[nn.Module, set] = WeakKeyDictionary()
-"""Network -> the layers, with the image's size, whose tokens are known to be in raster order."""
-_PLACES = ((0, 2), (2, 0), (1, 3), (3, 1))
-"""Row and column of image parts in a grid of 4 by 4, none on the diagonal."""
-
-
-def check_order(network: nn.Module, classify: Callable[[Tensor], Tensor], image: Tensor, layers: Sequence[str]) -> None:
-    """Check that a change in one part of the image changes the tokens of that part most.
-
-    Args:
-        network: It comes back unchanged.
-        classify: Runs the network.
-        image: (1,C,H,W).
-        layers: Names of layers that return tokens (B,N,C).
-
-    Raises:
-        InputError: The tokens of a layer are not in raster order.
-    """
-    size = (image.shape[2], image.shape[3])
-    known = _in_order.setdefault(network, set())
-    open_layers = [name for name in layers if (name, size) not in known]
-    if not open_layers:
-        return
-    parts = torch.zeros(len(_PLACES), *size)
-    for part, (row, column) in zip(parts, _PLACES):
-        part[_quarter(row, size[0]), _quarter(column, size[1])] = 1
-    noise = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(0))
-    changed = image + 2 * (noise * functional.pad(parts, (0, 0, 0, 0, 1, 0))[:, None]).to(
-        image
-    )  # the first is unchanged
-    with torch.no_grad(), recording(network, open_layers) as outputs:
-        classify(changed)
-    for name in open_layers:
-        maps = layer_map(network, name, outputs[name].detach(), size).cpu()
-        moved, grid = (maps[1:] - maps[:1]).norm(dim=1).flatten(1), (maps.shape[2], maps.shape[3])
-        inside = functional.adaptive_max_pool2d(parts[:, None], grid).flatten(1)
-        hits = [part[each.topk(int(part.sum())).indices].mean() for each, part in zip(moved, inside)]
-        if min(grid) >= 4 and float(torch.stack(hits).mean()) < 0.3:  # in any other order about 1/16
-            raise InputError(
-                f"The tokens of layer {name!r} are not in raster order: a change in one part of the image appears in "
-                "another part of the map. Choose layers that return (B, C, h, w), or tokens row by row."
-            )
-        known.add((name, size))
-
-
-def _quarter(number: int, length: int) -> slice:
-    return slice(round(number * length / 4), round((number + 1) * length / 4))
