@@ -73,6 +73,8 @@ CONTROLS: dict[str, Method] = {
     "EdgeDetector": Method(controls.edge_detector, refines=False),
 }
 """Maps that explain nothing or know the answer. They test the metrics."""
+LIBRARY = METHODS | CONTROLS
+"""The methods of this library, whatever is registered later."""
 
 
 def method_of(method: str | Callable[[Capture], Maps]) -> Method:

@@ -53,6 +53,7 @@ AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
     "inverse_exp_mean": inverse_exp_mean,
 }
 """Name -> function of maps (N,B,H,W) that returns (B,H,W). Add your own here to use it by name everywhere."""
+LIBRARY_AGGREGATES = dict(AGGREGATES)
 AUDITED: dict[str, Callable[[Tensor], Tensor]] = {}
 """Aggregates that only the audit uses. `sweeps.published` adds them."""
 
