@@ -34,9 +34,10 @@ def _network(capture: Capture) -> nn.Module:
 @contextmanager
 def _differentiable(capture: Capture) -> Iterator[nn.Module]:
     """Yield the network in evaluation mode. Raises InputError inside if the image gets no gradient."""
+    model = _network(capture)  # before it waits for the network's lock, because the capture has locks of its own
     try:
         with torch.enable_grad(), evaluating(capture.model):
-            yield _network(capture)
+            yield model
     except RuntimeError as error:
         if "does not require grad" not in str(error) and "not have been used" not in str(error):
             raise

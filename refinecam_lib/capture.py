@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointError
 
 from .errors import InputError, images, seed_of
 from .networks.classifier import Classifier, find_logits, like_weights
@@ -46,6 +47,7 @@ class Capture:
         InputError: Inputs, target, ids or layers do not fit together or do not fit the network.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -62,16 +64,15 @@ class Capture:
         if isinstance(inputs, np.ndarray):
             inputs = torch.from_numpy(inputs)
             inputs = inputs.to(like_weights(model)) if inputs.is_floating_point() else inputs
-        with torch.inference_mode(False):
-            inputs = images(inputs)
-            self.inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
+        inputs = images(inputs)
+        self.inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
         wanted = getattr(getattr(model, "patch_embed", None), "img_size", None)  # timm's transformers
         if wanted and getattr(model.patch_embed, "strict_img_size", False) and self.size != tuple(wanted):
             raise InputError(
                 f"images of {self.size[0]}x{self.size[1]} px; allowed by this model: {wanted[0]}x{wanted[1]}"
             )
         zeros = torch.zeros(len(inputs))  # any class, until the network has run
-        self.target = torch.as_tensor(zeros if target is None else target, device=inputs.device).long()
+        self.target = torch.as_tensor(zeros if target is None else target, device=inputs.device).long().clone()
         if self.target.shape != (len(inputs),):
             raise InputError(
                 f"target of shape {tuple(self.target.shape)} for {len(inputs)} images; allowed: one class each"
@@ -178,7 +179,10 @@ class Capture:
         """Return the gradients of a score at the layers' outputs. Raises InputError if a layer does not reach it."""
         found: Sequence[Tensor | None] = [None] * len(outputs)
         if score.requires_grad:
-            found = torch.autograd.grad(score, outputs, retain_graph=True, create_graph=create_graph, allow_unused=True)
+            try:
+                found = torch.autograd.grad(score, outputs, None, True, create_graph, allow_unused=True)
+            except CheckpointError as error:
+                raise InputError("The network uses torch.utils.checkpoint. Switch it off to explain it.") from error
         if lost := [name for name, gradient in zip(self.layers, found) if gradient is None]:
             raise InputError(
                 f"The logits give no gradient at layers {lost}: they do not depend on them, or the network computes a "
@@ -198,6 +202,7 @@ class Capture:
         return self if self.inputs.dtype == torch.double else self._double
 
     @cached_property
+    @torch.inference_mode(False)
     def _double(self) -> "Capture":
         if not self._double_network:
             self._double_network.append(double_copy(self.model))
@@ -220,11 +225,12 @@ class Capture:
                 self._maps[method] = method(self)
         return self._maps[method]
 
+    @torch.inference_mode(False)
     def of_target(
         self, target: Tensor, ids: Sequence[Hashable] | None = None, steps: Sequence[str] | None = None
     ) -> "Capture":
         """Explain the same forward pass for other classes (B,). Other `ids` or `steps` draw other random numbers."""
-        target = torch.as_tensor(target, device=self.inputs.device).long()
+        target = torch.as_tensor(target, device=self.inputs.device).long().clone()
         if target.shape != self.target.shape or not 0 <= int(target.min()) <= int(target.max()) < self.logits.shape[1]:
             raise InputError(
                 f"target {target.tolist()}; allowed: {len(self.inputs)} classes of 0..{self.logits.shape[1] - 1}"
