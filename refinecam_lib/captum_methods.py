@@ -39,10 +39,10 @@ def _differentiable(capture: Capture) -> Iterator[nn.Module]:
         with torch.enable_grad(), evaluating(capture.model):
             yield model
     except RuntimeError as error:
-        if "does not require grad" not in str(error) and "not have been used" not in str(error):
+        if not any(words in str(error) for words in ("does not require grad", "not have been used", "checkpoint")):
             raise
         raise InputError(
-            "The logits give no gradient at the images: the network computes a step under torch.no_grad() or detached. "
+            "The logits give no gradient at the images: a step is under torch.no_grad(), in a checkpoint or detached. "
             "Change that step, or choose a method of layers, such as LayerCAM."
         ) from error
 
