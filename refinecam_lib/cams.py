@@ -73,7 +73,7 @@ def shapley_cam(capture: Capture) -> Maps:
     weights = []
     with torch.enable_grad():
         score = (logits.gather(1, index) + logits.log_softmax(1).gather(1, index)).sum()
-        gradients = torch.autograd.grad(score, outputs, create_graph=True)
+        gradients = capture.gradients_of(score, outputs, create_graph=True)
         for output, gradient in zip(outputs, gradients):
             # One layer at a time. A product shared by all layers would contain their cross derivatives.
             product = torch.autograd.grad((gradient * output.detach()).sum(), output, retain_graph=True)[0]
@@ -99,7 +99,7 @@ def score_cam(capture: Capture, chunk: int | None = None) -> Maps:
         for number, activations in enumerate(capture.activations):
             if number not in capture.channel_logits:
                 capture.channel_logits[number] = [
-                    _channel_logits(capture.model, x, a, chunk) for x, a in zip(capture.inputs, activations)
+                    _channel_logits(capture.classifier, x, a, chunk) for x, a in zip(capture.inputs, activations)
                 ]
             logits = capture.channel_logits[number]
             scores = torch.stack([each[:, c] for each, c in zip(logits, capture.target)])
@@ -114,5 +114,5 @@ def _channel_logits(model: nn.Module, x: Tensor, channels: Tensor, chunk: int) -
         up = F.interpolate(part[:, None], size=x.shape[-2:], mode="bilinear", align_corners=True)
         low, high = up.amin((2, 3), keepdim=True), up.amax((2, 3), keepdim=True)
         masked = x * ((up - low) / (high - low + 1e-8))
-        logits.append(forward(model, masked))
+        logits.append(forward(model, masked.to(x.dtype)))
     return torch.cat(logits)

@@ -26,9 +26,25 @@ SAMPLES = 25
 
 
 def _network(capture: Capture) -> nn.Module:
-    """Return the capture's network."""
+    """Return the capture's network, which returns logits."""
     _ = capture.logits  # refuses layers and targets that do not fit
-    return capture.model
+    return capture.classifier
+
+
+@contextmanager
+def _differentiable(capture: Capture) -> Iterator[nn.Module]:
+    """Yield the network in evaluation mode. Raises InputError inside if the image gets no gradient."""
+    model = _network(capture)  # before it waits for the network's lock, because the capture has locks of its own
+    try:
+        with torch.enable_grad(), evaluating(capture.model):
+            yield model
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("does not require grad", "not have been used", "checkpoint")):
+            raise
+        raise InputError(
+            "The logits give no gradient at the images: a step is under torch.no_grad(), in a checkpoint or detached. "
+            "Change that step, or choose a method of layers, such as LayerCAM."
+        ) from error
 
 
 def _leaf(capture: Capture) -> Tensor:
@@ -65,8 +81,8 @@ def guided_gradient(capture: Capture) -> Tensor:
 
     Source: Springenberg et al. 2015, https://arxiv.org/abs/1412.6806
     """
-    model, inputs = _network(capture), _leaf(capture)
-    with torch.enable_grad(), evaluating(model), _guided(model):
+    inputs = _leaf(capture)
+    with _differentiable(capture) as model, _guided(model):
         score = model(inputs).gather(1, capture.target[:, None]).sum()
         return torch.autograd.grad(score, inputs)[0]
 
@@ -90,8 +106,7 @@ def input_x_gradient(capture: Capture) -> Maps:
     """
     from captum.attr import InputXGradient
 
-    model = _network(capture)
-    with evaluating(model):
+    with _differentiable(capture) as model:
         return _channel_sum(InputXGradient(model).attribute(_leaf(capture), target=capture.target))
 
 
@@ -107,8 +122,7 @@ def integrated_gradients(capture: Capture, steps: int = 50, chunk: int = 25) -> 
     """
     from captum.attr import IntegratedGradients
 
-    model = _network(capture)
-    with evaluating(model):
+    with _differentiable(capture) as model:
         explain = IntegratedGradients(model).attribute
         # One image at a time, so memory stays that of one chunk.
         each = [
@@ -131,10 +145,10 @@ def deep_lift(capture: Capture) -> Maps:
     """
     from captum.attr import DeepLift
 
-    explain = DeepLift(deep_lift_copy(_network(capture), capture.inputs[:1])).attribute
     each = []
-    with torch.enable_grad(), warnings.catch_warnings():
+    with _differentiable(capture) as model, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting forward, backward hooks")
+        explain = DeepLift(deep_lift_copy(model, capture.inputs[:1])).attribute
         # One image at a time, because captum's rule for max-pools uses the first image's gradient for all of a batch.
         for x, target, seed in zip(_leaf(capture), capture.target, capture.seeds):
             baseline = 1e-3 * _normal(x, seed_of(seed, "DeepLift"))

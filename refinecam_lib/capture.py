@@ -8,15 +8,21 @@ import copy
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from hashlib import sha256
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointError
 
 from .errors import InputError, images, seed_of
+from .networks.classifier import Classifier, find_logits, like_weights
 from .networks.curvature import ConstantWeights
 from .networks.hooks import double_copy, recording
-from .networks.layers import evaluating, is_channels_last, named_layers, to_nchw
+from .networks.layers import evaluating, named_layers
+from .networks.layout import layer_map
+from .networks.places import check_order
 
 Maps = list[Tensor]
 
@@ -25,37 +31,48 @@ class Capture:
     """One batch of images in one network: logits, activations, gradients and maps. Each is computed on first use.
 
     Args:
-        model: A classifier (B,3,H,W) -> logits (B,K). It comes back unchanged.
-        inputs: Normalised images (B,3,H,W).
-        target: Class indices (B,).
-        layers: Dotted names of modules, shallow to deep.
+        model: A classifier (B,C,H,W) -> logits (B,K), or another output that `logits_of` reads. It comes back unchanged.
+            A single logit z counts as two classes with the logits -z/2 and z/2; the probability of class 1 is sigmoid(z).
+        inputs: Normalised images (B,C,H,W), of the weights' type and on their device. NumPy arrays are converted.
+        target: Class indices (B,). None takes the predicted classes.
+        layers: Dotted names of modules, shallow to deep, or one name.
         ids: One id per image. Random numbers depend on it, not on the image's place in the batch. The default is a
             hash of the image.
         seed: Another seed draws other random numbers.
         truth: Ground-truth masks (B,H,W) for the metrics and for the controls that need them.
+        logits_of: Takes the network's output and returns logits (B,K). The default reads tensors, `.logits`, and
+            dicts and tuples with one tensor (B,K).
 
     Raises:
         InputError: Inputs, target, ids or layers do not fit together or do not fit the network.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
-        inputs: Tensor,
-        target: Tensor,
-        layers: Sequence[str],
+        inputs: Tensor | np.ndarray,
+        target: Tensor | Sequence[int] | None,
+        layers: Sequence[str] | str,
         ids: Sequence[Hashable] | None = None,
         seed: int = 0,
         truth: Tensor | None = None,
+        logits_of: Callable[[Any], Any] = find_logits,
     ):
-        self.model, self.layers, self.seed, self.truth = model, tuple(layers), seed, truth
-        self.inputs = images(inputs).detach()
+        self.model, self.seed, self.truth, self.logits_of = model, seed, truth, logits_of
+        self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        if isinstance(inputs, np.ndarray):
+            inputs = torch.from_numpy(inputs)
+            inputs = inputs.to(like_weights(model)) if inputs.is_floating_point() else inputs
+        inputs = images(inputs)
+        self.inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
         wanted = getattr(getattr(model, "patch_embed", None), "img_size", None)  # timm's transformers
         if wanted and getattr(model.patch_embed, "strict_img_size", False) and self.size != tuple(wanted):
             raise InputError(
                 f"images of {self.size[0]}x{self.size[1]} px; allowed by this model: {wanted[0]}x{wanted[1]}"
             )
-        self.target = torch.as_tensor(target, device=inputs.device).long()
+        zeros = torch.zeros(len(inputs))  # any class, until the network has run
+        self.target = torch.as_tensor(zeros if target is None else target, device=inputs.device).long().clone()
         if self.target.shape != (len(inputs),):
             raise InputError(
                 f"target of shape {tuple(self.target.shape)} for {len(inputs)} images; allowed: one class each"
@@ -70,13 +87,22 @@ class Capture:
         self.channel_logits: dict[int, list[Tensor]] = {}
         """Layer number -> logits of ScoreCAM's masked images. They do not depend on the target."""
         self._double_network: list[nn.Module] = []  # at most one; shared with captures made from this one
-        named_layers(model, layers)
+        named_layers(model, self.layers)
+        if target is None:
+            self.target = self.logits.argmax(1)
+
+    @property
+    def classifier(self) -> Classifier:
+        """The network with `logits_of`: images (B,C,H,W) -> logits (B,K)."""
+        return Classifier(self.model, self.logits_of)
 
     @property
     def ids(self) -> list[Hashable]:
         """One id per image."""
         if self._ids is None:
-            self._ids = [sha256(x.contiguous().cpu().numpy().tobytes()).hexdigest()[:16] for x in self.inputs]
+            self._ids = [
+                sha256(x.contiguous().cpu().view(torch.uint8).numpy().tobytes()).hexdigest()[:16] for x in self.inputs
+            ]
         return self._ids
 
     def seeds_of(self, step: str) -> list[int]:
@@ -101,13 +127,18 @@ class Capture:
         """Run the network and return the layers' outputs and the logits, attached to the graph."""
         # The fused attention kernels have no second derivative, which ShapleyCAM needs.
         attention = sdpa_kernel(SDPBackend.MATH)
-        with torch.enable_grad(), evaluating(self.model), attention, recording(self.model, self.layers) as outputs:
-            logits = self.model(self.inputs)
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model), attention:
+            with recording(self.model, self.layers) as outputs:
+                logits = self.classifier(self.inputs)
+            if idle := [name for name in self.layers if name not in outputs]:
+                raise InputError(f"layers {idle} do not run in a forward pass; allowed: layers that run")
+            tokens = [name for name, output in outputs.items() if output.ndim == 3 and len(output) == len(self.inputs)]
+            check_order(self.model, self.classifier, self.inputs[:1], tokens)
         if list(outputs) != list(self.layers):
             raise InputError(
-                f"layers {list(self.layers)} run in the order {list(outputs)}; allowed: layers that run, shallow to deep"
+                f"layers {list(self.layers)} run in the order {list(outputs)}; allowed: layers shallow to deep"
             )
-        if logits.ndim != 2 or not 0 <= int(self.target.min()) <= int(self.target.max()) < logits.shape[1]:
+        if not 0 <= int(self.target.min()) <= int(self.target.max()) < logits.shape[1]:
             raise InputError(
                 f"target classes {int(self.target.min())}..{int(self.target.max())} for outputs of shape "
                 f"{tuple(logits.shape)}; allowed: logits (B, K) and classes 0..K-1"
@@ -140,9 +171,24 @@ class Capture:
     def gradients(self) -> Maps:
         """The gradient of the target's logit at each layer's output, (B,C,h,w). One backward pass serves all layers."""
         outputs, logits = self._forward
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             score = logits.gather(1, self.target[:, None]).sum()
-        return self.as_maps(torch.autograd.grad(score, outputs, retain_graph=True))
+            return self.as_maps(self.gradients_of(score, outputs))
+
+    def gradients_of(self, score: Tensor, outputs: Maps, create_graph: bool = False) -> Maps:
+        """Return the gradients of a score at the layers' outputs. Raises InputError if a layer does not reach it."""
+        found: Sequence[Tensor | None] = [None] * len(outputs)
+        if score.requires_grad:
+            try:
+                found = torch.autograd.grad(score, outputs, None, True, create_graph, allow_unused=True)
+            except CheckpointError as error:
+                raise InputError("The network uses torch.utils.checkpoint. Switch it off to explain it.") from error
+        if lost := [name for name, gradient in zip(self.layers, found) if gradient is None]:
+            raise InputError(
+                f"The logits give no gradient at layers {lost}: they do not depend on them, or the network computes a "
+                "later step under torch.no_grad(), in a checkpoint or detached. Choose other layers or change that step."
+            )
+        return [gradient for gradient in found if gradient is not None]
 
     @cached_property
     def graph(self) -> tuple[list[Tensor], Tensor]:
@@ -156,31 +202,35 @@ class Capture:
         return self if self.inputs.dtype == torch.double else self._double
 
     @cached_property
+    @torch.inference_mode(False)
     def _double(self) -> "Capture":
         if not self._double_network:
             self._double_network.append(double_copy(self.model))
         inputs = self.inputs.double().contiguous()
-        twin = Capture(self._double_network[0], inputs, self.target, self.layers, self.ids, self.seed, self.truth)
+        twin = self._like(self._double_network[0], inputs, self.layers)
         twin.first_layer, twin.steps = self.first_layer, self.steps
         return twin
 
+    def _like(self, model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> "Capture":
+        return Capture(model, inputs, self.target, layers, self.ids, self.seed, self.truth, self.logits_of)
+
     def as_maps(self, tensors: Sequence[Tensor]) -> Maps:
         """Bring tensors from the layout of the layers' outputs into (B,C,h,w)."""
-        prefix = getattr(self.model, "num_prefix_tokens", None)
-        channels_last = is_channels_last(self.model)
-        return [to_nchw(tensor, self.size, prefix, channels_last) for tensor in tensors]
+        return [layer_map(self.model, name, tensor, self.size) for name, tensor in zip(self.layers, tensors)]
 
     def maps(self, method: Callable[["Capture"], Maps]) -> Maps:
         """Return the method's raw maps, one per layer. They are computed once and serve every variant."""
         if method not in self._maps:
-            self._maps[method] = method(self)
+            with torch.inference_mode(False):
+                self._maps[method] = method(self)
         return self._maps[method]
 
+    @torch.inference_mode(False)
     def of_target(
         self, target: Tensor, ids: Sequence[Hashable] | None = None, steps: Sequence[str] | None = None
     ) -> "Capture":
         """Explain the same forward pass for other classes (B,). Other `ids` or `steps` draw other random numbers."""
-        target = torch.as_tensor(target, device=self.inputs.device).long()
+        target = torch.as_tensor(target, device=self.inputs.device).long().clone()
         if target.shape != self.target.shape or not 0 <= int(target.min()) <= int(target.max()) < self.logits.shape[1]:
             raise InputError(
                 f"target {target.tolist()}; allowed: {len(self.inputs)} classes of 0..{self.logits.shape[1] - 1}"
@@ -198,9 +248,8 @@ class Capture:
 
         layers: The last few of this capture's layers, where the maps of the others are not needed.
         """
-        inputs = (self.inputs * maps[:, None]).contiguous(memory_format=torch.channels_last)
-        layers = self.layers if layers is None else layers
-        masked = Capture(self.model, inputs, self.target, layers, self.ids, self.seed, self.truth)
+        inputs = (self.inputs * maps[:, None]).to(self.inputs.dtype).contiguous(memory_format=torch.channels_last)
+        masked = self._like(self.model, inputs, self.layers if layers is None else layers)
         masked.first_layer = self.first_layer + self.layers.index(masked.layers[0])
         masked.steps = ["masked"] * len(inputs)
         masked._double_network = self._double_network

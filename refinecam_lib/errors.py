@@ -39,11 +39,13 @@ def folder(kind: str, path: str | Path) -> Path:
 
 
 def images(inputs: "torch.Tensor") -> "torch.Tensor":
-    """Return `inputs`. Raises InputError if it is not a finite float batch (B,3,H,W) of one image or more."""
+    """Return `inputs`. Raises InputError if it is not a finite float batch (B,C,H,W) of one image or more."""
     import torch  # not at the top: command lines check their arguments without torch
 
-    if inputs.ndim != 4 or inputs.shape[1] != 3 or 0 in inputs.shape:
-        raise InputError(f"images of shape {tuple(inputs.shape)}; allowed: (B, 3, H, W), not empty")
+    if not isinstance(inputs, torch.Tensor):
+        raise InputError(f"images of type {type(inputs).__name__}; allowed: a tensor or NumPy array (B, C, H, W)")
+    if inputs.ndim != 4 or 0 in inputs.shape:
+        raise InputError(f"images of shape {tuple(inputs.shape)}; allowed: (B, C, H, W), not empty")
     if not inputs.is_floating_point():
         raise InputError(f"images of type {inputs.dtype}; allowed: a floating type")
     if not bool(torch.isfinite(inputs).all()):

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import cams, captum_methods, controls
 from .capture import Capture, Maps
 from .errors import InputError, one_of
-from .refinement import Power, known_aggregates, refine, to_map
+from .refinement import Power, known_aggregates, refine, resized, to_map
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
@@ -72,6 +73,8 @@ CONTROLS: dict[str, Method] = {
     "EdgeDetector": Method(controls.edge_detector, refines=False),
 }
 """Maps that explain nothing or know the answer. They test the metrics."""
+LIBRARY = METHODS | CONTROLS
+"""The methods of this library, whatever is registered later."""
 
 
 def method_of(method: str | Callable[[Capture], Maps]) -> Method:
@@ -125,7 +128,30 @@ class Explanation:
     method: str | Callable[[Capture], Maps]
     variant: Variant
     maps: Tensor
-    """(B,H,W) in [0,1]. A map without contrast is 0 everywhere. A map that is not finite holds NaN."""
+    """(B,H,W) in [0,1]. A map without contrast is 0 everywhere. A map that is not finite holds NaN. Finished maps may
+    also be a NumPy array, (B,1,H,W), (H,W) for one image, or smaller than the images."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maps", _checked(self.maps, self.capture))
+
+
+def _checked(maps: Tensor | np.ndarray, capture: Capture) -> Tensor:
+    """Return maps (B,H,W) in the images' type. Raises InputError if they are no maps in [0,1] of the images."""
+    given = torch.as_tensor(maps, device=capture.inputs.device).detach()
+    whole = given[:, 0] if given.ndim == 4 and given.shape[1] == 1 else given[None] if given.ndim == 2 else given
+    if whole.ndim != 3 or len(whole) != len(capture.inputs) or 0 in whole.shape:
+        size = ", ".join(map(str, capture.size))
+        raise InputError(
+            f"maps of shape {tuple(given.shape)}; allowed: ({len(capture.inputs)}, {size}), one map an image"
+        )
+    known = whole[torch.isfinite(whole)]
+    low, high = (float(known.min()), float(known.max())) if known.numel() else (0, 1)
+    if low < 0 or high > 1:
+        raise InputError(
+            f"maps with values {low:.4g}..{high:.4g}; allowed: values in [0,1]. Scale each map, for example with to_map."
+        )
+    whole = whole.to(torch.promote_types(capture.inputs.dtype, torch.float32))
+    return whole if whole.shape[1:] == capture.size else resized(whole, capture.size)
 
 
 def explain(
@@ -157,7 +183,7 @@ def explain(
         maps = to_map(raw[start], capture.size)
     else:
         maps = refine([to_map(each, capture.size) for each in raw[start:]], variant.aggregate)
-    return Explanation(capture, method, variant, maps.to(capture.inputs.dtype))
+    return Explanation(capture, method, variant, maps)
 
 
 @dataclass(frozen=True)
@@ -176,6 +202,8 @@ class Explainer:
     """The number of the layer in `layers`; 0 is the shallowest."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            object.__setattr__(self, "layers", (self.layers,))
         method_of(self.method)
         self.variant.layers(self.layers)
 
@@ -184,16 +212,17 @@ class Explainer:
         """The variant of the method."""
         return Variant(self.layer, self.aggregate)
 
-    def attribute(self, inputs: Inputs, target: int | Tensor, seed: int = 0) -> Inputs:
-        """Return maps (B,1,H,W) in [0,1] of normalised images (B,3,H,W) for one class, or for one class per image.
+    def attribute(self, inputs: Inputs, target: int | Tensor | None = None, seed: int = 0) -> Inputs:
+        """Return maps (B,1,H,W) in [0,1] of normalised images (B,C,H,W) for one class, or for one class per image.
 
-        As in captum, a tuple of one tensor gives a tuple of one tensor.
+        None explains the predicted classes. As in captum, a tuple of one tensor gives a tuple of one tensor.
         """
         if isinstance(inputs, tuple):
             if len(inputs) != 1:
-                raise InputError(f"a tuple of {len(inputs)} inputs; allowed: one tensor (B,3,H,W)")
+                raise InputError(f"a tuple of {len(inputs)} inputs; allowed: one tensor (B,C,H,W)")
             return (self.attribute(inputs[0], target, seed),)
-        if (target := torch.as_tensor(target)).numel() == 1:
-            target = target.reshape(1).expand(len(inputs))
-        capture = Capture(self.model, inputs, target, self.variant.layers(self.layers), seed=seed)
+        classes = None if target is None else torch.as_tensor(target)
+        if classes is not None and classes.numel() == 1:
+            classes = classes.reshape(1).expand(len(inputs))
+        capture = Capture(self.model, inputs, classes, self.variant.layers(self.layers), seed=seed)
         return explain(capture, self.method, Variant(0, self.aggregate)).maps[:, None]

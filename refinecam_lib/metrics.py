@@ -105,7 +105,7 @@ def measure(
 
     def removal(shares: tuple[float, ...], behind: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return road_probabilities(
-            capture.model, capture.inputs, capture.target, usable, seeds, shares, keep=keep, without=behind
+            capture.classifier, capture.inputs, capture.target, usable, seeds, shares, keep=keep, without=behind
         )
 
     columns = {

@@ -21,8 +21,12 @@ def min_max(maps: Tensor) -> Tensor:
 
 def to_map(raw: Tensor, size: tuple[int, int]) -> Tensor:
     """Turn raw maps (B,h,w) into maps (B,H,W) in [0,1]: ReLU, min-max, bilinear interpolation, min-max."""
-    scaled = min_max(raw.relu())
-    return min_max(F.interpolate(scaled[:, None], size=size, mode="bilinear", align_corners=False)[:, 0])
+    return min_max(resized(min_max(raw.relu()), size))
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps (B,h,w) by bilinear interpolation."""
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def product(maps: Tensor) -> Tensor:
@@ -49,6 +53,7 @@ AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
     "inverse_exp_mean": inverse_exp_mean,
 }
 """Name -> function of maps (N,B,H,W) that returns (B,H,W). Add your own here to use it by name everywhere."""
+LIBRARY_AGGREGATES = dict(AGGREGATES)
 AUDITED: dict[str, Callable[[Tensor], Tensor]] = {}
 """Aggregates that only the audit uses. `sweeps.published` adds them."""
 

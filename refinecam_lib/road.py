@@ -160,10 +160,11 @@ def road_probabilities(
             part = slice(first, first + step)
             kept = keep(maps[part], seeds[part], fractions)
             if without is None:
-                filled = impute(inputs[part], kept, road_noise(seeds[part], tuple(inputs.shape[1:])))
+                pixels = inputs[part].to(torch.promote_types(inputs.dtype, torch.float32))
+                filled = impute(pixels, kept, road_noise(seeds[part], tuple(inputs.shape[1:])))
             else:
                 filled = torch.where(kept[:, :, None].to(inputs.device), inputs[part, None], without[part, None])
-            filled = filled.flatten(0, 1)
+            filled = filled.flatten(0, 1).to(inputs.dtype)
             classes = target[part].to(inputs.device).repeat_interleave(2 * len(fractions))
             for images, wanted in zip(filled.split(chunk), classes.split(chunk), strict=True):
                 probabilities = forward(model, images).softmax(1)

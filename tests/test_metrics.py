@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_grad_cam import LayerCAM
@@ -173,3 +174,70 @@ def test_bad_input():
         measured(fractions=(0.201, 0.204))
     with pytest.raises(InputError, match="without the columns pearson"):
         scores(measured()[0].drop(columns="pearson"))
+
+
+def as_given(kind, maps):
+    """Return the same maps as people have them."""
+    return {
+        "tensor": maps,
+        "NumPy": maps.numpy(),
+        "float64": maps.double(),
+        "NumPy float64": maps.double().numpy(),
+        "channel": maps[:, None],
+        "NumPy channel": maps[:, None].numpy(),
+        "with a graph": maps.clone().requires_grad_() * 1,
+        "float16": maps.half(),
+    }[kind]
+
+
+def two_images():
+    model, (inputs, target) = tiny_net(), batch(2)
+    return Capture(model, inputs, target, LAYERS)
+
+
+KINDS = ["NumPy", "float64", "NumPy float64", "channel", "NumPy channel", "with a graph", "float16"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_finished_maps_are_measured_in_every_form_that_is_clear(kind):
+    capture = two_images()
+    maps = explain(capture, "LayerCAM", REFINED).maps
+    maps = maps.half().float() if kind == "float16" else maps
+    expected, row = (measure(Explanation(capture, "LayerCAM", REFINED, as_given(k, maps))) for k in ("tensor", kind))
+    pd.testing.assert_frame_equal(row, expected)
+
+
+def test_smaller_maps_are_resized_and_one_map_needs_no_batch_axis():
+    capture = two_images()
+    small = torch.rand(2, 12, 16, generator=torch.Generator().manual_seed(0))
+    found = Explanation(capture, "LayerCAM", BASE, small).maps
+    assert found.shape == (2, 48, 48)
+    assert torch.equal(found, F.interpolate(small[:, None], (48, 48), mode="bilinear", align_corners=False)[:, 0])
+    one = Capture(capture.model, capture.inputs[:1], [0], LAYERS)
+    assert torch.equal(Explanation(one, "LayerCAM", BASE, found[0].numpy()).maps, found[:1])
+    mask = found > 0.5
+    assert torch.equal(Explanation(capture, "LayerCAM", BASE, mask).maps, mask.float())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: 255 * m, r"values 0\.\.255; allowed: values in \[0,1\]"),
+        (lambda m: (255 * m).to(torch.uint8), r"values 0\.\.255"),
+        (lambda m: 2 * m - 1, r"values -1\.\.1;"),
+        (lambda m: m + 0.01, r"values 0\.01\.\.1\.01"),
+        (lambda m: -m.numpy(), r"values -1\.\.-?0;"),
+        (lambda m: torch.where(m > 0.5, torch.nan, 3 * m), "allowed: values"),
+        (lambda m: m[:1], r"shape \(1, 48, 48\); allowed: \(2, 48, 48\), one map an image"),
+        (lambda m: m[0], r"shape \(48, 48\); allowed: \(2"),
+        (lambda m: m[[0, 1, 1]], r"shape \(3, 48, 48\)"),
+        (lambda m: m[:, None].expand(-1, 3, -1, -1), r"shape \(2, 3, 48, 48\)"),
+        (lambda m: m.flatten(1), r"shape \(2, 2304\)"),
+        (lambda m: m[:, :0], r"shape \(2, 0, 48\)"),
+    ],
+)
+def test_what_is_no_map_of_each_image_is_refused(change, words):
+    capture = two_images()
+    maps = explain(capture, "LayerCAM").maps
+    with pytest.raises(InputError, match=words):
+        Explanation(capture, "LayerCAM", BASE, change(maps))

@@ -8,8 +8,9 @@ import csv
 import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -19,12 +20,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .. import paths
 from ..errors import InputError, folder, one_of, rng
-from .sample import PICTURES, PREDICTED, UNREADABLE, Sample
+from .sample import PICTURES, PREDICTED, UNREADABLE, Sample, files_below, pictures_below
 
 BUNDLED = ("chelsea", "coffee", "rocket", "camera")
 """Pictures that scikit-image installs. data/README.md lists the credits."""
 ROOTS = {"imagenet": "IMAGENET_ROOT", "folder": "IMAGES_ROOT"}
 """Source -> the environment variable that names its folder."""
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("val", "valid", "validation"), "validation"
+)
+"""Name of a folder -> the split that it holds. Images of two splits are never mixed."""
 
 
 @dataclass(frozen=True)
@@ -188,11 +193,14 @@ def _read(source: str, root: Path) -> Sequence[Photograph]:
     found = SOURCES[source](root)
     if not found:
         raise InputError(f"{ROOTS[source]}: no image in {str(root)!r}. Expected {', '.join(sorted(PICTURES))}.")
+    paths_inside = [file.path.relative_to(root) for file in found if file.path]
+    splits = {part: SPLITS[part.lower()] for path in paths_inside for part in path.parts[:-1] if part.lower() in SPLITS}
+    if len(set(splits.values())) > 1:
+        mixed = ", ".join(sorted(splits))
+        raise InputError(
+            f"{ROOTS[source]}: {str(root)!r} has images of several splits: {mixed}. Give the folder of one."
+        )
     return found
-
-
-def _images(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
 
 
 @lru_cache
@@ -212,7 +220,7 @@ def class_name(index: int) -> str:
 
 def _imagenet(root: Path) -> tuple[Photograph, ...]:
     labels, files = _official_labels(root), []
-    for path in _images(root):
+    for path in pictures_below(root):
         if labels and path.stem not in labels:  # for example a training image
             continue
         names = [labels.get(path.stem, ""), path.name[:9], path.parent.name]
@@ -224,16 +232,18 @@ def _imagenet(root: Path) -> tuple[Photograph, ...]:
             )
         name = path.relative_to(root).with_suffix("").as_posix()  # stems need not be unique
         files.append(Photograph(path, wnids()[wnid], name))
-    return tuple(files)
+    known = Counter(file.name for file in files)  # a.jpg and a.png keep their endings
+    return tuple(f if known[f.name] == 1 else replace(f, name=f.name + f.path.suffix) for f in files if f.path)
 
 
 def _official_labels(root: Path) -> dict[str, str]:
     """Map file stems to wnids, from the devkit's list or from Kaggle's, anywhere in the folder."""
     from scipy.io.matlab import MatReadError
 
+    files = files_below(root)
     readers = {"LOC_val_solution.csv": _kaggle, "ILSVRC2012_validation_ground_truth.txt": _devkit}
     for name, read in readers.items():
-        for found in root.rglob(name):
+        for found in (path for path in files if path.name == name):
             try:
                 return read(found)
             except (OSError, ValueError, KeyError, IndexError, TypeError, MatReadError) as error:
@@ -267,7 +277,7 @@ def _imagenette(root: Path) -> tuple[Photograph, ...]:
 
 
 def _folder(root: Path) -> tuple[Photograph, ...]:
-    return tuple(Photograph(path, PREDICTED, path.relative_to(root).as_posix()) for path in _images(root))
+    return tuple(Photograph(path, PREDICTED, path.relative_to(root).as_posix()) for path in pictures_below(root))
 
 
 def _bundled_file(name: str) -> Path:

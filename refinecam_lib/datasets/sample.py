@@ -1,8 +1,9 @@
 """A labelled image with its ground truth, and batches of them."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,24 @@ class Sample:
     """Columns to keep in the results."""
     without: torch.Tensor | None = None
     """The image without its object, for exact removal. None if unknown."""
+
+
+def files_below(root: Path) -> list[Path]:
+    """Return all files below a folder, sorted. Linked folders are followed, except back into a folder around them."""
+
+    def walk(folder: Path, around: frozenset[Path]) -> Iterator[Path]:
+        for path in folder.iterdir():
+            if path.is_file():
+                yield path
+            elif path.is_dir() and (real := path.resolve()) not in around:
+                yield from walk(path, around | {real})
+
+    return sorted(walk(root, frozenset({root.resolve()})))
+
+
+def pictures_below(root: Path) -> list[Path]:
+    """Return all pictures below a folder, sorted, also in linked folders."""
+    return [path for path in files_below(root) if path.suffix.lower() in PICTURES]
 
 
 def tensor_of(pixels: np.ndarray) -> torch.Tensor:

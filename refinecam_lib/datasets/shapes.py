@@ -24,7 +24,7 @@ from PIL import Image, ImageEnhance
 from ..errors import InputError, folder, one_of, rng, seed_of
 from ..imputation.impute import impute
 from .crowd import crowd_scene
-from .sample import PICTURES, UNREADABLE, Sample, tensor_of
+from .sample import UNREADABLE, Sample, pictures_below, tensor_of
 
 CLASSES = ("filled circle", "filled square", "filled triangle", "empty circle", "empty square", "empty triangle")
 SIZES = {"small": (20, 25), "medium": (40, 50), "large": (80, 100)}
@@ -183,7 +183,7 @@ def _folder_splits(root: Path) -> dict[str, tuple[tuple[str, np.ndarray], ...]]:
     """Map each split to (scene, tile) pairs of a folder. Repeated tiles are left out, so splits share none."""
     scenes: dict[str, list[np.ndarray]] = {}
     seen = set()
-    for file in sorted((p for p in root.rglob("*") if p.suffix.lower() in PICTURES), key=lambda p: (p.name, str(p))):
+    for file in sorted(pictures_below(root), key=lambda p: (p.name, str(p))):
         try:
             with Image.open(file) as opened:
                 page = np.asarray(opened.convert("RGB"))

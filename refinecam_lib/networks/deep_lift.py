@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from .hooks import lock_of
+
 
 class _CallByCall(nn.Module):
     """An activation with a module of its own for each call in a forward pass."""
@@ -58,7 +60,8 @@ def deep_lift_copy(model: nn.Module, inputs: Tensor) -> nn.Module:
     from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 
     weights = [*model.parameters(), *model.buffers()]
-    twin = copy.deepcopy(model, memo={id(tensor): tensor for tensor in weights}).eval()
+    with lock_of(model):
+        twin = copy.deepcopy(model, memo={id(tensor): tensor for tensor in weights}).eval()
     kinds = (*SUPPORTED_NON_LINEAR, nn.ReLU6)
     calls = {module: 0 for module in twin.modules() if type(module) in kinds}
 

@@ -1,12 +1,35 @@
 """Record layers' outputs, and copy networks in float64."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """Return the lock of a network. Its wrappers have the same one, because hooks and modes belong to its modules."""
+    with _making:
+        return _locks.setdefault(_first_with_weights(model), threading.RLock())
+
+
+def _first_with_weights(model: nn.Module) -> nn.Module:
+    return next((module for module in model.modules() if module._parameters), model)
+
+
+def tensor_of(returned: object) -> Tensor | None:
+    """Return the output of a layer: a tensor, or that at the start of a tuple with no other; otherwise None."""
+    if isinstance(returned, tuple) and sum(isinstance(value, Tensor) for value in returned) == 1:
+        returned = returned[0]
+    return returned if isinstance(returned, Tensor) else None
 
 
 @contextmanager
@@ -16,17 +39,24 @@ def recording(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Ten
     The first layer's output becomes a leaf that requires a gradient, so autograd keeps nothing below it.
     """
     outputs: dict[str, Tensor] = {}
+    thread = threading.get_ident()
 
     def record(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            if not isinstance(output, Tensor):
+        def hook(module: nn.Module, args: tuple, returned: object) -> object:
+            if threading.get_ident() != thread:  # a forward pass of somebody else
+                return None
+            output = tensor_of(returned)
+            if output is None or output.is_inference():
+                given = type(returned).__name__ if output is None else "tensor made in torch.inference_mode()"
                 raise InputError(
-                    f"layer {name!r} returns a {type(output).__name__}; allowed: layers that return a tensor"
+                    f"layer {name!r} returns a {given}; allowed: layers that return a tensor with gradients"
                 )
             if name in outputs:
                 raise InputError(f"layer {name!r} runs more than once in a forward pass; allowed: layers that run once")
             outputs[name] = output if outputs and output.requires_grad else output.detach().requires_grad_()
-            return outputs[name].clone()  # later modules may work in place
+            torch.set_grad_enabled(True)  # the network may run this part under no_grad
+            later = outputs[name].clone()  # later modules may work in place
+            return (later, *returned[1:]) if isinstance(returned, tuple) else later
 
         return hook
 
@@ -47,7 +77,11 @@ def double_copy(model: nn.Module) -> nn.Module:
     tensors = [*model.parameters(), *model.buffers(), *(v for _, v in attributes if isinstance(v, Tensor))]
     memo: dict[int, object] = {id(tensor): _double(tensor) for tensor in tensors}
     memo |= {id(value): value for name, value in attributes if "_hooks" in name}
-    return copy.deepcopy(model, memo=memo)
+    lock = lock_of(model)
+    with lock:
+        double = copy.deepcopy(model, memo=memo)
+    _locks[_first_with_weights(double)] = lock
+    return double
 
 
 def _double(tensor: Tensor) -> Tensor:

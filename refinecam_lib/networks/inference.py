@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from .. import paths
 from ..errors import InputError, one_of
+from .classifier import Classifier, checked_logits
 from .layers import evaluating, in_evaluation_mode
 from .memory import keeps
 
@@ -62,19 +63,20 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     """Compute a classifier's outputs in evaluation mode and without gradients.
 
     Args:
-        model: Classifier (B,3,H,W) -> (B,K); it comes back unchanged. Networks with hooks, in another type than
+        model: Classifier (B,C,H,W) -> (B,K), or another output; it comes back unchanged. Networks with hooks, in another type than
             float32 or on a GPU run in torch, as do those that cannot be converted, of which one line says so.
             Weights changed in place are noticed, but not through `tensor.data`.
-        inputs: Normalised images (B,3,H,W).
+        inputs: Normalised images (B,C,H,W).
 
     Returns:
-        Logits (B,K), on the device of the inputs.
+        Logits (B,K) with K >= 2, on the device of the inputs, see `classifier.Classifier`.
     """
+    classifier = model if isinstance(model, Classifier) else Classifier(model)
     with torch.no_grad():
-        if (fast := _converted(model, inputs)) is not None:
-            return fast(inputs)
-        with evaluating(model):
-            return model(inputs.contiguous(memory_format=torch.channels_last))
+        if (fast := _converted(classifier.network, inputs)) is not None:
+            return checked_logits(classifier.logits_of(fast(inputs)), len(inputs))
+        with evaluating(classifier.network):
+            return classifier(inputs.contiguous(memory_format=torch.channels_last))
 
 
 @dataclass
@@ -141,7 +143,10 @@ def _checked(model: nn.Module, inputs: Tensor) -> _Fast | None:
     """The network from disk or converted now, if it agrees with torch on one and on three of the inputs."""
     few = inputs[torch.arange(3) % len(inputs)].detach()
     with evaluating(model):
-        wanted = model(few.contiguous(memory_format=torch.channels_last)).softmax(1)
+        wanted = model(few.contiguous(memory_format=torch.channels_last))
+    if not isinstance(wanted, Tensor) or wanted.ndim != 2:
+        return None
+    wanted = wanted.softmax(1)
     folder = paths.RESULTS / "converted" / _key(model, inputs)
     reason = "its outputs are not torch's"
     for stored in (folder.is_dir(), False):

@@ -1,19 +1,25 @@
-"""Find a network's layers, and bring their outputs from any layout into (B,C,h,w).
+"""Find a network's layers, and put it in evaluation mode.
 
 >>> layers_of(torchvision.models.resnet50())         # the end of each stage, shallow to deep
 ('layer1', 'layer2', 'layer3', 'layer4')
 """
 
+import contextlib
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, one_of
+from .classifier import Classifier, channels_of, find_logits, like_weights
+from .hooks import lock_of, tensor_of
+from .layout import layer_map
+from .places import check_order, places_of
 
 _fast_pointwise = False
 
@@ -30,16 +36,36 @@ def fast_pointwise() -> None:
 
 @contextmanager
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model` in evaluation mode. Each gets its own mode back, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        if any(training for _, training in modes):
-            model.eval()
-        yield
-    finally:
+    """Put every module of `model` in evaluation mode. Each gets its own mode back, also after an exception.
+
+    Inside, other threads that want the network wait, modules of torch.compile run without it so that hooks fire, and
+    nothing is checkpointed.
+    """
+    with lock_of(model), contextlib.ExitStack() as after:
+        modes = [(module, module.training) for module in model.modules()]
+        if any(_is_compiled(module) for module, _ in modes):
+            after.enter_context(torch.compiler.set_stance("force_eager"))
         for module, mode in modes:
-            if module.training != mode:
-                module.training = mode
+            for name in _CHECKPOINTING:
+                if vars(module).get(name) is True:
+                    after.callback(setattr, module, name, True)
+                    setattr(module, name, False)
+        try:
+            if any(training for _, training in modes):
+                model.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                if module.training != mode:
+                    module.training = mode
+
+
+_CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient")
+"""Attributes of timm's, Hugging Face's and torchvision's modules that switch on checkpointing."""
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 @contextmanager
@@ -75,67 +101,6 @@ def named_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     return found
 
 
-def is_channels_last(model: nn.Module) -> bool:
-    """Return whether the network's own layout is (B,h,w,C), as in timm's and torchvision's Swin."""
-    torchvision = sys.modules.get("torchvision")  # imported already if the network comes from it
-    swin = torchvision and isinstance(model, torchvision.models.SwinTransformer)
-    return bool(swin) or str(getattr(model, "output_fmt", "")).endswith("NHWC")
-
-
-def to_nchw(
-    activation: Tensor, image_size: tuple[int, int], prefix_tokens: int | None = None, channels_last: bool = False
-) -> Tensor:
-    """Bring a layer's output into (B,C,h,w).
-
-    Args:
-        activation: (B,C,h,w), (B,h,w,C) or tokens (B,N,C).
-        image_size: Height and width of the image. A map has its aspect ratio.
-        prefix_tokens: Class and register tokens to leave out. None takes the smallest number that leaves a grid.
-        channels_last: Read a shape that fits both layouts, such as (B,96,96,96), as (B,h,w,C).
-
-    Raises:
-        InputError: The output has none of these layouts.
-    """
-    if activation.ndim == 4:
-        _, a, b, c = activation.shape
-        nchw, nhwc = _is_grid(b, c, image_size), _is_grid(a, b, image_size)
-        if nchw and not (nhwc and channels_last):
-            return activation
-        if nhwc:
-            return activation.permute(0, 3, 1, 2)
-    if activation.ndim == 3:
-        tokens = activation.shape[1]
-        for prefix in range(9) if prefix_tokens is None else (prefix_tokens, 0):
-            grid = _grid(tokens - prefix, image_size)
-            if grid:
-                return activation[:, prefix:].transpose(1, 2).unflatten(2, grid)
-    raise InputError(
-        f"a layer's output of shape {tuple(activation.shape)} on images of {image_size[0]}x{image_size[1]} px is no map; "
-        "allowed: (B, C, h, w), (B, h, w, C) or tokens (B, N, C) over a grid of the image's aspect ratio"
-    )
-
-
-def _is_grid(h: int, w: int, image_size: tuple[int, int], roundings: int = 2) -> bool:
-    """Return whether h x w is the image divided by one stride, up to rounding. Square images give square maps."""
-    height, width = image_size
-    if not (1 <= h <= height and 1 <= w <= width):
-        return False
-    if height == width:
-        return h == w
-    return abs(h * width - w * height) <= roundings * max(height, width)
-
-
-def _grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return (h,w) with h*w = tokens and the image's aspect ratio, or None."""
-    height, width = image_size
-    if tokens < 4:
-        return None
-    middle = math.sqrt(tokens * height / width)
-    grids = [(h, tokens // h) for h in range(max(1, math.floor(middle) - 1), math.ceil(middle) + 2) if tokens % h == 0]
-    grids = [(h, w) for h, w in grids if _is_grid(h, w, image_size, 1)]
-    return min(grids, key=lambda grid: abs(grid[0] * width - grid[1] * height), default=None)
-
-
 @dataclass(frozen=True)
 class _Seen:
     """A module that runs once and returns a map."""
@@ -154,17 +119,24 @@ class _Seen:
 _NOT_STAGES = (nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
-def layers_of(model: nn.Module, image_size: int | tuple[int, int] = 224, count: int = 4) -> tuple[str, ...]:
+def layers_of(
+    model: nn.Module,
+    image_size: int | tuple[int, int] = 224,
+    count: int = 4,
+    logits_of: Callable[[Any], Any] = find_logits,
+) -> tuple[str, ...]:
     """Find the layers to explain, shallow to deep, by one forward and backward pass on noise.
 
-    In networks of several resolutions it is the last layer of each of the `count` coarsest ones. In plain ViTs it is
+    In networks of several resolutions it is the last layer of each of the `count` coarsest ones: those that timm's
+    `feature_info` names, if the network has it and they give maps. In plain ViTs it is
     `count` evenly spaced blocks. Of a block on tokens it is the first norm inside, because the patch tokens that leave
     the last block get no gradient from a class token. The paper's own layers for its networks are in `zoo.MODELS`.
 
     Args:
-        model: A classifier (B,3,H,W) -> (B,K). It comes back unchanged.
+        model: A classifier (B,C,H,W) -> (B,K). It comes back unchanged. C is that of its first convolution, else 3.
         image_size: Side, or height and width, of images that the network accepts.
         count: The largest number of layers.
+        logits_of: Reads logits from another output, as in `Capture`.
 
     Returns:
         Dotted names. Each layer runs once, returns one tensor that `to_nchw` reads, and receives a gradient.
@@ -177,45 +149,92 @@ def layers_of(model: nn.Module, image_size: int | tuple[int, int] = 224, count: 
         raise InputError(
             f"image_size {image_size!r}, count {count!r}; allowed: a side or (height, width), and count >= 1"
         )
-    seen = _probe(model, size)
-    ends = _stage_ends(model, seen, resolutions=3)
-    if len(ends) == 1:
-        blocks = _blocks(model, seen)
-        if len(blocks) >= count:
-            chosen = [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
-            return tuple(
-                _first_inside(block, seen) if block.tokens or not block.live else block.name for block in chosen
-            )
-        ends = _stage_ends(model, seen, resolutions=2)
-    if not ends:
+    classifier, channels = Classifier(model, logits_of), channels_of(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        inputs = torch.randn(2, 3, *size, generator=generator).to(like_weights(model))
+        try:
+            seen = _probe(model, classifier, inputs)
+        except (RuntimeError, InputError):
+            if channels == 3:
+                raise
+            inputs = inputs.mean(1, keepdim=True).expand(-1, channels, -1, -1).contiguous()
+            seen = _probe(model, classifier, inputs)
+        with evaluating(model):
+            names = [end.name for end in _declared_ends(model, seen)[-count:]] or _chosen(model, seen, count)
+            check_order(model, classifier, inputs[:1], [name for name in names if seen[name].tokens])
+            if not _declared_ends(model, seen):
+                names = _chosen(model, _local(model, classifier, inputs[:1], seen, names), count)
+    if not names:
         raise InputError(
             f"no layer of {type(model).__name__} gives a map on images of {size[0]}x{size[1]} px; allowed: networks with "
             "a module that runs once and returns (B, C, h, w), (B, h, w, C) or tokens (B, N, C)"
         )
-    return tuple(end.name for end in ends[-count:])
+    return tuple(names)
 
 
-def _probe(model: nn.Module, size: tuple[int, int]) -> dict[str, _Seen]:
+def _local(
+    model: nn.Module, classifier: Classifier, image: Tensor, seen: dict[str, _Seen], names: list[str]
+) -> dict[str, _Seen]:
+    """Return `seen`; without the tokens that mix the whole image, if layers in `names` do."""
+    for tokens in (names, list(seen)):
+        places = places_of(model, classifier, image, [name for name in tokens if seen[name].tokens])
+        lost = {name for name, found in places.items() if not found.local}
+        if not lost:
+            break
+    return {name: each for name, each in seen.items() if name not in lost}
+
+
+def _chosen(model: nn.Module, seen: dict[str, _Seen], count: int) -> list[str]:
+    """Return the names of the layers to explain, shallow to deep; none if there is no map."""
+    ends = _stage_ends(model, seen, resolutions=3)
+    if len(ends) == 1 or sum(end.tokens for end in ends) == 1:  # the other maps may be of a stem of convolutions
+        blocks = _blocks(model, seen, count, least=0 if len(ends) == 1 else len(seen) // 2)
+        if blocks:
+            return [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
+    if len(ends) == 1:
+        ends = _stage_ends(model, seen, resolutions=2)
+    return [end.name for end in ends[-count:]]
+
+
+def _declared_ends(model: nn.Module, seen: dict[str, _Seen]) -> list[_Seen]:
+    """Return the last layer of each resolution by timm's `feature_info`; empty if it is missing or not of such maps."""
+    for prefix, module in model.named_modules():
+        info = getattr(module, "feature_info", None)
+        if isinstance(info, list) and all(
+            isinstance(each, dict) and {"module", "reduction"} <= each.keys() for each in info
+        ):
+            last = {each["reduction"]: f"{prefix}.{each['module']}".lstrip(".") for each in info}
+            ends = [seen[name] for name in last.values() if name in seen and seen[name].live]
+            falls = all(a.order < b.order and math.prod(a.grid) > math.prod(b.grid) for a, b in pairwise(ends))
+            return ends if len(ends) == len(last) > 1 and falls else []
+    return []
+
+
+def _probe(model: nn.Module, classifier: Classifier, inputs: Tensor) -> dict[str, _Seen]:
     """Return the modules that run once and return a map, by name, in the order in which they end."""
-    batch = 2  # Swin also puts windows of an image into the first dimension
+    batch, size = (
+        len(inputs),
+        (inputs.shape[2], inputs.shape[3]),
+    )  # 2, as Swin also puts windows into the first dimension
     shapes: dict[str, list[torch.Size | None]] = {}
     live: set[str] = set()
-    channels_last, prefix = is_channels_last(model), getattr(model, "num_prefix_tokens", None)
 
-    def as_map(tensor: Tensor) -> Tensor | None:
+    def as_map(name: str, tensor: Tensor) -> Tensor | None:
         try:
-            return to_nchw(tensor, size, prefix, channels_last) if len(tensor) == batch else None
+            return layer_map(model, name, tensor, size) if len(tensor) == batch else None
         except InputError:
             return None
 
     def watch(name: str) -> Callable:
         def receive(gradient: Tensor) -> None:
-            on_map = as_map(gradient)
+            on_map = as_map(name, gradient)
             if on_map is not None and bool((on_map != 0).any()):
                 live.add(name)
 
         def hook(module: nn.Module, args: tuple, output: object) -> None:
-            found = output if isinstance(output, Tensor) and output.ndim > 0 else None
+            found = tensor_of(output)
+            found = found if found is not None and found.ndim > 0 else None
             shapes.setdefault(name, []).append(None if found is None else found.shape)
             if found is not None and found.requires_grad:
                 found.register_hook(receive)
@@ -227,17 +246,11 @@ def _probe(model: nn.Module, size: tuple[int, int]) -> dict[str, _Seen]:
         for name, module in model.named_modules()
         if name and not isinstance(module, _NOT_STAGES)
     ]
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(batch, 3, *size, generator=generator).to(like.detach()).requires_grad_()
     try:
         with torch.enable_grad(), evaluating(model):
-            logits = model(inputs)
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise InputError(
-                    f"{type(model).__name__} returns {given}; allowed: a classifier that returns logits (B, K)"
-                )
+            inputs = inputs.clone().requires_grad_()
+            logits = classifier(inputs)
             weights = torch.randn(logits.shape, generator=generator).to(logits)
             torch.autograd.grad((logits * weights).sum(), inputs)
     finally:
@@ -246,7 +259,7 @@ def _probe(model: nn.Module, size: tuple[int, int]) -> dict[str, _Seen]:
     seen = {}
     for order, (name, found) in enumerate(shapes.items()):
         if len(found) == 1 and found[0] is not None:
-            on_map = as_map(torch.empty(found[0], device="meta"))
+            on_map = as_map(name, torch.empty(found[0], device="meta"))
             if on_map is not None and min(on_map.shape[2:]) > 1:
                 # If the head is zero, no layer receives a gradient. Then none is required.
                 grid, is_live = (on_map.shape[2], on_map.shape[3]), name in live or not live
@@ -262,7 +275,11 @@ def _stage_ends(model: nn.Module, seen: dict[str, _Seen], resolutions: int) -> l
         found = []
         for child_name, child in module.named_children():
             each = seen.get(prefix + child_name)
-            found += [(each, child)] if each and each.live else inside(child, prefix + child_name + ".")
+            if each and each.live:
+                found.append((each, child))
+            elif not (each and each.tokens and found and found[-1][0].tokens and type(child) is not type(found[-1][1])):
+                found += inside(child, prefix + child_name + ".")
+            # Else the patch tokens that leave it get no gradient. The norm before it is preferred to a part of it.
         return found
 
     def trunk(module: nn.Module, prefix: str) -> list[_Seen]:
@@ -285,16 +302,33 @@ def _stage_ends(model: nn.Module, seen: dict[str, _Seen], resolutions: int) -> l
     return ends
 
 
-def _blocks(model: nn.Module, seen: dict[str, _Seen]) -> list[_Seen]:
-    """Return the longest run of siblings of one type: the blocks of a network with one resolution."""
-    modules = dict(model.named_modules())
-    siblings: dict[tuple[str, type], list[_Seen]] = {}
+def _blocks(model: nn.Module, seen: dict[str, _Seen], count: int, least: int) -> list[str]:
+    """Return a layer of each block of a network with one resolution; none if there are fewer than `count` blocks.
+
+    Blocks are the modules of one type that together hold most maps of one grid, and more than `least`. A layer is the
+    block itself, or its first map with a gradient: for blocks on tokens, and where the block's own map has no gradient.
+    """
+    held: dict[str, list[_Seen]] = {}
     for each in seen.values():
-        siblings.setdefault((each.name.rpartition(".")[0], type(modules[each.name])), []).append(each)
-    return max(siblings.values(), key=len)
+        if each.live:
+            for end in (place for place, letter in enumerate(each.name + ".") if letter == "."):
+                held.setdefault(each.name[:end], []).append(each)
+    kinds: dict[tuple[type, tuple[int, int], str], list[str]] = {}
+    for name, inside in held.items():
+        kind = type(model.get_submodule(name))
+        parent = name.rpartition(".")[0] if kind in (nn.Sequential, nn.ModuleList) else ""  # they differ elsewhere
+        kinds.setdefault((kind, inside[0].grid, parent), []).append(name)
+
+    def size(blocks: list[str]) -> int:
+        return sum(len(held[name]) for name in blocks)
+
+    blocks = max((names for names in kinds.values() if len(names) >= count), key=size, default=[])
+    itself = [name for name in blocks if name in seen and seen[name].live and not seen[name].tokens]
+    return (
+        [name if name in itself else _first_inside(name, held[name]) for name in blocks] if size(blocks) > least else []
+    )
 
 
-def _first_inside(block: _Seen, seen: dict[str, _Seen]) -> str:
-    """Return the first module inside a block that returns a map and receives a gradient."""
-    inside = (each for each in seen.values() if each.live and each.name.startswith(block.name + "."))
-    return next((each.name for each in inside), block.name)
+def _first_inside(block: str, held: list[_Seen]) -> str:
+    """Return the first map with a gradient inside a block, or the block itself if there is none."""
+    return next((each.name for each in held if each.name != block), block)

@@ -2,8 +2,10 @@
 
 import difflib
 import hashlib
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -72,7 +74,8 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
     """
     spec = spec_of(name)
     if weights == "imagenet":
-        model = spec.build(1000, True)
+        with _downloading(name):
+            model = spec.build(1000, True)
     else:
         path = checkpoint_path(name, str(weights)) if weights in ("synthetic", "birds") else Path(weights)
         model, card = restore(name, path)
@@ -142,7 +145,9 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
     known = MODELS | LARGER
     if name in known:
         spec = known[name]
-        return spec, on_device(spec.build(1000, pretrained).eval().requires_grad_(False), "cpu")
+        with _downloading(name):
+            model = spec.build(1000, pretrained)
+        return spec, on_device(model.eval().requires_grad_(False), "cpu")
     import timm
 
     every = timm.list_models()
@@ -151,7 +156,8 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
         allowed = f"{', '.join(known)}, and the {len(every)} names of timm.list_models()"
         raise InputError(f"unknown network {name!r}.{near} Allowed: {allowed}")
     try:
-        model = timm.create_model(name, pretrained=pretrained)
+        with _downloading(name):
+            model = timm.create_model(name, pretrained=pretrained)
     except RuntimeError as error:
         if not any(words in str(error) for words in ("pretrained tag", "No pretrained weights")):
             raise
@@ -179,8 +185,28 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
 
 
 def on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
-    """Move a network to a device, with weights in channels-last."""
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Move a network to a device, with weights (O,I,h,w) in channels-last."""
+    model.to(device=device)
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+@contextmanager
+def _downloading(name: str) -> Iterator[None]:
+    """Turn a failed download inside into an InputError that names the network and the cure."""
+    try:
+        yield
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        if not isinstance(error, OSError) and package not in ("httpx", "httpcore", "huggingface_hub", "requests"):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+        raise InputError(
+            f"The weights of {name!r} could not be downloaded: {reason}. Connect to the network and try again, copy the "
+            "folders HF_HOME and TORCH_HOME from a machine that has them, or pass pretrained=False for random weights."
+        ) from error
 
 
 @lru_cache(maxsize=16)

@@ -11,12 +11,14 @@ from pathlib import Path
 from .. import paths
 from ..datasets.sample import id_of
 from ..errors import InputError, one_of, seed_of
-from ..explanation import BASE, Variant, method_of
+from ..explanation import BASE, LIBRARY, Variant, method_of
 from ..networks.loading import weights_hash
 from ..networks.zoo import ModelSpec, spec_of
+from ..refinement import AUDITED, LIBRARY_AGGREGATES, known_aggregates
 from ..road import FRACTIONS
 from .published import DEFECTS
 from .registry import DATASETS, DataSet
+from .source import source_of
 from .version import code_version
 
 RESULTS_VERSION = {"scores": 3, "predictions": 1, "maps": 2, "randomisation": 2, "rounding": 1}
@@ -46,6 +48,7 @@ class Shard:
         seed: of everything random.
         defects: of the published code, names in `published.DEFECTS`.
         version: of the rows.
+        source: a hash of the method's and the aggregates' code, where it is not this library's. It is part of the key only then.
     """
 
     measurement: str
@@ -62,11 +65,16 @@ class Shard:
     seed: int = 0
     defects: tuple[str, ...] = ()
     version: int = 0
+    source: str = ""
+
+    def _fields(self) -> dict:
+        fields = asdict(self)
+        return fields if self.source else {name: value for name, value in fields.items() if name != "source"}
 
     @property
     def conditions(self) -> dict:
         """What a row depends on besides its image and variant."""
-        fields = asdict(self)
+        fields = self._fields()
         return {name: fields[name] for name in fields if name not in ("numbers", "images", "variants")}
 
     @property
@@ -77,7 +85,7 @@ class Shard:
     @property
     def key(self) -> str:
         """A hash of every field."""
-        return f"{seed_of(json.dumps(asdict(self), sort_keys=True)):016x}"
+        return f"{seed_of(json.dumps(self._fields(), sort_keys=True)):016x}"
 
     @property
     def folder(self) -> Path:
@@ -172,8 +180,23 @@ def plan(
     shards = []
     for method in methods:
         own = tuple(variants) if method == NO_METHOD or method_of(method).refines else (BASE,)
-        for start in range(0, images, size):
-            numbers = tuple(range(start, min(start + size, images)))
-            ids = tuple(names[i] for i in numbers)
-            shards.append(replace(common, method=method, variants=own, numbers=numbers, images=ids))
+        for source, alike in _by_source(method, own).items():
+            for start in range(0, images, size):
+                numbers = tuple(range(start, min(start + size, images)))
+                ids = tuple(names[i] for i in numbers)
+                shard = replace(common, method=method, variants=alike, numbers=numbers, images=ids, source=source)
+                shards.append(shard)
     return shards
+
+
+def _by_source(method: str, variants: Sequence[Variant]) -> dict[str, tuple[Variant, ...]]:
+    """Group variants by a hash of the code that makes their maps, "" for this library's own."""
+    name = method.partition("^")[0]
+    entries = [] if method == NO_METHOD or method_of(name) is LIBRARY.get(name) else [method_of(name)]
+    groups: dict[str, tuple[Variant, ...]] = {}
+    for variant in variants:
+        aggregate = known_aggregates().get(variant.aggregate)
+        own = [] if aggregate is (LIBRARY_AGGREGATES | AUDITED).get(variant.aggregate) else [aggregate]
+        source = source_of(*entries, *own)
+        groups[source] = (*groups.get(source, ()), variant)
+    return groups

@@ -8,13 +8,14 @@ Source: FitNets, Romero et al. 2015, https://arxiv.org/abs/1412.6550
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..networks.layers import is_channels_last, to_nchw
+from ..networks.layout import layer_map
 from ..networks.loading import load_model, normalise
 from ..networks.zoo import ModelSpec, spec_of
 
@@ -81,16 +82,15 @@ def maps_of(model: nn.Module, layers: Sequence[str]) -> Iterator[list[Tensor]]:
     """
     maps: list[Tensor] = []
     size: list[tuple[int, int]] = []
-    channels_last = is_channels_last(model)
 
     def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         size.append(cast(tuple[int, int], tuple(inputs[0].shape[2:])))
 
-    def leave(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        maps.append(to_nchw(output, size[-1], None, channels_last))
+    def leave(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        maps.append(layer_map(model, name, output, size[-1]).to(output.dtype))
 
     handles = [model.register_forward_pre_hook(enter)]
-    handles += [model.get_submodule(name).register_forward_hook(leave) for name in layers]
+    handles += [model.get_submodule(name).register_forward_hook(partial(leave, name)) for name in layers]
     try:
         yield maps
     finally:

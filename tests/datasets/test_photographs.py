@@ -177,3 +177,66 @@ def test_a_bad_folder_is_named(root, monkeypatch):
     monkeypatch.delenv("IMAGENET_ROOT")
     with pytest.raises(InputError, match="Set the environment variable IMAGENET_ROOT"):
         file_list("imagenet")
+
+
+@pytest.mark.parametrize("source", ["imagenet", "folder"])
+def test_linked_folders_and_files_are_read(root, tmp_path_factory, source):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    picture(elsewhere / "church" / "b.JPEG")
+    picture(elsewhere / "deep" / TENCH / "c.JPEG", 30)
+    picture(root / TENCH / "a.JPEG", 10)
+    (root / CHURCH).symlink_to(elsewhere / "church", target_is_directory=True)
+    (root / "more").symlink_to(elsewhere / "deep", target_is_directory=True)
+    (root / TENCH / "d.JPEG").symlink_to(elsewhere / "church" / "b.JPEG")
+    (root / TENCH / "gone.JPEG").symlink_to(elsewhere / "gone.JPEG")
+    (root / "again").symlink_to(root, target_is_directory=True)  # a loop
+    (root / CHURCH / "up").symlink_to(root, target_is_directory=True)
+    names = {file.path.relative_to(root).as_posix() for file in file_list(source)}
+    assert names == {f"{TENCH}/a.JPEG", f"{CHURCH}/b.JPEG", f"more/{TENCH}/c.JPEG", f"{TENCH}/d.JPEG"}
+    if source == "imagenet":
+        assert labels(source, 4)[f"{CHURCH}/b"] == 497
+
+
+def test_labels_are_found_in_a_linked_folder(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("lists")
+    (elsewhere / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\nb,{CHURCH} 1 2 3 4\n")
+    picture(root / "images" / "b.JPEG")
+    (root / "lists").symlink_to(elsewhere, target_is_directory=True)
+    assert labels("imagenet", 1) == {"images/b": 497}
+
+
+@pytest.mark.parametrize("source", ["imagenet", "folder"])
+@pytest.mark.parametrize(
+    "splits", [("train", "val"), ("Training", "validation"), ("data/test", "data/train"), ("val", "test")]
+)
+def test_splits_are_never_mixed(root, source, splits):
+    for shade, split in enumerate(splits):
+        picture(root / split / TENCH / "a.JPEG", shade)
+    with pytest.raises(
+        InputError, match=f"{'IMAGENET_ROOT' if source == 'imagenet' else 'IMAGES_ROOT'}.*several splits"
+    ) as caught:
+        file_list(source)
+    assert all(split.split("/")[-1] in str(caught.value) for split in splits)
+
+
+@pytest.mark.parametrize("names", [("valid", "val"), ("test", "tests"), ("train", "trains", "wagons")])
+def test_other_folders_beside_one_split_are_read(root, names):
+    for shade, name in enumerate(names):
+        picture(root / name / TENCH / "a.JPEG", shade)
+    assert len(file_list("imagenet")) == len(file_list("folder")) == len(names)
+
+
+def test_training_images_beside_official_labels_are_left_out(root):
+    picture(root / "train" / TENCH / f"{TENCH}_1.JPEG")
+    picture(root / "val" / "b.JPEG")
+    (root / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\nb,{CHURCH} 1 2 3 4\n")
+    assert labels("imagenet", 1) == {"val/b": 497}
+
+
+def test_files_with_one_stem_have_different_ids(root):
+    for shade, ending in enumerate(("jpg", "png", "JPEG", "jpeg")):
+        picture(root / TENCH / f"a.{ending}", 10 * shade)
+    picture(root / TENCH / "b.jpg")
+    assert set(labels("imagenet", 5)) == {f"{TENCH}/a.{e}" for e in ("jpg", "png", "JPEG", "jpeg")} | {f"{TENCH}/b"}
+    samples = photographs("imagenet", 5, transform_of(spec_of("resnet18")))
+    assert len({samples[i].id for i in range(5)}) == len({samples.id_of(i) for i in range(5)}) == 5

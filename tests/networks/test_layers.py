@@ -14,7 +14,8 @@ from refinecam_lib import cams
 from refinecam_lib.capture import Capture
 from refinecam_lib.errors import InputError
 from refinecam_lib.networks import layers
-from refinecam_lib.networks.layers import evaluating, layers_of, to_nchw
+from refinecam_lib.networks.layers import evaluating, layers_of
+from refinecam_lib.networks.layout import to_nchw
 
 vision = torchvision.models
 
@@ -47,7 +48,7 @@ def norms(*numbers: int) -> tuple[str, ...]:
     return tuple(f"blocks.{n}.norm1" for n in numbers)
 
 
-STAGES, SWIN = ("stages.0", "stages.1", "stages.2", "stages.3"), ("layers.0", "layers.1", "layers.2", "norm")
+STAGES, SWIN = ("stages.0", "stages.1", "stages.2", "stages.3"), tuple(f"layers.{n}" for n in range(4))
 RESNET = ("layer1", "layer2", "layer3", "layer4")
 LNS = tuple(f"encoder.layers.encoder_layer_{n}.ln_1" for n in range(4))
 DENSE = ("features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5")
@@ -79,14 +80,14 @@ NETWORKS = {  # build, side of the images, reshape of the first and of the third
     "swin_tiny": (timm_net("swin_tiny_patch4_window7_224", img_size=56), 56, nhwc, nhwc, SWIN),
     "convnext_v2": (timm_net("convnextv2_atto"), 64, nchw, nchw, STAGES),
     "convnext_tiny": (vision_net("convnext_tiny"), 64, nchw, nchw, tuple(f"features.{n}" for n in (1, 3, 5, 7))),
-    "maxvit": (timm_net("maxvit_rmlp_pico_rw_256", img_size=64), 64, nchw, nchw, (*STAGES[:3], "norm")),
+    "maxvit": (timm_net("maxvit_rmlp_pico_rw_256", img_size=64), 64, nchw, nchw, STAGES),
     "efficientnet_b0": (vision_net("efficientnet_b0"), 64, nchw, nchw, tuple(f"features.{n}" for n in (2, 3, 5, 8))),
     "efficientnet_lite0": (
         timm_net("tf_efficientnet_lite0"),
         64,
         nchw,
         nchw,
-        ("blocks.1", "blocks.2", "blocks.4", "bn2"),
+        ("blocks.1", "blocks.2", "blocks.4", "blocks.6"),
     ),
     "inception_v3": (
         vision_net("inception_v3", init_weights=False),
@@ -253,7 +254,7 @@ def test_networks_without_a_map_are_refused():
     with pytest.raises(InputError, match="no layer of Flat gives a map on images of 16x16 px"):
         layers_of(Flat(), 16)
     segmenter = nn.Sequential(nn.Conv2d(3, 4, 3))
-    with pytest.raises(InputError, match=r"returns \(2, 4, 14, 14\); allowed: a classifier"):
+    with pytest.raises(InputError, match=r"Expected logits \(2, K\), got .* of shape \(2, 4, 14, 14\)"):
         layers_of(segmenter, 16)
     for size, count in (((1, 2, 3), 4), (0, 4), (32, 0)):
         with pytest.raises(InputError, match="image_size"):

@@ -1,5 +1,9 @@
 """Loading networks: the real code, with only the download replaced."""
 
+import urllib.error
+
+import httpx
+import huggingface_hub.errors
 import pytest
 import timm.models._builder
 import torch
@@ -139,3 +143,39 @@ def test_a_network_for_birds_takes_windows_and_whole_images_without_normalisatio
     capture = Capture(model, image, [7], spec.layers)
     assert [a.shape[-1] for a in capture.activations] == [64, 32, 16, 8]
     assert all(maps.shape[0] == 1 and bool(torch.isfinite(maps).all()) for maps in layer_cam(capture))
+
+
+FAILURES = {
+    "no connection": ConnectionError("Network is unreachable"),
+    "torchvision": urllib.error.URLError("Name or service not known"),
+    "hub": huggingface_hub.errors.LocalEntryNotFoundError("cannot find the requested files\nin the cache"),
+    "client": httpx.ConnectError("connection refused"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_download_names_the_network_and_the_cure(failure, monkeypatch):
+    def fail(*args, **options):
+        raise FAILURES[failure]
+
+    monkeypatch.setattr("timm.create_model", fail)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    for name, load in (
+        ("resnet34", lambda: loading.load_classifier("resnet34")),
+        ("resnet18", lambda: loading.load_classifier("resnet18")),
+        ("vgg11", lambda: loading.load_model("vgg11", "imagenet")),
+    ):
+        with pytest.raises(
+            InputError, match=f"weights of '{name}' could not be downloaded: .*pretrained=False"
+        ) as caught:
+            load()
+        assert "\n" not in str(caught.value)
+
+
+def test_other_errors_while_building_a_network_are_its_own(monkeypatch):
+    def fail(*args, **options):
+        raise KeyError("depth")
+
+    monkeypatch.setattr("timm.create_model", fail)
+    with pytest.raises(KeyError, match="depth"):
+        loading.load_classifier("resnet34")
