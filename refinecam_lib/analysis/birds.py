@@ -45,7 +45,7 @@ def arcc_leads(rows: pd.DataFrame, draws: int, seed: int = 0) -> pd.DataFrame:
         alone = correct(shallow_base(told[~told["method"].isin(TRIVIAL)]))
         lead = truths.leads(truths.agreement(alone, draws, seed, ["funnybirds"]))
         found[name] = lead.xs(("funnybirds", "pooled"), level=("truth", "level"))["shown"]
-    return pd.DataFrame(found).T.rename_axis("convention")
+    return pd.DataFrame(found).T.fillna(0).astype(int).rename_axis("convention")
 
 
 def class_counts(classes: Sequence[Mapping[str, int]]) -> pd.DataFrame:

@@ -87,7 +87,7 @@ def leads(table: pd.DataFrame) -> pd.DataFrame:
         it is below, else 0. It is 0 below FEWEST images.
     """
     by = ["model", "truth", "level"]
-    others = table[table["score"] != "arcc"]
+    others = table[(table["score"] != "arcc") & table["value"].notna()]
     best = others.loc[others.groupby(by, sort=False)["value"].idxmax()].set_index(by)
     sign = (best["low_difference"] > 0).astype(int) - (best["high_difference"] < 0).astype(int)
     best["shown"] = sign.where(best["images"] >= FEWEST, 0)
