@@ -109,14 +109,14 @@ def verdict_grid(table: pd.DataFrame) -> Figure:
         axis.text(x, y, text, ha="center", va="center", fontsize=8.5, color=colour)
     axis.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(claims) - 0.5, -0.5))
     axis.set(xticks=range(len(names)), yticks=range(len(claims)))
-    axis.set_xticklabels([textwrap.fill(name.replace("_", " "), 11) for name in names], fontsize=9)
+    axis.set_xticklabels([textwrap.fill(name.replace("_", " "), 12) for name in names], fontsize=9)
     axis.set_yticklabels([textwrap.fill(claim, 36) for claim in claims], fontsize=9.5)
     axis.xaxis.tick_top()
     axis.grid(False)
     sns.despine(figure, left=True, bottom=True)
     notes = dict(zip(table["condition"], table["note"]))
-    described = "; ".join(f"{name}: {text}" for name, text in notes.items() if text)
-    return note(figure, f"number: by how much the claim holds; above 0 it holds. {described}.")
+    described = [f"{name}: {text}" for name, text in notes.items() if text]
+    return note(figure, "; ".join(["number: by how much the claim holds", *described]) + ".")
 
 
 def _heatmap(values: pd.DataFrame, width: float, height: float, **options) -> tuple[Figure, Axes]:

@@ -102,14 +102,14 @@ def resolution(rows: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
         methods: The methods whose maps are averaged.
 
     Returns:
-        One row per network and map: the mean of ARCC, ROAD and each truth, and n images.
+        One row per network and map: the mean of ARCC, ROAD and each truth that was measured, and n images.
     """
     deepest = rows["layer"] == rows["layer"].max()
     base = (rows["aggregate"] == "none") & rows["method"].isin(methods)
     names = {name: rows["method"] == name for name in CONTROLS}
     names |= {"deepest Base maps": base & deepest, "shallowest Base maps": base & (rows["layer"] == 0)}
     names |= {"RefineCAM": (rows["aggregate"] == "product") & (rows["layer"] == 0) & rows["method"].isin(methods)}
-    columns = ["arcc", "road", *TRUTHS]
+    columns = [name for name in ("arcc", "road", *TRUTHS) if name in rows]
     parts = []
     for name, picked in names.items():
         own = rows[picked].groupby("model", sort=False)

@@ -65,6 +65,7 @@ def test_resolution_compares_controls_with_shallow_and_deep_maps():
     assert list(table.index) == [*CONTROLS, "deepest Base maps", "shallowest Base maps", "RefineCAM"]
     assert table["arcc"].round(6).tolist() == [0.7, 0.7, 0.9, round(base["arcc"].mean(), 6), 0.2]
     assert (table["n"] == 40).all()
+    assert "cosine" not in resolution(base.drop(columns=["cosine"]), ["LayerCAM"]), "photographs have no truth"
 
 
 def test_exact_road_is_the_mean_over_fractions():
