@@ -75,6 +75,15 @@ CONVENTIONS: dict[str, Convention] = {
 EVERY = (*GRID, "paper")
 """The conventions under which a verdict is tested. `recommended` and `published_code` are two of the grid."""
 
+TITLES = {
+    "average_drop": "Average Drop ↓",
+    "complexity": "Complexity ↓",
+    "coherency": "Coherency ↑",
+    "road": "ROAD ↑",
+    "adcc": "ADCC ↑",
+    "arcc": "ARCC ↑",
+}
+"""Score -> its title. The arrow shows which direction is better."""
 SCORES = ("average_drop", "complexity", "coherency", "road", "adcc", "arcc")
 
 

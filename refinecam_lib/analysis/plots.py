@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from .. import scoring
 from ..explanation import TRIVIAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLES = {
-    "average_drop": "Average Drop ↓",
-    "complexity": "Complexity ↓",
-    "coherency": "Coherency ↑",
-    "road": "ROAD ↑",
-    "adcc": "ADCC ↑",
-    "arcc": "ARCC ↑",
+TITLES = scoring.TITLES | {
     "cosine": "cosine similarity to the truth ↑",
     "average_precision": "average precision ↑",
     "mass_on_truth": "share of the map's mass on the truth ↑",
