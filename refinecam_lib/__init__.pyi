@@ -13,8 +13,6 @@ from .explanation import Explainer as Explainer
 from .explanation import Explanation as Explanation
 from .explanation import Method as Method
 from .explanation import Variant as Variant
-from .evaluation import evaluate as evaluate
-from .evaluation import explain as explain
 from .explorer.widget import explore as explore
 from .metrics import measure as measure
 from .networks.layers import layers_of as layers_of
@@ -23,11 +21,13 @@ from .networks.loading import load_model as load_model
 from .networks.loading import normalise as normalise
 from .networks.loading import transform_of as transform_of
 from .networks.zoo import spec_of as spec_of
-from .pictures import overlay as overlay
 from .refinement import AGGREGATES as AGGREGATES
 from .reproduce.products import Report as Report
 from .scoring import CONVENTIONS as CONVENTIONS
 from .scoring import scores as scores
 from .sweeps.run import sweep as sweep
+from .toolbox.evaluation import evaluate as evaluate
+from .toolbox.evaluation import explain as explain
+from .toolbox.pictures import overlay as overlay
 
 __version__: str

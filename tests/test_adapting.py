@@ -54,11 +54,13 @@ def test_notebook_11_is_the_page():
     assert code[1:-1] == [block.strip() for block in blocks("docs/adapting.md")]
 
 
-def test_the_example_of_the_readme_runs_as_written(capsys):
+def test_the_example_of_the_readme_runs_as_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it saves a picture
     (example,) = blocks("README.md")
     page = {}
     exec(example, page)  # noqa: S102 - as above
-    assert page["explanation"].maps.shape == (1, 224, 224) and "arcc" in capsys.readouterr().out
+    assert page["explanation"].maps.shape == (1, 224, 224) and "ARCC ↑" in capsys.readouterr().out
+    assert Image.open(tmp_path / "cat.png").size == (451, 300)
 
 
 @pytest.mark.slow

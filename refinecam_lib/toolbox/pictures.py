@@ -1,6 +1,5 @@
 """Turn pictures into the normalised inputs of a network, and maps into pictures."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .errors import InputError
+from ..errors import InputError
 
 
 def inputs_of(model: nn.Module, images: Any) -> Tensor:
@@ -40,7 +39,7 @@ def _picture(image: Any) -> Image.Image:
             raise InputError(f"Expected a uint8 array (H, W, 3), got {image.dtype} of shape {image.shape}.")
         return Image.fromarray(image)
     if isinstance(image, (str, Path)):
-        from .datasets.photographs import open_picture
+        from ..datasets.photographs import open_picture
 
         return open_picture(image)
     raise InputError(f"Expected a picture, a uint8 array or a path, got a {type(image).__name__}.")

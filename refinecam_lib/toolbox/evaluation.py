@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import explanation as core
-from .capture import Capture, Maps
-from .errors import InputError
-from .explanation import Explanation, Variant
-from .metrics import measure
-from .networks.layers import layers_of
+from .. import explanation as core
+from ..capture import Capture, Maps
+from ..errors import InputError
+from ..explanation import Explanation, Variant
+from ..metrics import measure
+from ..networks.layers import layers_of
+from ..refinement import to_map
+from ..scoring import SCORES, TITLES, exact_road, scores
 from .pictures import inputs_of
-from .refinement import to_map
-from .scoring import SCORES, TITLES, exact_road, scores
 
 Images = Tensor | np.ndarray | Image.Image | str | Path | Sequence[Image.Image | str | Path]
 WITHOUT_AGAIN = ("coherency", "adcc", "arcc")
@@ -116,7 +116,7 @@ def evaluate(
     if isinstance(explainer, str):
         return _table(measure(core.explain(capture, explainer)), convention)
     source = partial(_maps_of, explainer)
-    found = Explanation(capture, "LayerCAM", core.BASE, source(capture) if maps is None else maps)
+    found = Explanation(capture, "LayerCAM", core.BASE, source(capture) if maps is None else torch.as_tensor(maps))
     if explainer is not None:
         rows = measure(found, again=lambda _, masked: Explanation(masked, "LayerCAM", core.BASE, source(masked)).maps)
         return _table(rows, convention)

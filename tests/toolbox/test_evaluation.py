@@ -1,0 +1,157 @@
+"""Three lines for any classifier, and explainers of other packages under our scores."""
+
+import captum.attr
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from pytorch_grad_cam import GradCAM
+from tiny_networks import LAYERS, batch, tiny_net
+
+import refinecam_lib as rc
+from refinecam_lib.explanation import BASE, REFINED, Variant
+from refinecam_lib.toolbox.evaluation import TITLES, WITHOUT_AGAIN
+from refinecam_lib.toolbox.pictures import inputs_of
+
+SCORES = list(TITLES.values())
+
+
+def close(a: pd.DataFrame, b: pd.DataFrame, tolerance: float = 1e-5) -> None:
+    pd.testing.assert_frame_equal(a, b, rtol=0, atol=tolerance, check_dtype=False)
+
+
+@pytest.fixture
+def network():
+    return tiny_net(), *batch(3)
+
+
+def test_explain_takes_a_network_or_a_capture(network):
+    model, inputs, target = network
+    capture = rc.Capture(model, inputs, target, LAYERS)
+    for refine, variant in (("product", REFINED), ("none", Variant(len(LAYERS) - 1))):
+        ours = rc.explain(model, inputs, method="LayerCAM", refine=refine, target=target, layers=LAYERS)
+        assert torch.equal(ours.maps, rc.explain(capture, "LayerCAM", variant).maps)
+    one = rc.explain(model, inputs, "GradCAM", target=1, layers=LAYERS[-1])
+    assert one.capture.target.tolist() == [1, 1, 1] and one.capture.layers == LAYERS[-1:]
+    assert rc.explain(model, inputs, layers=LAYERS).capture.target.tolist() == model(inputs).argmax(1).tolist()
+
+
+def test_an_explanation_is_scored_under_titles_with_arrows(network):
+    model, inputs, target = network
+    explanation = rc.explain(model, inputs, refine="product", target=target, layers=LAYERS)
+    table = rc.evaluate(explanation)
+    assert list(table) == SCORES and len(table) == 3
+    close(table.set_axis(list(TITLES), axis=1), rc.scores(rc.measure(explanation)))
+    other = rc.evaluate(explanation, convention="published_code")
+    assert other["ROAD ↑"].to_numpy() == pytest.approx(table["ROAD ↑"].to_numpy() / 2)
+
+
+def test_finished_maps_have_no_coherency(network):
+    model, inputs, target = network
+    explanation = rc.explain(model, inputs, target=target, layers=LAYERS)
+    table = rc.evaluate(model, inputs, maps=explanation.maps.numpy(), target=target, layers=LAYERS)
+    lacking = [TITLES[name] for name in WITHOUT_AGAIN]
+    close(table, rc.evaluate(explanation).drop(columns=lacking))
+
+
+def test_a_callable_is_explained_again_on_the_masked_image(network):
+    model, inputs, target = network
+    seen = []
+
+    def layer_cam(images, classes):
+        seen.append(images)
+        return rc.explain(rc.Capture(model, images, classes, LAYERS), "LayerCAM", BASE).maps
+
+    table = rc.evaluate(model, inputs, explainer=layer_cam, target=target, layers=LAYERS)
+    ours = rc.explain(rc.Capture(model, inputs, target, LAYERS), "LayerCAM", BASE)
+    close(table, rc.evaluate(ours))
+    assert len(seen) == 2 and torch.allclose(seen[1], inputs * ours.maps[:, None])
+    close(rc.evaluate(model, inputs, explainer="LayerCAM", target=target, layers=LAYERS), table)
+
+
+def test_masks_add_the_agreement_with_the_truth(network):
+    model, inputs, target = network
+    masks = torch.zeros(inputs.shape[0], *inputs.shape[2:], dtype=torch.bool)
+    masks[:, :8, :8] = True
+    table = rc.evaluate(model, inputs, maps=masks.float(), masks=masks, target=target, layers=LAYERS)
+    assert table["cosine ↑"].tolist() == pytest.approx([1, 1, 1]) and (table["average precision ↑"] == 1).all()
+
+
+def test_a_grad_cam_object_gives_the_scores_of_ours(network):
+    model, inputs, target = network
+    layer = dict(model.named_modules())[LAYERS[-1]]
+    table = rc.evaluate(model, inputs, explainer=GradCAM(model, [layer]), target=target, layers=LAYERS[-1])
+    close(table, rc.evaluate(rc.explain(model, inputs, "GradCAM", target=target, layers=LAYERS[-1])), 1e-4)
+
+
+def test_attributions_of_captum_give_the_scores_of_ours(network):
+    model, inputs, target = network
+    ours = rc.evaluate(rc.explain(model, inputs, "InputXGradient", target=target, layers=LAYERS))
+    theirs = captum.attr.InputXGradient(model)
+    close(rc.evaluate(model, inputs, explainer=theirs, target=target, layers=LAYERS), ours, 1e-4)
+    cam = captum.attr.LayerGradCam(model, dict(model.named_modules())[LAYERS[-1]])
+    ours = rc.evaluate(rc.explain(model, inputs, "GradCAM", target=target, layers=LAYERS[-1]))
+    close(rc.evaluate(model, inputs, explainer=cam, target=target, layers=LAYERS[-1]), ours, 1e-4)
+
+
+def test_a_torch_cam_object_gives_the_scores_of_ours(network):
+    methods = pytest.importorskip("torchcam.methods")
+    model, inputs, target = network
+    ours = rc.evaluate(rc.explain(model, inputs, "GradCAM", target=target, layers=LAYERS[-1]))
+    with methods.GradCAM(model, target_layer=LAYERS[-1]) as theirs:
+        table = rc.evaluate(model, inputs, explainer=theirs, target=target, layers=LAYERS[-1])
+    smaller = ["Complexity ↓", "Coherency ↑"]  # torch-cam scales before it resizes, so its maxima are below 1
+    assert (table[smaller] - ours[smaller]).abs().to_numpy().max() < 0.1
+    assert table["ROAD ↑"].to_numpy() == pytest.approx(ours["ROAD ↑"].to_numpy(), abs=1e-3), "ROAD sees the order"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "Expected images, and maps or an explainer"),
+        ({"explainer": 3}, "Expected an explainer that can be called, got a int"),
+        ({"maps": torch.full((3, 32, 32), 255.0)}, r"values 255..255; allowed: values in \[0,1\]"),
+        ({"maps": torch.rand(2, 32, 32)}, "one map an image"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(network, arguments, message):
+    model, inputs, target = network
+    with pytest.raises(rc.InputError, match=message):
+        rc.evaluate(model, inputs, target=target, layers=LAYERS, **arguments)
+
+
+def test_pictures_go_through_the_networks_own_preprocessing(tmp_path):
+    model = timm.create_model("resnet18", num_classes=5).eval()
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 260, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    expected = transform(Image.fromarray(pixels))[None]
+    for images in (pixels, Image.fromarray(pixels), str(tmp_path / "photo.png"), [tmp_path / "photo.png"]):
+        assert torch.equal(inputs_of(torch.nn.Sequential(model), images), expected)
+    assert torch.equal(inputs_of(model, expected[0].numpy()), expected), "arrays of floats are normalised inputs"
+    with pytest.raises(rc.InputError, match="preprocessing of CNN is not known|is not known, so pictures"):
+        inputs_of(tiny_net(), pixels)
+    with pytest.raises(rc.InputError, match=r"Expected a uint8 array \(H, W, 3\), got uint8 of shape \(300, 260\)"):
+        inputs_of(model, pixels[:, :, 0])
+
+
+def test_three_lines_explain_a_hugging_face_network():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=4)
+    torch.manual_seed(0)
+    model = transformers.ResNetForImageClassification(config).eval()
+    inputs = torch.randn(2, 3, 64, 64)
+    layers = ["resnet.encoder.stages.0", "resnet.encoder.stages.1"]
+    explanation = rc.explain(model, inputs, refine="product", layers=layers)
+    assert explanation.maps.shape == (2, 64, 64) and list(rc.evaluate(explanation)) == SCORES
+
+
+def test_an_overlay_leaves_the_photo_where_the_map_is_zero():
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    heat = torch.zeros(20, 30)
+    heat[:, 20:] = 1
+    mixed = np.asarray(rc.overlay(pixels, heat))
+    assert mixed.shape == pixels.shape and np.array_equal(mixed[:, :36], pixels[:, :36])
+    assert np.abs(mixed[:, 44:].astype(int) - pixels[:, 44:]).mean() > 20
