@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 SMALL = '<small style="font-weight: normal; opacity: 0.75">{}</small>'
-_PAPER = re.compile(r"(.+), paper\b.* \(ours - it\)")
+_PAPER = re.compile(r"(.+?), paper\b.*")
 """The name of a column that `tables.beside_paper` fills with the paper's numbers."""
 
 
@@ -29,7 +29,8 @@ def printed(table: pd.DataFrame, caption: str = "") -> "Styler":
     styled = wide.map(lambda cell: cell.replace("**", "")).style.apply(lambda frame: bold, axis=None)
     own = hashlib.sha256(wide.to_csv().encode()).hexdigest()[:8]  # two tables of a page must not share their style
     styled = styled.set_uuid(own).set_properties(**{"white-space": "nowrap"})
-    note = "; small print: the paper (ours - it)" if wide.map(lambda cell: "<small" in cell).any(axis=None) else ""
+    gap = " (ours - it)" if any("(ours - it)" in str(name) for name in table) else ""
+    note = f"; small print: the paper{gap}" if wide.map(lambda cell: "<small" in cell).any(axis=None) else ""
     selectors = {"caption": "caption-side: bottom; text-align: left", "th.row_heading": "text-align: left"}
     styles: list = [{"selector": name, "props": props} for name, props in selectors.items()]
     return styled.set_table_styles(styles).set_caption(caption + note)

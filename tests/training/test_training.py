@@ -402,7 +402,7 @@ def test_retraining_chains_the_recipes_and_tests_the_last(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--model", "efficientnet"], "unknown model 'efficientnet'. Did you mean 'efficientnet_lite0'?"),
+        (["--model", "eficientnet_lite0"], "unknown model 'eficientnet_lite0'. Did you mean 'efficientnet_lite0'?"),
         (["--task", "bird"], "unknown task 'bird'. Did you mean 'birds'?"),
         (["--task", "birds", "--transfer", "x"], "a transfer test of birds; allowed: of the task synthetic"),
         (["--task", "birds", "--weights", "imagenet", "--model", "small_vgg"], "ImageNet weights of small_vgg"),
