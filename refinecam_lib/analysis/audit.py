@@ -20,7 +20,7 @@ from ..sweeps.run import sweep
 from ..sweeps.shard import Shard
 from .plots import FEWEST, unique
 from .statistics import holm, middle, spearman_with_first
-from .tables import scored
+from .tables import scored, shown
 from .verdicts import in_networks, word_of
 
 REAL = ("GradCAM++", "LayerCAM", "ScoreCAM")
@@ -208,8 +208,7 @@ def audit(found: Sequence[Condition], draws: int = 400, seed: int = 0) -> pd.Dat
                 )
     table = pd.DataFrame(records)
     table["p_holm"] = holm(table["p"].to_numpy())
-    sure = table["p_holm"] < 0.05
-    conditions = [table["value"].isna(), table["n"] < FEWEST, sure & (table["low"] > 0), sure & (table["high"] < 0)]
+    conditions = [table["value"].isna(), table["n"] < FEWEST, shown(table) == 1, shown(table) == -1]
     return table.assign(verdict=np.select(conditions, ["no value", "too few images", "holds", "fails"], "undecided"))
 
 

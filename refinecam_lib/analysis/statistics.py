@@ -151,12 +151,11 @@ def correlations_with_first(table: np.ndarray) -> dict[str, np.ndarray]:
     table = table[np.isfinite(table).all(1)]
     if len(table) < 3:
         return {kind: np.full(table.shape[1] - 1, np.nan) for kind in CORRELATIONS}
-    ranks = scipy.stats.rankdata(table, axis=0)
     if len(table) <= FEW:  # the signs of all pairs
         kendall = _cosines(np.sign(table[:, None] - table[None]).reshape(-1, table.shape[1]))
     else:
         kendall = np.array([correlation(column, table[:, 0], "kendall") for column in table[:, 1:].T])
-    return {"pearson": _pearson(table), "spearman": _pearson(ranks), "kendall": kendall}
+    return {"pearson": _pearson(table), "spearman": spearman_with_first(table), "kendall": kendall}
 
 
 def spearman_with_first(table: np.ndarray) -> np.ndarray:

@@ -178,33 +178,25 @@ def correlation_text(table: pd.DataFrame, group: str, spread: bool) -> pd.DataFr
     return text.unstack("score")[list(COMPARED)].rename(columns=title_of)
 
 
-def best_rivals(table: pd.DataFrame, group: str) -> pd.DataFrame:
-    """Compare ARCC's correlation with the best other score's, on the same images.
-
-    Returns:
-        One row per level and kind: the best other score, its correlation, ARCC's minus it with its 95 % interval, and
-        the verdict, which is "not shown" if the interval contains 0.
-    """
-    rivals = table[(table["group"] == group) & (table["score"] != "arcc")].dropna(subset="value")
-    best = rivals.loc[rivals.groupby(["level", "kind"], sort=False)["value"].idxmax()].reset_index(drop=True)
-    words = np.select(
-        [best["low_difference"] > 0, best["high_difference"] < 0], ["ARCC is better", "ARCC is worse"], "not shown"
-    )
-    columns = ["level", "kind", "score", "value", "difference", "low_difference", "high_difference"]
-    return best[columns].assign(verdict=words)
-
-
-def arcc_is_best(best: pd.DataFrame) -> bool:
-    """Tell from `best_rivals` whether ARCC has the highest Spearman correlation over explanations."""
-    row = best[(best["level"] == "explanation") & (best["kind"] == "spearman")]
-    return bool((row["verdict"] == "ARCC is better").all())
-
-
 def audit_text(table: pd.DataFrame) -> pd.DataFrame:
     """Lay the audit out as text: one row per claim, one column per condition."""
     cell = [f"{r.verdict}: {r.value:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in table.itertuples()]
     wide = table.assign(cell=cell).pivot(index="claim", columns="condition", values="cell")
     return wide.loc[unique(table["claim"]), unique(table["condition"])]
+
+
+def shown(tests: pd.DataFrame, level: float = 0.05) -> pd.Series:
+    """Return 1 or -1 where a difference is shown, and 0 where it is not.
+
+    A difference is shown if its corrected p value is below `level`, its 95 % interval excludes 0, and it rests on at
+    least FEWEST images.
+
+    Args:
+        tests: The result of `statistics.paired_test`, corrected over the family that the table shows.
+        level: Upper limit of the corrected p value.
+    """
+    sign = (tests["low"] > 0).astype(int) - (tests["high"] < 0).astype(int)
+    return sign.where((tests["p_holm"] < level) & (tests["n"] >= FEWEST), 0)
 
 
 def tested(rows: pd.DataFrame) -> pd.DataFrame:
@@ -221,9 +213,9 @@ def product_tests(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _judged(tests: pd.DataFrame) -> pd.DataFrame:
-    """Add a verdict: "too few images" below FEWEST pairs; "real" if p_holm < .05 and the interval excludes 0."""
-    real = (tests["p_holm"] < 0.05) & (tests["low"] * tests["high"] > 0)
-    return tests.assign(verdict=np.select([tests["n"] < FEWEST, real], ["too few images", "real"], "not shown"))
+    """Add a verdict: "too few images" below FEWEST pairs; "real" if the difference is `shown`; else "not shown"."""
+    words = np.select([tests["n"] < FEWEST, shown(tests) != 0], ["too few images", "real"], "not shown")
+    return tests.assign(verdict=words)
 
 
 def mostly_real(tests: pd.DataFrame) -> bool:

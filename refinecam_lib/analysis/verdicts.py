@@ -96,20 +96,6 @@ def over_networks(claim: str, table: pd.DataFrame, n: int) -> str:
     return verdict(claim, holds, n, networks=in_networks(table.loc[RECOMMENDED].astype(int)))
 
 
-def shown(tests: pd.DataFrame, level: float = 0.05) -> pd.Series:
-    """Return 1 or -1 where a difference is shown, and 0 where it is not.
-
-    A difference is shown if its corrected p value is below `level`, its 95 % interval excludes 0, and it rests on at
-    least FEWEST images.
-
-    Args:
-        tests: The result of `statistics.paired_test`, corrected over the family that the table shows.
-        level: Upper limit of the corrected p value.
-    """
-    sign = (tests["low"] > 0).astype(int) - (tests["high"] < 0).astype(int)
-    return sign.where((tests["p_holm"] < level) & (tests["n"] >= FEWEST), 0)
-
-
 def in_networks(outcomes: Iterable[int]) -> str:
     """Say in how many networks a difference is shown, such as "2 of 5 (opposite in 1)"."""
     values = list(outcomes)

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from refinecam_lib.analysis.conventions import agreement, winner
-from refinecam_lib.analysis.verdicts import in_networks, shown
+from refinecam_lib.analysis.tables import shown
+from refinecam_lib.analysis.verdicts import in_networks
 from refinecam_lib.scoring import GRID, scores
 
 
