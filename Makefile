@@ -42,7 +42,7 @@ echo "  installed in $$seconds s"
 endef
 export INSTALL
 
-.PHONY: help reproduce verify accept test test-all lint bench lab book clean
+.PHONY: help reproduce verify accept test test-all lint bench fast lab book clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -71,6 +71,9 @@ lint: $(READY)  ## check style, types and imports, that notebooks have no output
 
 bench: $(READY)  ## time the library against public code, on the same images and maps
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+fast: $(READY)  ## install OpenVINO, which then runs the passes without gradients; REFINECAM_ENGINE=torch turns it off
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast]'
 
 lab: $(READY)  ## open the notebooks in JupyterLab, with .venv as their kernel
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --notebook-dir notebooks $(ARGS)

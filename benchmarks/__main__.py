@@ -121,7 +121,13 @@ def table(result: dict) -> str:
 
 
 def run(
-    subjects: Sequence[Subject], parts: Sequence[str], images: int, batch: int, score_images: int, checked: int
+    subjects: Sequence[Subject],
+    parts: Sequence[str],
+    images: int,
+    batch: int,
+    score_images: int,
+    checked: int,
+    both: bool = True,
 ) -> Iterator[Row]:
     """Yield the rows of every part for each subject, on the current device and number of threads."""
     # TF32 has a mantissa of 10 bits. With it both sides would differ.
@@ -132,7 +138,7 @@ def run(
         for part in parts:
             n = score_images if part == "scorecam" else images
             with exact():
-                row = compare(each, floor, part, PARTS[part], n, batch, 0 if part == "scorecam" else checked)
+                row = compare(each, floor, part, PARTS[part], n, batch, 0 if part == "scorecam" else checked, both)
             yield row
 
 
@@ -158,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checked", type=int, default=2, help="images whose maps and Coherency are compared in float64 (default 2)"
     )
+    parser.add_argument("--ours", action="store_true", help="only our side and the floor: minutes, not hours")
     parser.add_argument(
         "--memory", type=int, nargs="?", const=1000, help="only check memory, over this many explanations"
     )
@@ -181,11 +188,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for device, threads in [(d, n) for d in devices for n in (chosen.threads if d == "cpu" else [1])]:
             torch.set_num_threads(threads)
             subjects = [subject(name, chosen.images, device) for name in chosen.networks]
-            for row in run(subjects, chosen.parts, chosen.images, chosen.batch, chosen.score_images, chosen.checked):
+            counts = chosen.images, chosen.batch, chosen.score_images, chosen.checked
+            for row in run(subjects, chosen.parts, *counts, not chosen.ours):
                 rows.append(row)
+                verdict = "" if chosen.ours else ", agrees" if row.agrees else ", DISAGREES"
                 print(
-                    f"{row.network}, {device}, {threads}: {row.title}: {_interval(row.ratio)}x, "
-                    f"{'agrees' if row.agrees else 'DISAGREES'}",
+                    f"{row.network}, {device}, {threads}: {row.title}: public / ours {_interval(row.ratio)}, "
+                    f"ours / floor {_interval(row.over_floor)}{verdict}",
                     flush=True,
                 )
                 _write(report(rows, settings), chosen.out)  # a stopped run keeps what it has measured

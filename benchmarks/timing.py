@@ -81,7 +81,10 @@ class Floor:
 
 @dataclass(frozen=True)
 class Row:
-    """A part on a network: mean seconds per image, ratios with their 95 % intervals, and differences."""
+    """A part on a network: mean seconds per image, ratios with their 95 % intervals, and differences.
+
+    Those of public code are None if only our side ran.
+    """
 
     network: str
     device: str
@@ -90,10 +93,10 @@ class Row:
     title: str
     images: int
     batch: int
-    public_s: float
+    public_s: float | None
     ours_s: float
     floor_s: float | None
-    ratio: tuple[float, float, float]
+    ratio: tuple[float, float, float] | None
     over_floor: tuple[float, float, float] | None
     differences: dict[str, float]
     tolerances: dict[str, float]
@@ -105,7 +108,9 @@ class Row:
         return all(self.differences[name] <= limit for name, limit in self.tolerances.items())
 
 
-def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int, batch: int, checked: int) -> Row:
+def compare(
+    subject: Subject, floor: Floor, part: str, rules: Part, images: int, batch: int, checked: int, both: bool = True
+) -> Row:
     """Time a part on `images` images. For each image both sides run, and they take turns to be first.
 
     Args:
@@ -117,19 +122,19 @@ def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int,
         batch: The size of our batch.
         checked: How many images a part's `exact` difference takes, in float64 and not timed. Rounding decides Grad-CAM++
             of signed activations in float32, so float32 cannot compare two programs.
+        both: Whether public code runs, too.
     """
     n = len(subject.inputs)
     size = 1 if rules.single else min(batch, n)
     seconds: dict[str, list[float]] = {"ours": [], "theirs": [], "floor": []}
     differences: dict[str, list[float]] = {}
     with public.noiseless():
-        for work in (rules.ours(subject, list(range(size))), rules.theirs(subject, 0)):
+        for work in (rules.ours(subject, list(range(size))), *([rules.theirs(subject, 0)] if both else [])):
             work()  # a warm-up: threads, caches, compiled code, and the GPU's kernels for this shape
         for i in range(images):
-            sides = {
-                "ours": rules.ours(subject, [(i + k) % n for k in range(size)]),
-                "theirs": rules.theirs(subject, i),
-            }
+            sides = {"ours": rules.ours(subject, [(i + k) % n for k in range(size)])}
+            if both:
+                sides["theirs"] = rules.theirs(subject, i)
             results = {}
             for side in sorted(sides, reverse=bool(i % 2)):
                 for cached in (road._ties, road._noise):  # the public code does not cache either
@@ -137,10 +142,11 @@ def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int,
                 results[side], time_taken = clock(subject.device, sides[side])
                 seconds[side].append(time_taken / (size if side == "ours" else 1))
             seconds["floor"].append(floor.seconds(rules))
-            for name, value in rules.compare(subject, i, results["ours"], results["theirs"]).items():
-                differences.setdefault(name, []).append(value)
+            if both:
+                for name, value in rules.compare(subject, i, results["ours"], results["theirs"]).items():
+                    differences.setdefault(name, []).append(value)
         largest = {name: max(values) for name, values in differences.items()}
-        if rules.exact is None:
+        if rules.exact is None or not both:
             checked = 0
         elif checked:
             double = subject.double(checked)
@@ -156,12 +162,12 @@ def compare(subject: Subject, floor: Floor, part: str, rules: Part, images: int,
         rules.title,
         images,
         size,
-        float(np.mean(seconds["theirs"])),
+        float(np.mean(seconds["theirs"])) if both else None,
         float(np.mean(seconds["ours"])),
         None if rules.needs is None else float(np.mean(seconds["floor"])),
-        ratio(seconds["theirs"], seconds["ours"]),
+        ratio(seconds["theirs"], seconds["ours"]) if both else None,
         floored,
         largest,
-        rules.tolerances,
+        rules.tolerances if both else {},
         checked,
     )

@@ -39,6 +39,12 @@ def test_every_part_agrees_and_the_report_is_complete(subject):
     assert "DISAGREE" not in written and all(part.title in written for part in PARTS.values())
 
 
+def test_our_side_can_be_timed_alone(subject):
+    (row,) = run([subject], ["road"], images=1, batch=1, score_images=1, checked=1, both=False)
+    assert row.public_s is None and row.ratio is None and row.over_floor[0] > 0
+    assert "| - | " in table(report([row], {"ours": True}))
+
+
 @pytest.mark.parametrize("part", ["gradient", "coherency"])
 def test_a_wrong_result_is_detected(subject, part, monkeypatch):
     truth = Capture.gradients.func
