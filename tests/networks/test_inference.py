@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -214,6 +215,18 @@ def test_the_network_comes_back_as_it_was_and_is_evaluated(engine, monkeypatch):
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not forward(model, images().requires_grad_()).requires_grad
+
+
+@fast
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot say")
+def test_the_process_may_still_use_every_core(monkeypatch):
+    before, threads, model = os.sched_getaffinity(0), torch.get_num_threads(), toy()
+    torch.set_num_threads(1)
+    try:
+        forward(model, images())
+        assert converted(model) and os.sched_getaffinity(0) == before
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
