@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -218,15 +217,11 @@ def test_the_network_comes_back_as_it_was_and_is_evaluated(engine, monkeypatch):
 
 
 @fast
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot say")
-def test_the_process_may_still_use_every_core(monkeypatch):
-    before, threads, model = os.sched_getaffinity(0), torch.get_num_threads(), toy()
-    torch.set_num_threads(1)
-    try:
-        forward(model, images())
-        assert converted(model) and os.sched_getaffinity(0) == before
-    finally:
-        torch.set_num_threads(threads)
+def test_no_pass_is_bound_to_a_core():
+    model = toy()
+    forward(model, images())
+    (networks,) = inference._known[model].values()
+    assert [c.get_property("ENABLE_CPU_PINNING") for c in networks[1].compiled_for.values()] == [False]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
