@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import cams, captum_methods, controls
+from . import cams, controls
+from .baselines import captum_methods, full_grad, guided_filter, poly_cam
 from .capture import Capture, Maps
 from .errors import InputError, one_of
 from .refinement import Power, known_aggregates, refine, resized, to_map
@@ -51,6 +52,9 @@ METHODS: dict[str, Method] = {
     "InputXGradient": Method(captum_methods.input_x_gradient, refines=False),
     "IntegratedGradients": Method(captum_methods.integrated_gradients, refines=False),
     "KernelShap": Method(captum_methods.kernel_shap, refines=False),
+    "PolyCAM": Method(poly_cam.poly_cam, refines=False),
+    "FullGrad": Method(full_grad.full_grad, refines=False),
+    "GuidedFilter": Method(guided_filter.guided_layer_cam, refines=False),
     "RandomCAM": Method(controls.random_cam, refines=False),
     "HalfCAM": Method(controls.half_cam, refines=False),
     "All1sCAM": Method(controls.all_ones_cam, refines=False),
@@ -61,7 +65,7 @@ CAMS = ("GradCAM++", "LayerCAM", "ScoreCAM", "ShapleyCAM", "GuidedGradCAM")
 """The paper's five methods with a map for each layer."""
 OTHERS = ("LIME", "DeepLift", "InputXGradient", "IntegratedGradients", "KernelShap")
 """The paper's five methods with one map."""
-SLOW = ("ScoreCAM", "LIME", "KernelShap", "IntegratedGradients")
+SLOW = ("ScoreCAM", "PolyCAM", "LIME", "KernelShap", "IntegratedGradients")
 """Methods that need dozens to hundreds of forward passes per map."""
 TRIVIAL = ("RandomCAM", "HalfCAM", "All1sCAM")
 """The paper's trivial maps, which explain nothing."""

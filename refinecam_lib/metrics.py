@@ -55,6 +55,18 @@ def truth_covered(maps: Tensor, masks: Tensor) -> Tensor:
     return (maps.double() * masks).sum((1, 2)) / masks.double().sum((1, 2))
 
 
+def agreement(maps: Tensor, masks: Tensor | None) -> dict[str, Tensor]:
+    """Compare maps (B,H,W) with ground-truth masks (B,H,W) by the four measures above; {} without masks."""
+    if masks is None:
+        return {}
+    return {
+        "cosine": cosine_similarity(maps, masks),
+        "average_precision": average_precision(maps, masks).to(maps.device),
+        "truth_covered": truth_covered(maps, masks),
+        "mass_on_truth": mass_on_truth(maps, masks),
+    }
+
+
 def explain_again(explanation: Explanation, masked: Capture) -> Tensor:
     """Explain the masked image by the same method and variant, for Coherency: maps (B,H,W)."""
     return explain(masked, explanation.method, explanation.variant).maps
@@ -96,9 +108,7 @@ def measure(
     percents = [round(100 * k) for k in fractions]
     if len(set(percents)) < len(percents):
         raise InputError(f"fractions {tuple(fractions)}; allowed: shares that differ in whole percents")
-    finite = torch.isfinite(maps).flatten(1).all(1)
-    usable = torch.where(finite[:, None, None], maps, 0)
-    constant = usable.flatten(1).amin(1) == usable.flatten(1).amax(1)
+    usable, status = usable_maps(maps)
     masked = capture.masked(usable, variant.layers(capture.layers))
     map_of_masked = again(explanation, masked)  # before `masked.probability`, which then needs no pass of its own
     seeds = capture.seeds_of("road")
@@ -119,15 +129,21 @@ def measure(
     if without is not None:
         for order, values in zip(("morf", "lerf"), removal(EXACT_FRACTIONS, without)):
             columns |= {f"exact_{order}_{100 * k:g}": values[:, i] for i, k in enumerate(EXACT_FRACTIONS)}
-    if (masks := capture.truth) is not None:
-        columns["cosine"] = cosine_similarity(usable, masks)
-        columns["average_precision"] = average_precision(usable, masks).to(usable.device)
-        columns["truth_covered"] = truth_covered(usable, masks)
-        columns["mass_on_truth"] = mass_on_truth(usable, masks)
-    measured = {name: torch.where(finite, column, torch.nan).double().cpu().numpy() for name, column in columns.items()}
+    columns |= agreement(usable, capture.truth)
+    return frame_of(columns, capture, status)
+
+
+def usable_maps(maps: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Return maps (B,H,W), 0 instead of one that is not finite, and the status of each, see `measure`."""
+    finite = torch.isfinite(maps).flatten(1).all(1)
+    usable = torch.where(finite[:, None, None], maps, 0)
+    constant = usable.flatten(1).amin(1) == usable.flatten(1).amax(1)
+    return usable, np.select([~finite.cpu().numpy(), constant.cpu().numpy()], ["not finite", "constant"], "ok")
+
+
+def frame_of(columns: dict[str, Tensor], capture: Capture, status: np.ndarray) -> pd.DataFrame:
+    """Return one row per image with the columns (B,), NaN where a map is not finite, and with `measure`'s last three."""
+    values = {name: np.where(status == "not finite", np.nan, c.double().cpu().numpy()) for name, c in columns.items()}
     prediction = capture.logits.argmax(1)
-    frame = pd.DataFrame(measured)
-    frame["prediction"] = prediction.cpu().numpy()
-    frame["correct"] = (prediction == capture.target).cpu().numpy()
-    frame["status"] = np.select([~finite.cpu().numpy(), constant.cpu().numpy()], ["not finite", "constant"], "ok")
-    return frame
+    correct = (prediction == capture.target).cpu().numpy()
+    return pd.DataFrame(values).assign(prediction=prediction.cpu().numpy(), correct=correct, status=status)

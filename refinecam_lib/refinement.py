@@ -47,20 +47,63 @@ def inverse_exp_mean(maps: Tensor) -> Tensor:
     return 1 / ((1 / maps).logsumexp(0) - math.log(len(maps)))
 
 
+def mean(maps: Tensor) -> Tensor:
+    """Average maps (N,B,H,W), the default of the package grad-cam for several layers."""
+    return maps.mean(0)
+
+
+def tanh_max(maps: Tensor) -> Tensor:
+    """Take the largest tanh(2 L) of maps L (N,B,H,W), LayerCAM's fusion (Jiang et al. 2021)."""
+    return (2 * maps).tanh().amax(0)
+
+
+def mean_x_deepest(maps: Tensor) -> Tensor:
+    """Multiply the mean of maps (N,B,H,W) by the deepest map, so that it alone can rule a pixel out."""
+    return maps.mean(0) * maps[-1]
+
+
+@dataclass(frozen=True)
+class SoftAnd:
+    """The product of e + (1 - e) L over maps L (N,B,H,W): with a floor e above 0 no layer can rule a pixel out."""
+
+    floor: float
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        return (self.floor + (1 - self.floor) * maps).prod(0)
+
+
+@dataclass(frozen=True)
+class PowerMean:
+    """(mean of L^p)^(1/p) over maps L (N,B,H,W): the mean for p = 1, nearer to the geometric mean the smaller p is."""
+
+    p: float
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        return maps.pow(self.p).mean(0).pow(1 / self.p)
+
+
 AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
     "product": product,
     "geometric_mean": geometric_mean,
     "inverse_exp_mean": inverse_exp_mean,
 }
-"""Name -> function of maps (N,B,H,W) that returns (B,H,W). Add your own here to use it by name everywhere."""
-LIBRARY_AGGREGATES = dict(AGGREGATES)
+"""Name -> function of maps (N,B,H,W) that returns (B,H,W): the paper's. Add your own here to use it by name everywhere."""
+COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": mean,
+    "tanh_max": tanh_max,
+    "mean_x_deepest": mean_x_deepest,
+    **{f"soft_and_{floor:g}": SoftAnd(floor) for floor in (0.02, 0.05, 0.1, 0.2)},
+    **{f"power_mean_{p:g}": PowerMean(p) for p in (0.25, 0.5, 0.75)},
+}
+"""Name -> further ways to combine layers. Those with a number are candidates, of which validation images choose one."""
+LIBRARY_AGGREGATES = AGGREGATES | COMBINATIONS
 AUDITED: dict[str, Callable[[Tensor], Tensor]] = {}
 """Aggregates that only the audit uses. `sweeps.published` adds them."""
 
 
 def known_aggregates() -> dict[str, Callable[[Tensor], Tensor]]:
     """Return all aggregates by name."""
-    return AGGREGATES | AUDITED
+    return COMBINATIONS | AGGREGATES | AUDITED
 
 
 def refine(maps: Sequence[Tensor], aggregate: str = "product") -> Tensor:

@@ -20,7 +20,7 @@ from refinecam_lib.capture import Capture
 from refinecam_lib.errors import InputError
 from refinecam_lib.explanation import METHODS, Variant, explain
 from refinecam_lib.networks.zoo import MODELS
-from refinecam_lib.refinement import AGGREGATES, inverse_exp_mean, min_max, refine, to_map
+from refinecam_lib.refinement import AGGREGATES, COMBINATIONS, inverse_exp_mean, min_max, refine, to_map
 
 unit = st.floats(0, 1, allow_subnormal=False)
 stacks = arrays(np.float64, array_shapes(min_dims=4, max_dims=4, max_side=4), elements=unit).map(torch.from_numpy)
@@ -199,6 +199,27 @@ def test_a_variant_of_a_layer_that_was_not_captured_is_refused(capture):
 
 
 def test_unknown_aggregates_are_refused():
-    for refuse in (lambda: Variant(0, "mean"), lambda: refine([], "mean")):
-        with pytest.raises(InputError, match="unknown aggregate 'mean'.*product"):
+    for refuse in (lambda: Variant(0, "median"), lambda: refine([], "median")):
+        with pytest.raises(InputError, match="unknown aggregate 'median'.*product"):
             refuse()
+
+
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("mean", [0.5, 0.4]),
+        ("tanh_max", [np.tanh(2.0), np.tanh(1.2)]),
+        ("mean_x_deepest", [0.5, 0.4 * 0.6]),
+        ("soft_and_0.1", [0.1 * 1.0, (0.1 + 0.9 * 0.2) * (0.1 + 0.9 * 0.6)]),
+        ("power_mean_0.5", [0.25, ((0.2**0.5 + 0.6**0.5) / 2) ** 2]),
+    ],
+)
+def test_each_combination_is_its_formula(name, wanted):
+    maps = torch.tensor([[0.0, 0.2], [1.0, 0.6]], dtype=torch.double).view(2, 1, 1, 2)
+    assert COMBINATIONS[name](maps).flatten().tolist() == pytest.approx(wanted)
+
+
+def test_no_combination_with_a_floor_or_a_mean_is_blank_where_one_layer_is():
+    maps = [torch.zeros(1, 4, 4), torch.rand(1, 4, 4)]
+    blank = {name for name in COMBINATIONS if refine(maps, name).max() == 0}
+    assert refine(maps, "product").max() == 0 and not blank

@@ -8,8 +8,8 @@ import pandas as pd
 from captum.attr import GuidedGradCam
 from torch import Tensor, nn
 
+from ..baselines.captum_methods import guided_grad_cam
 from ..cams import grad_cam_pp
-from ..captum_methods import guided_grad_cam
 from ..capture import Capture
 from ..datasets.sample import Sample, batch_of
 from ..explanation import CAMS, explain

@@ -15,13 +15,15 @@ from functools import partial
 from ..errors import one_of
 from ..explanation import BASE, CAMS, CONTROLS, METHODS, OTHERS, REFINED, SLOW, TRIVIAL, Variant, method_of
 from ..networks.zoo import spec_of
-from ..refinement import AGGREGATES
+from ..refinement import AGGREGATES, COMBINATIONS
 from .published import DEFECTS
 from .registry import DATASETS
 from .shard import NO_METHOD, Shard, plan
 
 EIGHTH_ROOT = "GradCAM++^0.125"
 """The map of Fig. 4: Grad-CAM++ raised to 1/8, so its pixels have the same order and other values."""
+COMBINED = ("GradCAM", "GradCAM++", "LayerCAM", "ShapleyCAM", "GuidedGradCAM")
+"""The methods whose layers are combined in every way."""
 POWERS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 
 
@@ -201,6 +203,24 @@ def convention_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
     methods = [name for name, method in METHODS.items() if method.refines and name != "ScoreCAM"]
     few = partial(plan, images=n_validation, variants=[BASE, REFINED], dataset="synthetic_validation")
     return [shard for network in networks for shard in few(network, methods)]
+
+
+def parameter_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
+    """Plan the choice of the combinations' parameters: every combination on validation images, without forward passes."""
+    return combination_plan(networks, n_validation, data="synthetic_validation")
+
+
+def combination_plan(networks: Sequence[str], n_combined: int, seed: int = 0, data: str = "synthetic") -> list[Shard]:
+    """Plan the agreement of every combination with the masks: five methods, and Base and deepest maps beside them."""
+    shards = []
+    for network in networks:
+        alone = [BASE, Variant(len(spec_of(network).layers) - 1)]
+        variants = alone + [Variant(0, aggregate) for aggregate in (*AGGREGATES, *COMBINATIONS)]
+        shards += plan(network, COMBINED, n_combined, variants, data, seed=seed, measurement="agreement")
+        shards += plan(
+            network, ["FullGrad", "GuidedFilter"], n_combined, dataset=data, seed=seed, measurement="agreement"
+        )
+    return shards
 
 
 def accuracy_plan(models: Sequence[str], n_images: int) -> list[Shard]:

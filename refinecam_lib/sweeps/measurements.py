@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from .. import metrics
 from ..capture import Capture
 from ..datasets.sample import PREDICTED, Sample, Samples, batch_of
 from ..datasets.shapes import SyntheticShapes
 from ..errors import InputError
 from ..explanation import Variant, explain, method_of
-from ..metrics import measure
+from ..metrics import complexity, frame_of, measure, usable_maps
 from ..networks.inference import forward
 from ..networks.loading import load_model, normalise, weights_hash
 from ..networks.zoo import ModelSpec
@@ -127,6 +128,17 @@ def scores(work: Work) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def agreement(work: Work) -> pd.DataFrame:
+    """Compare maps with the masks alone, see `metrics.agreement`. It takes no forward pass beyond the explanation's."""
+    frames, capture = [], work.capture
+    for variant in work.shard.variants:
+        usable, status = usable_maps(explain(capture, work.shard.method, variant).maps)
+        columns = {"mean_activation": complexity(usable)} | metrics.agreement(usable, capture.truth)
+        frame = frame_of(columns, capture, status).assign(target=work.target.numpy())
+        frames.append(pd.concat([names_of(work.shard, variant, work.samples), frame], axis=1))
+    return pd.concat(frames, ignore_index=True)
+
+
 def predictions(work: Work) -> pd.DataFrame:
     """Measure the predicted class and the probability of the image's own class."""
     logits = forward(work.model, work.inputs).cpu()
@@ -214,6 +226,7 @@ def rounding(work: Work) -> pd.DataFrame:
 
 MEASUREMENTS: dict[str, Callable[[Work], pd.DataFrame]] = {
     "scores": scores,
+    "agreement": agreement,
     "predictions": predictions,
     "maps": maps,
     "randomisation": randomisation,

@@ -19,6 +19,7 @@ DATA = {
     "bundled": "1d3308cf3c6176ef",
 }
 MEASUREMENTS = {
+    "agreement": "7d3ff763ff087dcc",
     "scores": "1f9d7be945644515",
     "predictions": "40c1835b88bd17e2",
     "maps": "45e610fd22461bb3",

@@ -29,6 +29,13 @@ def test_one_row_per_explanation(toy):
     )
 
 
+def test_agreement_without_forward_passes_is_that_of_the_scores(toy):
+    scores, agreement = (sweep(plan(measurement=measurement)) for measurement in ("scores", "agreement"))
+    assert {"cosine", "average_precision", "mass_on_truth", "correct", "status"} <= set(agreement)
+    assert "morf_20" not in agreement and len(agreement) == len(scores)
+    same(agreement, scores[list(agreement)])
+
+
 def test_rows_do_not_depend_on_shards_or_order(toy):
     rows = sweep(plan(size=6))
     for path in (paths.RESULTS / "rows").rglob("*.parquet"):

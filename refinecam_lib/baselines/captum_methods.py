@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cams import grad_cam
-from .capture import Capture, Maps
-from .errors import InputError, rng, seed_of
-from .networks.deep_lift import deep_lift_copy
-from .networks.inference import forward
-from .networks.layers import evaluating
+from ..cams import grad_cam
+from ..capture import Capture, Maps
+from ..errors import InputError, rng, seed_of
+from ..networks.deep_lift import deep_lift_copy
+from ..networks.inference import forward
+from ..networks.layers import evaluating
 
 SAMPLES = 25
 """Forward passes of LIME and KernelShap per image, captum's default. They cannot determine about 100 superpixels."""
@@ -32,7 +32,7 @@ def _network(capture: Capture) -> nn.Module:
 
 
 @contextmanager
-def _differentiable(capture: Capture) -> Iterator[nn.Module]:
+def differentiable(capture: Capture) -> Iterator[nn.Module]:
     """Yield the network in evaluation mode. Raises InputError inside if the image gets no gradient."""
     model = _network(capture)  # before it waits for the network's lock, because the capture has locks of its own
     try:
@@ -47,7 +47,7 @@ def _differentiable(capture: Capture) -> Iterator[nn.Module]:
         ) from error
 
 
-def _leaf(capture: Capture) -> Tensor:
+def leaf(capture: Capture) -> Tensor:
     """Return the images as a new leaf that requires a gradient."""
     return capture.inputs.clone().requires_grad_()
 
@@ -81,8 +81,8 @@ def guided_gradient(capture: Capture) -> Tensor:
 
     Source: Springenberg et al. 2015, https://arxiv.org/abs/1412.6806
     """
-    inputs = _leaf(capture)
-    with _differentiable(capture) as model, _guided(model):
+    inputs = leaf(capture)
+    with differentiable(capture) as model, _guided(model):
         score = model(inputs).gather(1, capture.target[:, None]).sum()
         return torch.autograd.grad(score, inputs)[0]
 
@@ -106,8 +106,8 @@ def input_x_gradient(capture: Capture) -> Maps:
     """
     from captum.attr import InputXGradient
 
-    with _differentiable(capture) as model:
-        return _channel_sum(InputXGradient(model).attribute(_leaf(capture), target=capture.target))
+    with differentiable(capture) as model:
+        return _channel_sum(InputXGradient(model).attribute(leaf(capture), target=capture.target))
 
 
 def integrated_gradients(capture: Capture, steps: int = 50, chunk: int = 25) -> Maps:
@@ -122,12 +122,12 @@ def integrated_gradients(capture: Capture, steps: int = 50, chunk: int = 25) -> 
     """
     from captum.attr import IntegratedGradients
 
-    with _differentiable(capture) as model:
+    with differentiable(capture) as model:
         explain = IntegratedGradients(model).attribute
         # One image at a time, so memory stays that of one chunk.
         each = [
             explain(x[None], target=target, n_steps=steps, internal_batch_size=chunk).to(x)
-            for x, target in zip(_leaf(capture), capture.target)
+            for x, target in zip(leaf(capture), capture.target)
         ]
     return _channel_sum(torch.cat(each))
 
@@ -146,11 +146,11 @@ def deep_lift(capture: Capture) -> Maps:
     from captum.attr import DeepLift
 
     each = []
-    with _differentiable(capture) as model, warnings.catch_warnings():
+    with differentiable(capture) as model, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting forward, backward hooks")
         explain = DeepLift(deep_lift_copy(model, capture.inputs[:1])).attribute
         # One image at a time, because captum's rule for max-pools uses the first image's gradient for all of a batch.
-        for x, target, seed in zip(_leaf(capture), capture.target, capture.seeds):
+        for x, target, seed in zip(leaf(capture), capture.target, capture.seeds):
             baseline = 1e-3 * _normal(x, seed_of(seed, "DeepLift"))
             each.append(explain(x[None], baseline[None], target=target).detach())
     return _channel_sum(torch.cat(each))

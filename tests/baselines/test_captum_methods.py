@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from refinecam_lib import cams
-from refinecam_lib import captum_methods as methods
+from refinecam_lib.baselines import captum_methods as methods
 from refinecam_lib.capture import Capture
 from refinecam_lib.datasets.sample import batch_of
 from refinecam_lib.datasets.shapes import SyntheticShapes
