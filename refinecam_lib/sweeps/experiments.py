@@ -206,20 +206,23 @@ def convention_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
 
 
 def parameter_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
-    """Plan the choice of the combinations' parameters: every combination on validation images, without forward passes."""
-    return combination_plan(networks, n_validation, data="synthetic_validation")
+    """Plan the choice of the combinations' parameters: all candidates on validation images, against the masks alone."""
+    return _combined(networks, n_validation, data="synthetic_validation")
 
 
-def combination_plan(networks: Sequence[str], n_combined: int, seed: int = 0, data: str = "synthetic") -> list[Shard]:
-    """Plan the agreement of every combination with the masks: five methods, and Base and deepest maps beside them."""
+def combination_plan(networks: Sequence[str], n_combined: int, seed: int = 0) -> list[Shard]:
+    """Plan the agreement of every combination with the masks, with FullGrad and the guided filter beside them."""
+    rivals = partial(plan, methods=["FullGrad", "GuidedFilter"], images=n_combined, seed=seed, measurement="agreement")
+    return _combined(networks, n_combined, seed) + [shard for network in networks for shard in rivals(network)]
+
+
+def _combined(networks: Sequence[str], images: int, seed: int = 0, data: str = "synthetic") -> list[Shard]:
+    """Plan five methods: Base, the deepest Base map, and every combination from the shallowest layer on."""
     shards = []
     for network in networks:
-        alone = [BASE, Variant(len(spec_of(network).layers) - 1)]
-        variants = alone + [Variant(0, aggregate) for aggregate in (*AGGREGATES, *COMBINATIONS)]
-        shards += plan(network, COMBINED, n_combined, variants, data, seed=seed, measurement="agreement")
-        shards += plan(
-            network, ["FullGrad", "GuidedFilter"], n_combined, dataset=data, seed=seed, measurement="agreement"
-        )
+        variants = [BASE, Variant(len(spec_of(network).layers) - 1)]
+        variants += [Variant(0, aggregate) for aggregate in (*AGGREGATES, *COMBINATIONS)]
+        shards += plan(network, COMBINED, images, variants, data, seed=seed, measurement="agreement")
     return shards
 
 
