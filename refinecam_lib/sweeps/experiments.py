@@ -3,6 +3,7 @@
 Arguments that several plans share are parameters of the notebooks:
     models: names of networks.
     light_models: those of them that skip middle layers and the methods in `explanation.SLOW`.
+    few_images: network -> its number of images, where that is smaller than the method's.
     n_images: images per method. n_score_cam and n_captum: the same for ScoreCAM and for the methods of captum.
     seed: of everything random.
     data: a name in `registry.DATASETS`.
@@ -24,6 +25,7 @@ EIGHTH_ROOT = "GradCAM++^0.125"
 """The map of Fig. 4: Grad-CAM++ raised to 1/8, so its pixels have the same order and other values."""
 COMBINED = ("GradCAM", "GradCAM++", "LayerCAM", "ShapleyCAM", "GuidedGradCAM")
 """The methods whose layers are combined in every way."""
+NONE_FEW: Mapping[str, int] = {}
 POWERS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 
 
@@ -38,6 +40,7 @@ def paper_plan(
     seed: int = 0,
     dataset: str = "synthetic",
     light_models: Sequence[str] = (),
+    few_images: Mapping[str, int] = NONE_FEW,
     ablation: bool = False,
 ) -> list[Shard]:
     """Return the shards behind Fig. 1, Table 1 and Table 2. They overlap, so each row is measured once.
@@ -58,6 +61,7 @@ def paper_plan(
         others = [Variant(0, aggregate) for aggregate in AGGREGATES if aggregate != "product"]
         middle = [Variant(layer, aggregate) for layer in range(1, deepest.layer) for aggregate in ("none", "product")]
         for method, n in images.items():
+            n = min(n, few_images.get(model, n))
             if method in SLOW and model in light_models:
                 continue
             if method == "ScoreCAM":
@@ -75,16 +79,22 @@ def fig1_plan(
     n_images: int,
     n_score_cam: int,
     light_models: Sequence[str] = (),
+    few_images: Mapping[str, int] = NONE_FEW,
     seed: int = 0,
     data: str = "synthetic",
 ) -> list[Shard]:
     """Plan Fig. 1: three methods and the trivial maps."""
     images = dict.fromkeys(("GradCAM++", "LayerCAM", "ScoreCAM", *TRIVIAL), n_images) | {"ScoreCAM": n_score_cam}
-    return paper_plan(models, images, seed, data, light_models)
+    return paper_plan(models, images, seed, data, light_models, few_images)
 
 
 def stress_plan(
-    models: Sequence[str], n_images: int, light_models: Sequence[str] = (), seed: int = 0, data: str = "synthetic"
+    models: Sequence[str],
+    n_images: int,
+    light_models: Sequence[str] = (),
+    few_images: Mapping[str, int] = NONE_FEW,
+    seed: int = 0,
+    data: str = "synthetic",
 ) -> list[Shard]:
     """Plan the stress test beside Fig. 1: controls, and powers of Grad-CAM++ without light models.
 
@@ -92,9 +102,12 @@ def stress_plan(
     """
     masked = DATASETS[one_of("dataset", data, DATASETS)].masked
     methods = [name for name in CONTROLS if masked or not name.endswith("Truth")]
-    shards = [shard for model in models for shard in plan(model, methods, n_images, dataset=data, seed=seed)]
-    full = fully_measured(models, light_models)
-    return shards + [s for m in full for s in plan(m, [EIGHTH_ROOT, "GradCAM++^8"], n_images, dataset=data, seed=seed)]
+    full, shards = fully_measured(models, light_models), []
+    for model in models:
+        powers = [EIGHTH_ROOT, "GradCAM++^8"] if model in full else []
+        n = min(n_images, few_images.get(model, n_images))
+        shards += plan(model, methods + powers, n, dataset=data, seed=seed)
+    return shards
 
 
 def fig4_plan(model: str, method: str, layer: int, n_images: int, seed: int = 0) -> list[Shard]:
@@ -108,6 +121,7 @@ def table1_plan(
     n_score_cam: int,
     n_captum: int,
     light_models: Sequence[str] = (),
+    few_images: Mapping[str, int] = NONE_FEW,
     seed: int = 0,
     data: str = "synthetic",
     methods: Sequence[str] | None = None,
@@ -116,7 +130,7 @@ def table1_plan(
     images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam} | dict.fromkeys(OTHERS, n_captum)
     if methods is not None:
         images = {method: images.get(method, n_images) for method in methods}
-    return paper_plan(models, images, seed, data, light_models)
+    return paper_plan(models, images, seed, data, light_models, few_images)
 
 
 def table2_plan(
@@ -124,12 +138,13 @@ def table2_plan(
     n_images: int,
     n_score_cam: int,
     light_models: Sequence[str] = (),
+    few_images: Mapping[str, int] = NONE_FEW,
     seed: int = 0,
     data: str = "synthetic",
 ) -> list[Shard]:
     """Plan Table 2: the five CAM methods with every aggregate."""
     images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam}
-    return paper_plan(models, images, seed, data, light_models, ablation=True)
+    return paper_plan(models, images, seed, data, light_models, few_images, ablation=True)
 
 
 def birds_plan(
@@ -176,13 +191,15 @@ def claims_plan(
     n_score_cam: int,
     n_captum: int,
     light_models: Sequence[str] = (),
+    few_images: Mapping[str, int] = NONE_FEW,
     seed: int = 0,
 ) -> list[Shard]:
     """Plan the claims on several networks: the rows of Tables 1 and 2, Fig. 1 and Fig. 4."""
-    shards = table1_plan(models, n_images, n_score_cam, n_captum, light_models, seed)
-    shards += table2_plan(models, n_images, n_score_cam, light_models, seed)
-    shards += paper_plan(models, dict.fromkeys(TRIVIAL, n_images), seed, light_models=light_models)
-    return shards + [shard for model in models for shard in plan(model, [EIGHTH_ROOT], n_images, seed=seed)]
+    shards = table1_plan(models, n_images, n_score_cam, n_captum, light_models, few_images, seed)
+    shards += table2_plan(models, n_images, n_score_cam, light_models, few_images, seed)
+    shards += paper_plan(models, dict.fromkeys(TRIVIAL, n_images), seed, few_images=few_images)
+    few = {model: min(n_images, few_images.get(model, n_images)) for model in models}
+    return shards + [shard for model in models for shard in plan(model, [EIGHTH_ROOT], few[model], seed=seed)]
 
 
 def published_plan(models: Sequence[str], n_defects: int, seed: int = 0) -> list[Shard]:
