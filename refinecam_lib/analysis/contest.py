@@ -6,7 +6,14 @@ is averaged over the correctly classified images of each method, then over metho
 with its own average precision, which is the share of the mask. No other score and no test image has a say.
 """
 
+from collections.abc import Mapping
+
 import pandas as pd
+
+from ..refinement import AGGREGATES, COMBINATIONS
+from .plots import unique
+from .statistics import holm, paired_test
+from .tables import shown
 
 FAMILIES = ("soft_and", "power_mean")
 """The combinations with a parameter."""
@@ -23,3 +30,60 @@ def chosen(rows: pd.DataFrame) -> dict[str, str]:
     """Return the chosen candidate of each family by the rule above: {"soft_and": "soft_and_0.1", ...}."""
     means = candidates(rows)
     return {family: str(means[means.index.str.startswith(f"{family}_")].idxmax()) for family in FAMILIES}
+
+
+def contenders(rows: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows that compete: Base, the deepest Base map as "deepest", and each combination once.
+
+    Args:
+        rows: Rows of combinations, of correctly classified images or of all.
+        picked: The result of `chosen`. Its candidates lose their number; the other candidates are left out.
+    """
+    last = rows["layer"] == rows.groupby("model")["layer"].transform("max")
+    names = {candidate: family for family, candidate in picked.items()}
+    fixed = [name for name in ("none", *AGGREGATES, *COMBINATIONS) if not name.startswith(FAMILIES)]
+    shallow = rows[~last & rows["aggregate"].isin([*fixed, *names])]
+    deepest = rows[last].assign(aggregate="deepest")
+    return pd.concat([shallow.assign(aggregate=shallow["aggregate"].replace(names)), deepest], ignore_index=True)
+
+
+def contests(rows: pd.DataFrame, measure: str = "average_precision") -> pd.DataFrame:
+    """Test every combination against the product and against the deepest map, image by image.
+
+    Args:
+        rows: The result of `contenders`, of correctly classified images.
+        measure: The column to compare, higher is better.
+
+    Returns:
+        The rows of `statistics.paired_test` for each network and method, with the columns aggregate and against. p_holm
+        is corrected over the whole table, and shown is 1 or -1 where a difference is shown, see `tables.shown`.
+    """
+    parts = []
+    for against in ("product", "deepest"):
+        for name in unique(rows["aggregate"]):
+            if name != against:
+                tests = paired_test(rows, measure, ["model", "method"], (against, name))
+                parts.append(tests.assign(aggregate=name, against=against))
+    table = pd.concat(parts, ignore_index=True)
+    table["p_holm"] = holm(table["p"].to_numpy())
+    return table.assign(shown=shown(table))
+
+
+def ranking(rows: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
+    """Rank combinations: one row each, the best first.
+
+    Returns:
+        average_precision, cosine and mass_on_truth: means over images, then methods, then networks; higher is better.
+        worst network: the lowest of the networks' average precisions. blank: the share of maps without contrast.
+        "> product" and so on: in how many of the pairs of network and method a difference in average precision is shown.
+    """
+    blank = rows.assign(blank=rows["status"] == "constant")
+    names = ["average_precision", "cosine", "mass_on_truth", "blank"]
+    means = blank.groupby(["aggregate", "model", "method"], sort=False)[names].mean()
+    by_network = means.groupby(["aggregate", "model"], sort=False).mean()
+    table = by_network.groupby("aggregate", sort=False).mean()
+    table.insert(1, "worst network", by_network["average_precision"].groupby("aggregate").min())
+    for against, part in tests.groupby("against", sort=False):
+        for sign, word in ((1, ">"), (-1, "<")):
+            table[f"{word} {against}"] = (part["shown"] == sign).groupby(part["aggregate"]).sum()
+    return table.sort_values("average_precision", ascending=False)

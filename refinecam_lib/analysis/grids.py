@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .plots import FAKE, NAMES, REAL, TITLES, legend, new_figure, note, title_of, unique
+from .plots import FAKE, NAMES, REAL, TITLES, legend, new_figure, note, palette_of, title_of, unique
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,6 +87,28 @@ def bird_dots(table: pd.DataFrame) -> Figure:
         axis.set(title=name, yticks=places, yticklabels=methods, xlim=(-0.08, 1.08), xticks=[0, 0.5, 1])
     legend(figure, axes[0, 0], 2)
     return note(figure, "CSDC, PC, DC, D: Completeness; SD: Correctness; TS: Contrastivity. Mean over the networks.")
+
+
+def combination_dots(table: pd.DataFrame, measure: str = "average_precision") -> Figure:
+    """Draw a measure of each combination: one panel per network, one line per combination, one dot per method.
+
+    Args:
+        table: Columns model, method, aggregate and mean, in the order of the lines.
+        measure: What the mean is of, a name in TITLES.
+    """
+    models, names = unique(table["model"]), unique(table["aggregate"])
+    figure, axes = new_figure(len(models), 1, 2.1, 0.3 * len(names) + 1.1, sharey=True)
+    places, colours = np.arange(len(names))[::-1], palette_of()
+    for axis, model in zip(axes[0], models):
+        wide = table[table["model"] == model].pivot(index="aggregate", columns="method", values="mean").loc[names]
+        for k, method in enumerate(unique(table["method"])):
+            axis.plot(wide[method], places, "osD^v"[k % 5], color=colours[k % 10], ms=4, alpha=0.7, label=method)
+        axis.plot(wide.mean(axis=1), places, "|", color="0.1", ms=14, mew=2, label="mean of the methods")
+        axis.set(
+            title=model, xlim=(-0.02, 1), yticks=places, yticklabels=[NAMES.get(n, n.replace("_", " ")) for n in names]
+        )
+    legend(figure, axes[0, 0], 6, "outside upper center")
+    return note(figure, f"{title_of(measure)}, mean over images; higher is better.")
 
 
 def verdict_grid(table: pd.DataFrame) -> Figure:

@@ -33,6 +33,9 @@ NAMES = {
     "product": "RefineCAM",
     "geometric_mean": "geometric mean",
     "inverse_exp_mean": "inverse-exp mean",
+    "mean_x_deepest": "mean x deepest",
+    "soft_and": "soft AND",
+    "deepest": "deepest layer",
 }
 """Aggregate -> its name in figures and tables."""
 REAL, FAKE = "#0173b2", "#de8f05"
@@ -68,10 +71,11 @@ def note(figure: Figure, text: str) -> Figure:
     return figure
 
 
-def _palette(n: int | None = None) -> list[tuple[float, float, float]]:
+def palette_of(n: int | None = None) -> list[tuple[float, float, float]]:
+    """Return the first n colours of seaborn's palette for colour-blind readers; None returns all ten."""
     import seaborn as sns
 
-    return sns.color_palette("colorblind", n)
+    return sns.colorpalette_of("colorblind", n)
 
 
 def unique(column: pd.Series) -> list:
@@ -139,7 +143,7 @@ def pair_bars(
     """
     models = unique(table["model"])
     aggregates = [name for name in NAMES if name in set(table["aggregate"])]
-    palette = dict(zip(NAMES, _palette(len(NAMES))))
+    palette = dict(zip(NAMES, palette_of(len(NAMES))))
     columns = 2 if len(models) == 4 else min(3, len(models))
     figure, axes = new_figure(columns, -(-len(models) // columns), 5.2, 0.42 * len(methods) + 1.3, sharey=True)
     for axis in axes.flat[len(models) :]:
@@ -180,7 +184,7 @@ def correlation_dots(table: pd.DataFrame) -> Figure:
     axis, places = axes[0, 0], np.arange(len(scores))[::-1]
     wide = table.pivot(index="score", columns="model", values="value").loc[scores]
     axis.barh(places, wide.mean(axis=1), xerr=wide.std(axis=1, ddof=0), height=0.6, color="0.85", ecolor="0.6")
-    for k, (model, colour) in enumerate(zip(models, _palette())):
+    for k, (model, colour) in enumerate(zip(models, palette_of())):
         part, y = (
             table[table["model"] == model].set_index("score").loc[scores],
             places - 0.2 * (k - len(models) / 2 + 0.5),
@@ -211,7 +215,7 @@ def correlation_bars(table: pd.DataFrame, truth: str = "the cosine similarity to
     places = np.arange(len(scores))[::-1]
     for (i, level), (j, kind) in ((a, b) for a in enumerate(levels) for b in enumerate(kinds)):
         axis = axes[i, j]
-        for k, (group, colour) in enumerate(zip(groups, _palette())):
+        for k, (group, colour) in enumerate(zip(groups, palette_of())):
             part = table[(table["group"] == group) & (table["level"] == level) & (table["kind"] == kind)]
             part, y = part.set_index("score").reindex(scores), places - 0.22 * (k - (len(groups) - 1) / 2)
             axis.hlines(y, part["low"], part["high"], color=colour, lw=2)
@@ -232,7 +236,7 @@ def magnitude_curves(table: pd.DataFrame) -> Figure:
     """
     figure, axes = new_figure(1, 1, 5, 3.4)
     axis, powers = axes[0, 0], sorted(set(table["power"]))
-    for colour, marker, (score, part) in zip(_palette(), "osD^v", table.groupby("score", sort=False)):
+    for colour, marker, (score, part) in zip(palette_of(), "osD^v", table.groupby("score", sort=False)):
         _curve(axis, part["power"], part, marker + "-", colour, TITLES[score])
     axis.set_xscale("log", base=2)
     bottom = min(0, table["low"].min() - 0.02)

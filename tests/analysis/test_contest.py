@@ -2,10 +2,11 @@
 
 import itertools
 
+import numpy as np
 import pandas as pd
 
-from refinecam_lib.analysis.contest import candidates, chosen
-from refinecam_lib.refinement import COMBINATIONS
+from refinecam_lib.analysis.contest import candidates, chosen, contenders, contests, ranking
+from refinecam_lib.refinement import AGGREGATES, COMBINATIONS
 
 
 def rows(values):
@@ -29,3 +30,46 @@ def test_methods_networks_and_wrong_images_have_their_weight():
     assert candidates(more)["soft_and_0.1"] == candidates(table)["soft_and_0.1"]
     wrong = rows({"soft_and_0.2": 1.0}).assign(correct=False)
     assert chosen(pd.concat([table, wrong]))["soft_and"] == "soft_and_0.1"
+
+
+def field(images=40):
+    """Rows in which mean beats the product everywhere, the deepest map is best, and Base has blank maps."""
+    generator, records = np.random.default_rng(0), []
+    level = {"none": 0.2, "product": 0.4, "mean": 0.6}
+    for model, method, image in itertools.product(("a", "b"), ("x", "y"), range(images)):
+        for layer, aggregate in [(0, "none"), (3, "none"), *((0, name) for name in (*AGGREGATES, *COMBINATIONS))]:
+            value = 0.8 if layer else level.get(aggregate, 0.4)
+            records.append(
+                {
+                    "model": model,
+                    "method": method,
+                    "image": image,
+                    "layer": layer,
+                    "aggregate": aggregate,
+                    "correct": True,
+                }
+                | {name: value + generator.normal(0, 0.01) for name in ("average_precision", "cosine", "mass_on_truth")}
+                | {"status": "constant" if aggregate == "none" and not layer and image < 10 else "ok"}
+            )
+    return pd.DataFrame(records)
+
+
+def test_the_field_has_each_combination_once():
+    rows = contenders(field(2), {"soft_and": "soft_and_0.1", "power_mean": "power_mean_0.5"})
+    assert not rows.duplicated(["model", "method", "image", "aggregate"]).any()
+    assert set(rows["aggregate"]) == {"none", "deepest", *AGGREGATES, "mean", "tanh_max", "mean_x_deepest"} | {
+        "soft_and",
+        "power_mean",
+    }
+
+
+def test_the_ranking_counts_what_is_shown_against_the_product_and_the_deepest_map():
+    rows = contenders(field(), {"soft_and": "soft_and_0.1", "power_mean": "power_mean_0.5"})
+    tests = contests(rows)
+    assert len(tests) == 2 * 9 * 4 and (tests["p_holm"] >= tests["p"]).all()
+    table = ranking(rows, tests)
+    assert list(table.index[:2]) == ["deepest", "mean"]
+    assert table.loc["mean", ["> product", "< product", "> deepest", "< deepest"]].tolist() == [4, 0, 0, 4]
+    assert table.loc["none", "< product"] == 4 and table.loc["none", "blank"] == 0.25
+    few = contests(rows[rows["image"] < 20])
+    assert (few["shown"] == 0).all(), "no difference is shown on fewer than 30 images"
