@@ -75,7 +75,7 @@ def palette_of(n: int | None = None) -> list[tuple[float, float, float]]:
     """Return the first n colours of seaborn's palette for colour-blind readers; None returns all ten."""
     import seaborn as sns
 
-    return sns.colorpalette_of("colorblind", n)
+    return sns.color_palette("colorblind", n)
 
 
 def unique(column: pd.Series) -> list:
