@@ -48,11 +48,11 @@ def paper_plan(
         images: method -> number of images. Cheap methods get more.
         ablation: Add the other aggregates of the shallowest layer.
     """
-    shards = []
+    shards, weights = [], DATASETS[one_of("dataset", dataset, DATASETS)].weights
     for model in light_models:
-        spec_of(model)
+        spec_of(model, weights)
     for model in models:
-        deepest = Variant(len(spec_of(model).layers) - 1)
+        deepest = Variant(len(spec_of(model, weights).layers) - 1)
         others = [Variant(0, aggregate) for aggregate in AGGREGATES if aggregate != "product"]
         middle = [Variant(layer, aggregate) for layer in range(1, deepest.layer) for aggregate in ("none", "product")]
         for method, n in images.items():
