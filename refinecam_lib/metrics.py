@@ -99,7 +99,7 @@ def measure(
     finite = torch.isfinite(maps).flatten(1).all(1)
     usable = torch.where(finite[:, None, None], maps, 0)
     constant = usable.flatten(1).amin(1) == usable.flatten(1).amax(1)
-    masked = capture.masked(usable, variant.layers(capture.layers))
+    masked = capture.masked(usable, capture.layers and variant.layers(capture.layers))
     map_of_masked = again(explanation, masked)  # before `masked.probability`, which then needs no pass of its own
     seeds = capture.seeds_of("road")
 

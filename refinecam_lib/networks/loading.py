@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from .checkpoints import checkpoint_path, read_checkpoint
+from .hub import from_timm
 from .layers import layers_of
 from .zoo import LARGER, MODELS, OWN, ModelSpec, spec_of
 
@@ -160,7 +161,7 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
         raise InputError(f"unknown network {name!r}.{near} Allowed: {allowed}")
     try:
         with _downloading(name):
-            model = timm.create_model(name, pretrained=pretrained)
+            model = from_timm(name, pretrained)
     except RuntimeError as error:
         if not any(words in str(error) for words in ("pretrained tag", "No pretrained weights")):
             raise

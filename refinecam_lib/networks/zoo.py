@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError, one_of
+from .hub import from_timm
 from .small import small_convnext, small_resnet, small_swin, small_vgg
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -82,9 +83,7 @@ def _convnext_tiny_to_train(num_classes: int) -> nn.Module:
 
 
 def _swin_tiny(num_classes: int, pretrained: bool, drop_path_rate: float | None = None) -> nn.Module:
-    import timm
-
-    return timm.create_model(
+    return from_timm(
         "swin_tiny_patch4_window7_224",
         pretrained=pretrained,
         num_classes=num_classes,

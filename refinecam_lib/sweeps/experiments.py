@@ -75,9 +75,10 @@ def fig1_plan(
     light_models: Sequence[str] = (),
     seed: int = 0,
     data: str = "synthetic",
+    methods: Sequence[str] = ("GradCAM++", "LayerCAM", "ScoreCAM"),
 ) -> list[Shard]:
-    """Plan Fig. 1: three methods and the trivial maps."""
-    images = dict.fromkeys(("GradCAM++", "LayerCAM", "ScoreCAM", *TRIVIAL), n_images) | {"ScoreCAM": n_score_cam}
+    """Plan Fig. 1: three methods, or those in `methods`, and the trivial maps."""
+    images = {name: n_score_cam if name == "ScoreCAM" else n_images for name in (*methods, *TRIVIAL)}
     return paper_plan(models, images, seed, data, light_models)
 
 
@@ -124,9 +125,11 @@ def table2_plan(
     light_models: Sequence[str] = (),
     seed: int = 0,
     data: str = "synthetic",
+    methods: Sequence[str] = CAMS,
 ) -> list[Shard]:
-    """Plan Table 2: the five CAM methods with every aggregate."""
-    images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam}
+    """Plan Table 2: the five CAM methods, or those of `methods` with a map per layer, with every aggregate."""
+    refined = [name for name in methods if method_of(name).refines]
+    images = {name: n_score_cam if name == "ScoreCAM" else n_images for name in refined}
     return paper_plan(models, images, seed, data, light_models, ablation=True)
 
 

@@ -85,7 +85,9 @@ class OwnSamples:
     def first(self, n: int) -> "OwnSamples":
         """Return these samples. Raises InputError if there are fewer than n."""
         if n > len(self):
-            raise InputError(f"Expected {n} samples or more, got {len(self)}. Plan and sweep again with today's samples.")
+            raise InputError(
+                f"Expected {n} samples or more, got {len(self)}. Plan and sweep again with today's samples."
+            )
         return self
 
     def __len__(self) -> int:
@@ -150,7 +152,7 @@ def pack(shards: Sequence[Shard]) -> Parcel | None:
     try:
         with _by_value():
             content = cloudpickle.dumps(own)
-    except Exception as error:  # noqa: BLE001 - a class of yours may raise anything when it is pickled
+    except Exception as error:
         names = ", ".join(repr(name) for part in own for name in part)
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{names} cannot be sent to other processes: {reason}. Pass n_jobs=1.") from error

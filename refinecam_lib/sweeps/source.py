@@ -32,9 +32,7 @@ def _described(value: object, around: tuple[int, ...]) -> object:
         return "recursion"
     around = (*around, id(value))
     if isinstance(value, torch.Tensor | np.ndarray):
-        array = (
-            value.detach().cpu().reshape(-1).view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else value
-        )
+        array = value.detach().cpu().reshape(-1).view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else value
         return str(value.dtype), tuple(value.shape), hashlib.sha256(array.tobytes()).hexdigest()
     if isinstance(value, list | tuple):
         return [_described(each, around) for each in value]

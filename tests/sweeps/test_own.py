@@ -12,8 +12,8 @@ import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 from tiny_networks import LAYERS, TinyNet, batch, tiny_net
-from toys import same
 from torch import nn
+from toys import same
 
 import refinecam_lib as rc
 from refinecam_lib import paths
@@ -111,7 +111,9 @@ def test_a_name_with_other_content_after_planning_is_refused():
     with pytest.raises(rc.InputError, match="Expected 5 samples or more, got 4"):
         rc.sweep(first)
     rc.own_plan((SPEC, tiny_net()), samples()[::-1], ["LayerCAM"])
-    with pytest.raises(rc.InputError, match="'own' changed after they were planned: expected photo 0@.*name of its own"):
+    with pytest.raises(
+        rc.InputError, match="'own' changed after they were planned: expected photo 0@.*name of its own"
+    ):
         rc.sweep(first)
     shards = rc.own_plan((SPEC, tiny_net()), samples(), ["LayerCAM"])
     rc.own_plan((SPEC, tiny_net(1)), samples(), ["LayerCAM"])
