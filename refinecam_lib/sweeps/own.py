@@ -140,7 +140,7 @@ def pack(shards: Sequence[Shard]) -> Parcel | None:
     Raises:
         InputError: It cannot be pickled.
     """
-    used = [
+    used: list[tuple[dict[str, Any], dict[str, Any], set[str]]] = [
         (METHODS, LIBRARY, {shard.method.partition("^")[0] for shard in shards}),
         (AGGREGATES, LIBRARY_AGGREGATES, {variant.aggregate for shard in shards for variant in shard.variants}),
         (DATASETS, LIBRARY_DATASETS, {shard.dataset for shard in shards}),
@@ -183,6 +183,7 @@ def unpack(parcel: Parcel | None) -> None:
     """Register what another process packed. Parcels follow each other, so the latest wins."""
     if parcel is None or parcel.sender == PROCESS or _received[0] == parcel.digest:
         return
-    for registry, entries in zip((METHODS, AGGREGATES, DATASETS, OWN), pickle.loads(parcel.content), strict=True):
+    registries: tuple[dict[str, Any], ...] = METHODS, AGGREGATES, DATASETS, OWN
+    for registry, entries in zip(registries, pickle.loads(parcel.content.tobytes()), strict=True):
         registry.update(entries)
     _received[0] = parcel.digest
