@@ -116,7 +116,9 @@ for use in (lambda: rc.load_model("resnet18"), lambda: tables.paper_table("table
 def test_a_wheel_explains_and_evaluates_outside_the_checkout(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     source = tmp_path / "source"
-    shutil.copytree(paths.ROOT / "refinecam_lib", source / "refinecam_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        paths.ROOT / "refinecam_lib", source / "refinecam_lib", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(paths.ROOT / name, source)
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]

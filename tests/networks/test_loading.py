@@ -181,7 +181,9 @@ def test_a_hub_that_does_not_answer_is_named_at_once(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     waits = []
     monkeypatch.setattr("time.sleep", waits.append)
-    words = r"weights of 'regnetx_002' could not be downloaded: http://127.0.0.1:9 does not answer \(.*refused\)\. Connect"
+    words = (
+        r"weights of 'regnetx_002' could not be downloaded: http://127.0.0.1:9 does not answer \(.*refused\)\. Connect"
+    )
     with pytest.raises(InputError, match=words):
         loading.load_classifier("regnetx_002")
     assert not waits and not huggingface_hub.constants.HF_HUB_OFFLINE
