@@ -20,11 +20,13 @@ from .networks.loading import load_classifier as load_classifier
 from .networks.loading import load_model as load_model
 from .networks.loading import normalise as normalise
 from .networks.loading import transform_of as transform_of
+from .networks.zoo import ModelSpec as ModelSpec
 from .networks.zoo import spec_of as spec_of
 from .refinement import AGGREGATES as AGGREGATES
 from .reproduce.products import Report as Report
 from .scoring import CONVENTIONS as CONVENTIONS
 from .scoring import scores as scores
+from .sweeps.own import own_plan as own_plan
 from .sweeps.run import sweep as sweep
 from .toolbox.evaluation import evaluate as evaluate
 from .toolbox.evaluation import explain as explain

@@ -35,7 +35,7 @@ class Capture:
             A single logit z counts as two classes with the logits -z/2 and z/2; the probability of class 1 is sigmoid(z).
         inputs: Normalised images (B,C,H,W), of the weights' type and on their device. NumPy arrays are converted.
         target: Class indices (B,). None takes the predicted classes.
-        layers: Dotted names of modules, shallow to deep, or one name.
+        layers: Dotted names of modules, shallow to deep, or one name; () for finished maps, which need none.
         ids: One id per image. Random numbers depend on it, not on the image's place in the batch. The default is a
             hash of the image.
         seed: Another seed draws other random numbers.
@@ -87,7 +87,7 @@ class Capture:
         self.channel_logits: dict[int, list[Tensor]] = {}
         """Layer number -> logits of ScoreCAM's masked images. They do not depend on the target."""
         self._double_network: list[nn.Module] = []  # at most one; shared with captures made from this one
-        named_layers(model, self.layers)
+        self.layers and named_layers(model, self.layers)
         if target is None:
             self.target = self.logits.argmax(1)
 
@@ -127,7 +127,7 @@ class Capture:
         """Run the network and return the layers' outputs and the logits, attached to the graph."""
         # The fused attention kernels have no second derivative, which ShapleyCAM needs.
         attention = sdpa_kernel(SDPBackend.MATH)
-        with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model), attention:
+        with torch.inference_mode(False), torch.set_grad_enabled(bool(self.layers)), evaluating(self.model), attention:
             with recording(self.model, self.layers) as outputs:
                 logits = self.classifier(self.inputs)
             if idle := [name for name in self.layers if name not in outputs]:
@@ -250,7 +250,7 @@ class Capture:
         """
         inputs = (self.inputs * maps[:, None]).to(self.inputs.dtype).contiguous(memory_format=torch.channels_last)
         masked = self._like(self.model, inputs, self.layers if layers is None else layers)
-        masked.first_layer = self.first_layer + self.layers.index(masked.layers[0])
+        masked.first_layer = self.first_layer + (self.layers.index(masked.layers[0]) if masked.layers else 0)
         masked.steps = ["masked"] * len(inputs)
         masked._double_network = self._double_network
         return masked

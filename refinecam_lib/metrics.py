@@ -109,7 +109,7 @@ def measure(
     if len(set(percents)) < len(percents):
         raise InputError(f"fractions {tuple(fractions)}; allowed: shares that differ in whole percents")
     usable, status = usable_maps(maps)
-    masked = capture.masked(usable, variant.layers(capture.layers))
+    masked = capture.masked(usable, capture.layers and variant.layers(capture.layers))
     map_of_masked = again(explanation, masked)  # before `masked.probability`, which then needs no pass of its own
     seeds = capture.seeds_of("road")
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -73,6 +74,67 @@ def test_the_core_imports_without_the_notebooks_packages():
     finders, needs = json.loads(done.stdout.splitlines()[-1])
     assert finders == 1 and set(needs) == NOTEBOOKS
     assert set(needs.values()) <= {"seaborn", "nbformat", "nbconvert", "ipywidgets"}
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "use"),
+    [
+        ("ipywidgets", "notebooks", "refinecam_lib.explore"),
+        ("seaborn", "notebooks", "importlib.import_module('refinecam_lib.analysis.plots').new_figure(1, 1, 2, 2)"),
+        ("sphinx", "book", "importlib.import_module('refinecam_lib.reproduce.book')"),
+    ],
+)
+def test_a_missing_extra_is_named(package, extra, use):
+    code = PROGRAM.partition("needs = {}")[0] + use
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
+    command = [sys.executable, "-c", code, json.dumps([package])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    wanted = f"This needs the package '{package}' of the extra '{extra}': pip install 'refinecam-lib[{extra}]'"
+    assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {wanted}"
+
+
+THREE_LINES = """
+import numpy as np, timm, torch
+import refinecam_lib as rc
+torch.manual_seed(0)
+model = timm.create_model("test_resnet", num_classes=5).eval()
+photo = np.random.default_rng(0).integers(0, 255, (160, 160, 3), dtype=np.uint8)
+explanation = rc.explain(model, photo, method="LayerCAM", refine="product")
+rc.overlay(photo, explanation).save("cat.png")
+assert rc.evaluate(explanation)["ROAD ↑"].notna().all()
+assert rc.evaluate(model, photo, maps=explanation.maps.numpy())["Complexity ↓"].notna().all()
+from refinecam_lib.analysis import tables
+for use in (lambda: rc.load_model("resnet18"), lambda: tables.paper_table("table1")):
+    try:
+        use()
+    except rc.InputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_wheel_explains_and_evaluates_outside_the_checkout(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    source = tmp_path / "source"
+    shutil.copytree(
+        paths.ROOT / "refinecam_lib", source / "refinecam_lib", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(paths.ROOT / name, source)
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
+    (tmp_path / "empty").mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("REFINECAM_")}
+    done = subprocess.run(
+        [sys.executable, "-c", THREE_LINES], cwd=tmp_path / "empty", capture_output=True, text=True, check=False,
+        env=environment | {"PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    messages = done.stdout.splitlines()
+    assert len(messages) == 2 and all("Set REFINECAM_ROOT to a checkout" in line for line in messages), messages
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["cat.png"]
 
 
 def test_torchvision_loads_where_its_compiled_operators_do_not(tmp_path):

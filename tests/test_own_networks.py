@@ -365,3 +365,30 @@ def test_weights_of_any_number_of_dimensions_move_to_a_device():
     assert model.conv.weight.is_contiguous() and model.table.shape == (2, 3, 4, 5, 6)
     layers = [f"net.{name}" for name in LAYERS]
     assert torch.isfinite(maps_of(model, "GradCAM++", layers=layers)).all()
+
+
+class Tokens(TinyNet):
+    """A stem of convolutions and norms whose output becomes tokens, as in XCiT. Places have different weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.load_state_dict(tiny_net().state_dict())
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight)
+        self.eval()
+
+    def forward(self, x):
+        for name in LAYERS:
+            x = getattr(self, name)(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.fc((tokens * torch.linspace(0, 4, tokens.shape[1])[:, None]).mean(1))
+
+
+@pytest.mark.parametrize("method", ["LayerCAM", "GradCAM++", "ShapleyCAM", "InputXGradient", "DeepLift"])
+def test_one_image_has_the_map_that_it_has_in_a_batch(method):
+    torch.manual_seed(0)
+    model, inputs = Tokens(), batch(2)[0]
+    both = maps_of(model, method, inputs)
+    assert torch.allclose(maps_of(model, method, inputs[:1], target=(0,)), both[:1], atol=1e-4)
+    assert float(both.std()) > 0.01 and not [hook for m in model.modules() for hook in m._forward_hooks.values()]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ..toolbox.extras import of_extra
+from ..toolbox.pictures import HEAT
 from .plots import FAKE, NAMES, REAL, TITLES, legend, new_figure, note, palette_of, title_of, unique
 
 if TYPE_CHECKING:
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 Cell = tuple[np.ndarray | None, ...]
 """A picture (H,W,3) in [0,1] or None; a map (H,W) in [0,1] or None; optionally a ground-truth mask (H,W)."""
 
-HEAT = "inferno"
-"""The colour map of maps."""
 GAMMA = 0.5
 """Maps are drawn as their square root, because most values of a sparse map are small."""
 VERDICTS = {"holds": REAL, "undecided": "#bbbbbb", "fails": FAKE, "no value": "#ffffff", "too few images": "#ffffff"}
@@ -117,7 +117,8 @@ def verdict_grid(table: pd.DataFrame) -> Figure:
     Args:
         table: Columns claim, condition, note, verdict, value.
     """
-    import seaborn as sns
+    with of_extra("notebooks"):
+        import seaborn as sns
     from matplotlib.patches import Rectangle
 
     claims, names = unique(table["claim"]), unique(table["condition"])
@@ -142,7 +143,8 @@ def verdict_grid(table: pd.DataFrame) -> Figure:
 
 
 def _heatmap(values: pd.DataFrame, width: float, height: float, **options) -> tuple[Figure, Axes]:
-    import seaborn as sns
+    with of_extra("notebooks"):
+        import seaborn as sns
 
     figure, axes = new_figure(1, 1, width, height)
     axis = axes[0, 0]
@@ -174,7 +176,8 @@ def truth_grid(table: pd.DataFrame) -> Figure:
     Args:
         table: Columns model, truth, level, score, value, in the order to show.
     """
-    import seaborn as sns
+    with of_extra("notebooks"):
+        import seaborn as sns
 
     models, levels = unique(table["model"]), unique(table["level"])
     figure, axes = new_figure(len(models), len(levels), 3.3, 0.34 * table["score"].nunique() + 1.5, sharey=True)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from .. import scoring
 from ..explanation import TRIVIAL
+from ..toolbox.extras import of_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,9 @@ def title_of(score: str) -> str:
 def new_figure(columns: int, rows: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
     """Return a figure in the project's style and its axes (rows, columns). `width`, `height`: inches per panel."""
     import matplotlib.pyplot as plt
-    import seaborn as sns
+
+    with of_extra("notebooks"):
+        import seaborn as sns
 
     with sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.1):
         figure, axes = plt.subplots(
@@ -73,7 +76,8 @@ def note(figure: Figure, text: str) -> Figure:
 
 def palette_of(n: int | None = None) -> list[tuple[float, float, float]]:
     """Return the first n colours of seaborn's palette for colour-blind readers; None returns all ten."""
-    import seaborn as sns
+    with of_extra("notebooks"):
+        import seaborn as sns
 
     return sns.color_palette("colorblind", n)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .. import paths
-from ..errors import one_of
+from ..errors import InputError, one_of
 from ..explanation import CAMS, OTHERS
 from ..refinement import AGGREGATES
 from ..scoring import exact_road, scores
@@ -306,8 +306,15 @@ def rounding_shares(rows: pd.DataFrame, networks: Sequence[str], within: float) 
 
 
 def paper_table(name: str) -> pd.DataFrame:
-    """Return the paper's "table1" or "table2": columns method, [model,] aggregate, mean, std."""
-    return pd.read_csv(paths.PAPER / f"{one_of('table of the paper', name, ['table1', 'table2'])}.csv")
+    """Return the paper's "table1" or "table2": columns method, [model,] aggregate, mean, std.
+
+    Raises:
+        InputError: There is no such table, or no checkout.
+    """
+    path = paths.PAPER / f"{one_of('table of the paper', name, ['table1', 'table2'])}.csv"
+    if not path.is_file():
+        raise InputError(f"No file {str(path)!r}. Set REFINECAM_ROOT to a checkout of this project's repository.")
+    return pd.read_csv(path)
 
 
 def beside_paper(table: pd.DataFrame, name: str, methods: Sequence[str], photographs: bool = False) -> pd.DataFrame:

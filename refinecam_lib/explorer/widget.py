@@ -18,15 +18,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import ipywidgets as widgets
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
 
 from .. import paths
-from ..analysis.grids import HEAT, image_grid
+from ..analysis.grids import image_grid
+from ..analysis.pictures import pixels_of
 from ..analysis.plots import NAMES
 from ..datasets.photographs import BUNDLED
 from ..errors import InputError
@@ -34,7 +32,12 @@ from ..explanation import METHODS, Variant, method_of
 from ..refinement import AGGREGATES
 from ..reproduce.products import PRODUCTS, products_folder
 from ..scoring import CONVENTIONS, scores
+from ..toolbox.extras import of_extra
+from ..toolbox.pictures import blend
 from .workbench import NETWORKS, Choice, Explained, Load, Workbench, class_options, score_table, watched
+
+with of_extra("notebooks"):
+    import ipywidgets as widgets
 
 COPY = (
     "const area = document.createElement('textarea'); area.value = this.dataset.code; document.body.append(area);"
@@ -56,15 +59,6 @@ WRAP = {"flex_flow": "row wrap", "align_items": "flex-start", "width": "100%"}
 
 class Stopped(Exception):
     """The work was stopped, or a newer choice replaced it."""
-
-
-def overlay(picture: Tensor, heat: Tensor, opacity: float | None) -> np.ndarray:
-    """Draw a map (H,W) in [0,1] over a picture (3,H,W). A pixel's opacity follows the map, so 0 shows the picture.
-
-    opacity: In [0,1]. None draws the map without the picture.
-    """
-    alpha = 1 if opacity is None else opacity * heat.numpy()[..., None]
-    return (1 - alpha) * picture.permute(1, 2, 0).numpy() + alpha * matplotlib.colormaps[HEAT](heat.numpy())[..., :3]
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -89,8 +83,9 @@ def static_figure(shown: Explained, convention: str = "recommended", opacity: fl
     values = scores(shown.rows, convention)
     notes = [f"ARCC {v.arcc:.2f}, ROAD {v.road:.2f}\nComplexity {v.complexity:.2f}" for v in values.itertuples()]
     notes = ["", *(note.replace("nan", "undefined") for note in notes), *[""] * len(shown.factors)]
-    drawn = [overlay(shown.picture, heat, opacity) for heat in [*shown.maps.values(), *shown.factors.values()]]
-    cells = [(pixels, None) for pixels in [shown.picture.permute(1, 2, 0).numpy(), *drawn]]
+    pixels = pixels_of(shown.picture)
+    drawn = [blend(pixels, heat.numpy(), opacity) for heat in [*shown.maps.values(), *shown.factors.values()]]
+    cells = [(each, None) for each in [pixels, *drawn]]
     columns = [name.replace(", ", "\n") for name in ["picture", *shown.maps, *shown.factors]]
     return image_grid([cells], columns, [""], f"{shown.title}; convention {convention}", [notes])
 
@@ -291,7 +286,7 @@ class Explorer:
         """Show what was computed last, at the chosen opacity and under the chosen convention."""
         shown, opacity, convention = self.shown, self._opacity(), self.convention.value
         maps, factors = (
-            {name: _png(overlay(shown.picture, heat, opacity)) for name, heat in part.items()}
+            {name: _png(blend(pixels_of(shown.picture), heat.numpy(), opacity)) for name, heat in part.items()}
             for part in (shown.maps, shown.factors)
         )
         picture = {"picture": _png(shown.picture.permute(1, 2, 0).numpy())}

@@ -43,7 +43,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     for file in (path, card_path):
         if not file.is_file():
             shipped = ", ".join(sorted(p.stem for p in paths.CHECKPOINTS.glob("*.safetensors"))) or "none"
-            raise InputError(f"no checkpoint file {str(file)!r}; shipped checkpoints: {shipped}")
+            cure = "" if shipped != "none" else ". Set REFINECAM_ROOT to a checkout of this project's repository"
+            raise InputError(f"no checkpoint file {str(file)!r}; shipped checkpoints: {shipped}{cure}")
     try:
         card = json.loads(card_path.read_text())
         expected = card["sha256"]

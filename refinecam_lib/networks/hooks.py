@@ -68,6 +68,36 @@ def recording(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Ten
             handle.remove()
 
 
+@contextmanager
+def sound_norms(model: nn.Module) -> Iterator[None]:
+    """Correct the gradient of batch norms for one image in the forward passes inside.
+
+    On CPUs torch 2.13 mixes up places if one image, or its gradient, was made from tokens. Its first stride then does
+    not span the image. XCiT's stem receives such gradients. A copy in the usual layout avoids that.
+    """
+
+    def before(module: nn.Module, args: tuple) -> tuple | None:
+        copied = usual(args[0])
+        return None if copied is None else (copied, *args[1:])
+
+    def after(module: nn.Module, args: tuple, output: Tensor) -> None:
+        if len(output) == 1 and output.requires_grad:
+            output.register_hook(usual)
+
+    def usual(tensor: Tensor) -> Tensor | None:
+        odd = len(tensor) == 1 and tensor.stride(0) != tensor.numel()
+        return tensor.clone(memory_format=torch.contiguous_format) if odd else None
+
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    handles = [norm.register_forward_pre_hook(before) for norm in norms]
+    handles += [norm.register_forward_hook(after) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def double_copy(model: nn.Module) -> nn.Module:
     """Copy a network in float64 and leave `model` as it was.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, one_of
 from .classifier import Classifier, channels_of, find_logits, like_weights
-from .hooks import lock_of, tensor_of
+from .hooks import lock_of, sound_norms, tensor_of
 from .layout import layer_map
 from .places import check_order, places_of
 
@@ -38,8 +38,8 @@ def fast_pointwise() -> None:
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module of `model` in evaluation mode. Each gets its own mode back, also after an exception.
 
-    Inside, other threads that want the network wait, modules of torch.compile run without it so that hooks fire, and
-    nothing is checkpointed.
+    Inside, other threads that want the network wait, modules of torch.compile run without it so that hooks fire,
+    nothing is checkpointed, and norms have the right gradient, see `sound_norms`.
     """
     with lock_of(model), contextlib.ExitStack() as after:
         modes = [(module, module.training) for module in model.modules()]
@@ -50,6 +50,7 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
                 if vars(module).get(name) is True:
                     after.callback(setattr, module, name, True)
                     setattr(module, name, False)
+        after.enter_context(sound_norms(model))
         try:
             if any(training for _, training in modes):
                 model.eval()

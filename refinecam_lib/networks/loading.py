@@ -1,5 +1,6 @@
 """Load networks with their weights, and prepare images for them."""
 
+import copy
 import difflib
 import hashlib
 import itertools
@@ -19,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from .checkpoints import checkpoint_path, read_checkpoint
+from .hub import from_timm
 from .layers import layers_of
-from .zoo import LARGER, MODELS, ModelSpec, spec_of
+from .zoo import LARGER, MODELS, OWN, ModelSpec, spec_of
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -65,15 +67,17 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
     Args:
         name: A name in MODELS, LARGER or SMALL.
         weights: "synthetic" for the shipped checkpoint of the 6 shapes, "birds" for that of the 50 birds, "imagenet"
-            for 1000 classes, or the path of a .safetensors file with its card. ImageNet weights are downloaded unless
-            an installed package has them.
+            for 1000 classes, "own" for a copy of a network in OWN, or the path of a .safetensors file with its card.
+            ImageNet weights are downloaded unless an installed package has them.
         device: Where to put it.
 
     Raises:
         InputError: The network is unknown, or the checkpoint is missing or damaged.
     """
-    spec = spec_of(name)
-    if weights == "imagenet":
+    spec = spec_of(name, str(weights))
+    if weights == "own":
+        model = copy.deepcopy(OWN[name].network)
+    elif weights == "imagenet":
         with _downloading(name):
             model = spec.build(1000, True)
     else:
@@ -157,7 +161,7 @@ def load_classifier(name: str, pretrained: bool = True) -> tuple[ModelSpec, nn.M
         raise InputError(f"unknown network {name!r}.{near} Allowed: {allowed}")
     try:
         with _downloading(name):
-            model = timm.create_model(name, pretrained=pretrained)
+            model = from_timm(name, pretrained)
     except RuntimeError as error:
         if not any(words in str(error) for words in ("pretrained tag", "No pretrained weights")):
             raise
@@ -218,7 +222,9 @@ def _imagenet_hash(name: str) -> str:
 
 
 def weights_hash(name: str, weights: str = "synthetic") -> str:
-    """Return the sha256 of a network's checkpoint file, or of its ImageNet tensors."""
+    """Return the sha256 of a network's checkpoint file, or of its ImageNet tensors; or the hash of a network in OWN."""
+    if weights == "own":
+        return OWN[name].hash
     if weights == "imagenet":
         return _imagenet_hash(spec_of(name).name)
     return read_checkpoint(checkpoint_path(name, weights))[1]["sha256"]

@@ -3,12 +3,13 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
 
 from ..errors import InputError, one_of
+from .hub import from_timm
 from .small import small_convnext, small_resnet, small_swin, small_vgg
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -82,9 +83,7 @@ def _convnext_tiny_to_train(num_classes: int) -> nn.Module:
 
 
 def _swin_tiny(num_classes: int, pretrained: bool, drop_path_rate: float | None = None) -> nn.Module:
-    import timm
-
-    return timm.create_model(
+    return from_timm(
         "swin_tiny_patch4_window7_224",
         pretrained=pretrained,
         num_classes=num_classes,
@@ -196,16 +195,32 @@ SMALL = {spec.name: spec for spec in _SMALL}
 """Name -> small networks for the birds, one of each of the paper's families."""
 
 
+class OwnNetwork(NamedTuple):
+    """A network that is not this library's, for sweeps."""
+
+    spec: ModelSpec
+    network: nn.Module
+    hash: str
+    """Of its weights and its code."""
+
+
+OWN: dict[str, OwnNetwork] = {}
+"""Name -> your networks. Their weights are called "own", so a name may also be in MODELS."""
+
+
 def spec_of(name: str, weights: str = "synthetic") -> ModelSpec:
     """Return the specification of a network.
 
     Args:
         name: A name in MODELS, LARGER or SMALL.
-        weights: "birds" changes the preprocessing. Images of 256 px stay in [0,1], so X ⊙ M masks to black.
+        weights: "birds" changes the preprocessing. Images of 256 px stay in [0,1], so X ⊙ M masks to black. "own" takes
+            a name in OWN.
 
     Raises:
         InputError: The name is unknown.
     """
+    if weights == "own":
+        return OWN[one_of("network of your own", name, OWN)].spec
     known = MODELS | LARGER | SMALL
     spec = known[one_of("model", name, known)]
     return replace(spec, mean=(0.0,) * 3, std=(1.0,) * 3, size=256) if weights == "birds" else spec

@@ -14,14 +14,16 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import nbformat
-from sphinx.application import Sphinx
-from sphinx.util.docutils import docutils_namespace, patch_docutils
-
 from .. import paths
 from ..errors import InputError, one_of
+from ..toolbox.extras import of_extra
 from .links import relink, targets, without_targets
 from .parameters import find_notebooks, profiles
+
+with of_extra("book"):
+    import nbformat
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 PAGES = {
     "Results": ["docs/findings.md", "docs/departures.md"],

@@ -89,7 +89,10 @@ def find_notebooks(only: Sequence[str] = ()) -> list[Notebook]:
     """
     found = {path.stem: path for path in sorted(paths.NOTEBOOKS.glob("[0-9][0-9]*_*.ipynb"))}
     if not found:
-        raise InputError(f"No notebooks named NN_name.ipynb in {str(paths.NOTEBOOKS)!r}")
+        raise InputError(
+            f"No notebooks named NN_name.ipynb in {str(paths.NOTEBOOKS)!r}. "
+            "Set REFINECAM_ROOT to a checkout of this project's repository."
+        )
     wanted = set()
     for each in only:
         number = [name for name in found if name.partition("_")[0].lstrip("0") == each.lstrip("0")]

@@ -6,6 +6,7 @@
 >>> report.rows(rows)                                             # rows_fig1.parquet
 """
 
+import errno
 import os
 import re
 import textwrap
@@ -32,10 +33,30 @@ def products_folder(profile: str = STANDARD) -> Path:
     """Return the folder that products are saved to, and make it if it is missing.
 
     Outside the runner it is `figures/interactive/<profile>`, so a cell run by hand never replaces what the runner made.
+
+    Raises:
+        InputError: It cannot be written to.
     """
-    folder = Path(os.environ.get(PRODUCTS) or paths.FIGURES / "interactive" / profile)
-    folder.mkdir(parents=True, exist_ok=True)
+    return writable(Path(os.environ.get(PRODUCTS) or paths.FIGURES / "interactive" / profile))
+
+
+def writable(folder: Path) -> Path:
+    """Make a folder if it is missing, and return it. Raises InputError if it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+    except OSError as error:
+        raise InputError(unwritable(error)) from error
     return folder
+
+
+def unwritable(error: OSError) -> str:
+    """Return the message for a failed write."""
+    return (
+        f"{str(error.filename)!r} cannot be written: {error.strerror}. REFINECAM_FIGURES moves figures and tables to another "
+        "folder, REFINECAM_RESULTS moves rows."
+    )
 
 
 class Report:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import paths
 from ..errors import InputError
+from ..toolbox.extras import of_extra
 from .parameters import Notebook
 from .products import PRODUCTS
 
@@ -137,8 +138,9 @@ def run_notebook(book: Notebook, values: Mapping[str, object], folder: Path, tel
         folder: for products.
         tell: called after each code cell. Its exceptions are ignored.
     """
-    import papermill  # slow to import
-    from nbclient.exceptions import DeadKernelError
+    with of_extra("notebooks"):
+        import papermill  # slow to import
+        from nbclient.exceptions import DeadKernelError
 
     executed = folder / "notebooks" / book.path.name
     failed = executed.with_suffix(".failed.ipynb")

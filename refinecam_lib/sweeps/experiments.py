@@ -53,11 +53,11 @@ def paper_plan(
         images: method -> number of images. Cheap methods get more.
         ablation: Add the other aggregates of the shallowest layer.
     """
-    shards = []
+    shards, weights = [], DATASETS[one_of("dataset", dataset, DATASETS)].weights
     for model in light_models:
-        spec_of(model)
+        spec_of(model, weights)
     for model in models:
-        deepest = Variant(len(spec_of(model).layers) - 1)
+        deepest = Variant(len(spec_of(model, weights).layers) - 1)
         others = [Variant(0, aggregate) for aggregate in AGGREGATES if aggregate != "product"]
         middle = [Variant(layer, aggregate) for layer in range(1, deepest.layer) for aggregate in ("none", "product")]
         for method, n in images.items():
@@ -82,9 +82,10 @@ def fig1_plan(
     few_images: Mapping[str, int] = NONE_FEW,
     seed: int = 0,
     data: str = "synthetic",
+    methods: Sequence[str] = ("GradCAM++", "LayerCAM", "ScoreCAM"),
 ) -> list[Shard]:
-    """Plan Fig. 1: three methods and the trivial maps."""
-    images = dict.fromkeys(("GradCAM++", "LayerCAM", "ScoreCAM", *TRIVIAL), n_images) | {"ScoreCAM": n_score_cam}
+    """Plan Fig. 1: three methods, or those in `methods`, and the trivial maps."""
+    images = {name: n_score_cam if name == "ScoreCAM" else n_images for name in (*methods, *TRIVIAL)}
     return paper_plan(models, images, seed, data, light_models, few_images)
 
 
@@ -141,9 +142,11 @@ def table2_plan(
     few_images: Mapping[str, int] = NONE_FEW,
     seed: int = 0,
     data: str = "synthetic",
+    methods: Sequence[str] = CAMS,
 ) -> list[Shard]:
-    """Plan Table 2: the five CAM methods with every aggregate."""
-    images = dict.fromkeys(CAMS, n_images) | {"ScoreCAM": n_score_cam}
+    """Plan Table 2: the five CAM methods, or those of `methods` with a map per layer, with every aggregate."""
+    refined = [name for name in methods if method_of(name).refines]
+    images = {name: n_score_cam if name == "ScoreCAM" else n_images for name in refined}
     return paper_plan(models, images, seed, data, light_models, few_images, ablation=True)
 
 

@@ -54,9 +54,21 @@ def load_once(name: str, weights: str, checkpoint: str, thread: int) -> nn.Modul
 
 
 def read_samples(shard: Shard) -> tuple[Samples, list[Sample]]:
-    """Return the shard's data set, and the shard's samples of it."""
+    """Return the shard's data set, and the shard's samples of it.
+
+    Raises:
+        InputError: they are not the planned ones.
+    """
     samples = shard.data_set.samples(max(shard.numbers) + 1, shard.seed, shard.spec)
-    return samples, [samples[i] for i in shard.numbers]
+    own = [samples[i] for i in shard.numbers]
+    for planned, sample in zip(shard.images, own):
+        found = "@".join([sample.id, *([sample.info["file"]] if "file" in sample.info else [])])
+        if found != planned:
+            raise InputError(
+                f"The images of {shard.dataset!r} changed after they were planned: expected {planned}, got {found}. "
+                "Plan and sweep again; give each list of samples a name of its own."
+            )
+    return samples, own
 
 
 def names_of(shard: Shard, variant: Variant, samples: list[Sample]) -> pd.DataFrame:

@@ -161,3 +161,5 @@ validation: images on other scenes, for choices that are reported on test images
 kind of background. leaked: test images on training scenes (D1). shifted: images are cropped but masks are not, as in the
 published code (D11). published: leaked and shifted. The seed orders birds and photographs.
 """
+LIBRARY_DATASETS = dict(DATASETS)
+"""The data sets of this library, whatever is registered later."""

@@ -19,6 +19,7 @@ from ..errors import InputError, Stopped
 from ..networks.layers import fast_pointwise
 from ..networks.memory import give_back, keep_memory
 from ..paths import commit
+from .own import Parcel, pack, unpack
 from .shard import Shard
 from .store import failures, finished, load_shard, look_up, table, write_rows
 
@@ -50,7 +51,7 @@ def reproducibly() -> Iterator[None]:
         cudnn.allow_tf32, cudnn.deterministic = before
 
 
-def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
+def run_shard(shard: Shard, retry_failed: bool = False, parcel: Parcel | None = None) -> Done:
     """Measure a shard and write its rows, unless they exist already.
 
     If measuring raises, every row is written with status "failed" and the reason.
@@ -58,10 +59,12 @@ def run_shard(shard: Shard, retry_failed: bool = False) -> Done:
     Args:
         shard: what to measure.
         retry_failed: measure it again if some of its rows failed.
+        parcel: what the shard needs of yours, if another process plans it.
 
     Raises:
         InputError: the input is bad, or the folder cannot be written to.
     """
+    unpack(parcel)
     rows = finished(shard, retry_failed)
     if rows is None:
         try:
@@ -115,8 +118,10 @@ def sweep(shards: Sequence[Shard], n_jobs: int = 1, retry_failed: bool = False) 
     shards = list(dict.fromkeys(shards))
     found = look_up(shards, retry_failed)
     missing = list(dict.fromkeys(found.missing))
-    work = joblib.Parallel(n_jobs=min(n_jobs, max(1, len(missing))), return_as="generator_unordered")(
-        joblib.delayed(run_shard)(s, retry_failed) for s in random.Random().sample(missing, len(missing))
+    n_jobs = min(n_jobs, max(1, len(missing)))
+    parcel = pack(missing) if n_jobs != 1 else None
+    work = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
+        joblib.delayed(run_shard)(s, retry_failed, parcel) for s in random.Random().sample(missing, len(missing))
     )
     quiet = bool(os.environ.get("CI") or os.environ.get("REFINECAM_QUIET")) or not missing
     line = "{n_fmt} of {total_fmt} shards, {elapsed} so far, {rate_fmt}, {remaining} left{postfix}"

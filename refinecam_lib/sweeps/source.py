@@ -4,6 +4,7 @@ import functools
 import hashlib
 import sys
 import sysconfig
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 
 import numpy as np
@@ -31,9 +32,7 @@ def _described(value: object, around: tuple[int, ...]) -> object:
         return "recursion"
     around = (*around, id(value))
     if isinstance(value, torch.Tensor | np.ndarray):
-        array = (
-            value.detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else value
-        )
+        array = value.detach().cpu().reshape(-1).view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else value
         return str(value.dtype), tuple(value.shape), hashlib.sha256(array.tobytes()).hexdigest()
     if isinstance(value, list | tuple):
         return [_described(each, around) for each in value]
@@ -49,9 +48,9 @@ def _described(value: object, around: tuple[int, ...]) -> object:
         return _described((value.__func__, value.__self__), around)
     name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     if isinstance(value, FunctionType):
-        return name if _installed(value.__module__) else (_code(value.__code__), _reached(value, around))
+        return name if installed(value.__module__) else (_code(value.__code__), _reached(value, around))
     if isinstance(value, type):
-        if _installed(value.__module__):
+        if installed(value.__module__):
             return name
         members = {key: each for key, each in vars(value).items() if key not in ("__dict__", "__weakref__", "__doc__")}
         return _described((members, value.__bases__), around)
@@ -60,12 +59,11 @@ def _described(value: object, around: tuple[int, ...]) -> object:
     return _described((type(value), getattr(value, "__dict__", {})), around)
 
 
-def _installed(module: str) -> bool:
+def installed(module: str) -> bool:
     """Return whether a module belongs to this library, to Python or to an installed package."""
     file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return module.partition(".")[0] in ("refinecam_lib", "builtins") or (
-        module != "__main__" and file.startswith(_INSTALLED)
-    )
+    packaged = file.startswith(_INSTALLED) or not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+    return module.partition(".")[0] in ("refinecam_lib", "builtins") or (module != "__main__" and packaged)
 
 
 def _code(code: CodeType) -> object:
@@ -81,7 +79,7 @@ def _reached(function: FunctionType, around: tuple[int, ...]) -> object:
     """Describe what a function refers to: defaults, closures, global names and attributes of your own modules."""
     names = sorted(_names(function.__code__))
     globals_ = {name: function.__globals__[name] for name in names if name in function.__globals__}
-    modules = [each for each in globals_.values() if isinstance(each, ModuleType) and not _installed(each.__name__)]
+    modules = [each for each in globals_.values() if isinstance(each, ModuleType) and not installed(each.__name__)]
     inside = [vars(module)[name] for module in modules for name in names if name in vars(module)]
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     return _described((function.__defaults__, function.__kwdefaults__, cells, globals_, inside), around)

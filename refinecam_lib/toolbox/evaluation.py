@@ -112,6 +112,8 @@ def evaluate(
         raise InputError("Expected images, and maps or an explainer. Pass evaluate(model, images, explainer=...).")
     if masks is not None:
         options["truth"] = masks
+    if not isinstance(explainer, str):
+        layers = ()  # maps from elsewhere need none
     capture = _capture(subject, images, target, layers, **options)
     if isinstance(explainer, str):
         return _table(measure(core.explain(capture, explainer)), convention)
@@ -130,7 +132,7 @@ def _capture(
     inputs = inputs_of(model, images)
     if isinstance(target, int):
         target = [target] * len(inputs)
-    return Capture(model, inputs, target, layers or layers_of(model, inputs.shape[-1]), **options)
+    return Capture(model, inputs, target, layers_of(model, inputs.shape[-1]) if layers is None else layers, **options)
 
 
 def _table(rows: pd.DataFrame, convention: str) -> pd.DataFrame:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
+HEAT = "inferno"
+"""The colours of maps."""
+
 
 def inputs_of(model: nn.Module, images: Any) -> Tensor:
     """Return normalised inputs (B,C,H,W).
@@ -57,7 +60,7 @@ def _transform_of(model: nn.Module) -> Any:
     return timm.data.create_transform(**timm.data.resolve_model_data_config(core), is_training=False)
 
 
-def overlay(picture: Any, maps: Any, number: int = 0, opacity: float = 0.6) -> Image.Image:
+def overlay(picture: Any, maps: Any, number: int = 0, opacity: float = 0.9) -> Image.Image:
     """Lay a map over a picture: where the map is 0 the picture stays, where it is 1 the colour covers it most.
 
     Args:
@@ -69,14 +72,20 @@ def overlay(picture: Any, maps: Any, number: int = 0, opacity: float = 0.6) -> I
     Returns:
         A picture of the size of `picture`.
     """
-    import matplotlib
-
     photo = _picture(picture)
     heat = torch.as_tensor(getattr(maps, "maps", maps)).detach().float().cpu()
     heat = torch.nan_to_num(heat[number] if heat.ndim == 3 else heat)
     size = photo.size[1], photo.size[0]
     large = torch.nn.functional.interpolate(heat[None, None], size=size, mode="bilinear")[0, 0].clamp(0, 1).numpy()
-    strength = opacity * np.sqrt(large)[..., None]
-    colour = matplotlib.colormaps["inferno"](0.25 + 0.75 * large)[..., :3]
-    mixed = (1 - strength) * np.asarray(photo) / 255 + strength * colour
-    return Image.fromarray((255 * mixed).round().astype(np.uint8))
+    return Image.fromarray((255 * blend(np.asarray(photo) / 255, large, opacity)).round().astype(np.uint8))
+
+
+def blend(pixels: np.ndarray, heat: np.ndarray, opacity: float | None) -> np.ndarray:
+    """Draw a map (H,W) in [0,1] over pixels (H,W,3) in [0,1]. A pixel's opacity follows the map.
+
+    opacity: Where the map is 1, in [0,1]. None draws the map without the picture.
+    """
+    import matplotlib
+
+    alpha = 1 if opacity is None else opacity * heat[..., None]
+    return (1 - alpha) * pixels + alpha * matplotlib.colormaps[HEAT](heat)[..., :3]

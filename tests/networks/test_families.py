@@ -238,20 +238,14 @@ def test_grad_cam_at_the_layers_found_equals_one_by_hand(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=pytest.mark.xfail(reason="not explained yet") if family == "xcit" else ())
-        for family in SMALL
-        if family not in REFUSED
-    ],
-)
+@pytest.mark.parametrize("family", [family for family in SMALL if family not in REFUSED])
 def test_a_place_of_the_shallowest_map_depends_most_on_that_place_of_the_image(family):
     name, side, options = SMALL[family]
     model = random_network(name, side, options)
     layer = layers_of(model, side)[0]
-    recorded, inputs = [], torch.randn(1, 3, side, side, requires_grad=True)
-    capture = Capture(model, inputs, [0], (layer,))
+    # Two images, because torch mixes up the places of one image's gradient, see `sound_norms`.
+    recorded, inputs = [], torch.randn(2, 3, side, side, requires_grad=True)
+    capture = Capture(model, inputs, [0, 0], (layer,))
     height, width = capture.activations[0].shape[2:]
     row, column = height // 4, width * 3 // 4
     # The network's own output, read as the capture reads it, for a gradient at the image.
@@ -264,7 +258,7 @@ def test_a_place_of_the_shallowest_map_depends_most_on_that_place_of_the_image(f
     handle.remove()
     value = recorded[0][0, :, row, column]
     weights = torch.randn(len(value), generator=torch.Generator().manual_seed(0))
-    gradient = torch.autograd.grad((value * weights).sum(), inputs)[0].abs().sum(1)
+    gradient = torch.autograd.grad((value * weights).sum(), inputs)[0][:1].abs().sum(1)
     most = nn.functional.adaptive_avg_pool2d(gradient, (height, width))[0].argmax()
     found = divmod(int(most), width)
     assert max(abs(found[0] - row), abs(found[1] - column)) <= max(1, height // 5), (found, (row, column))

@@ -3,6 +3,7 @@
 import urllib.error
 
 import httpx
+import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
 import timm.models._builder
@@ -170,6 +171,23 @@ def test_a_failed_download_names_the_network_and_the_cure(failure, monkeypatch):
         ) as caught:
             load()
         assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_named_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    for name in ("HF_HUB_CACHE", "HF_HOME"):
+        monkeypatch.setattr(huggingface_hub.constants, name, str(tmp_path))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    words = (
+        r"weights of 'regnetx_002' could not be downloaded: http://127.0.0.1:9 does not answer \(.*refused\)\. Connect"
+    )
+    with pytest.raises(InputError, match=words):
+        loading.load_classifier("regnetx_002")
+    assert not waits and not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert loading.load_classifier("regnetx_002", pretrained=False)[0].size == 224
 
 
 def test_other_errors_while_building_a_network_are_its_own(monkeypatch):

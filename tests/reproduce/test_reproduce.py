@@ -499,3 +499,15 @@ def test_a_fresh_run_tells_its_kernels_and_compares_all_rows(house, capsys, monk
 
 def test_the_runner_passes_on_every_folder_that_a_source_of_photographs_has():
     assert set(photographs.ROOTS.values()) <= set(runner.FOLDERS)
+
+
+def test_a_checkout_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "file" / "figures")
+    monkeypatch.delenv("REFINECAM_PRODUCTS", raising=False)
+    words = "cannot be written: Not a directory. REFINECAM_FIGURES moves figures and tables to another folder, "
+    assert reproduce.main(["--only", "00"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    with pytest.raises(InputError, match=words):
+        products.Report("fig1", "standard").table(pd.DataFrame({"x": [1]}))

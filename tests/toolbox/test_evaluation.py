@@ -56,6 +56,20 @@ def test_finished_maps_have_no_coherency(network):
     close(table, rc.evaluate(explanation).drop(columns=lacking))
 
 
+def test_maps_from_elsewhere_need_no_layers():
+    torch.manual_seed(0)
+    model, (inputs, target) = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 48 * 48, 6)), batch(2)
+    maps = inputs.square().mean(1) / inputs.square().mean(1).amax((1, 2), keepdim=True)
+    table = rc.evaluate(model, inputs, maps=maps, target=target)
+    again = rc.evaluate(model, inputs, explainer=lambda images, classes: maps, target=target)
+    close(table, again[list(table)])
+    assert again["Coherency ↑"].tolist() == pytest.approx([1, 1]) and torch.is_grad_enabled()
+    with pytest.raises(rc.InputError, match="no layer of Sequential gives a map"):
+        rc.evaluate(model, inputs, explainer="LayerCAM", target=target)
+    with pytest.raises(rc.InputError, match="allowed: one of its layers"):
+        rc.explain(rc.Capture(model, inputs, target, ()), "LayerCAM")
+
+
 def test_a_callable_is_explained_again_on_the_masked_image(network):
     model, inputs, target = network
     seen = []
