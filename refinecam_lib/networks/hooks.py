@@ -77,11 +77,11 @@ def sound_norms(model: nn.Module) -> Iterator[None]:
     """
 
     def before(module: nn.Module, args: tuple) -> tuple | None:
-        copied = usual(args[0])
+        copied = usual(args[0]) if torch.is_grad_enabled() else None
         return None if copied is None else (copied, *args[1:])
 
     def after(module: nn.Module, args: tuple, output: Tensor) -> None:
-        if len(output) == 1 and output.requires_grad:
+        if output.requires_grad and len(output) == 1:
             output.register_hook(usual)
 
     def usual(tensor: Tensor) -> Tensor | None:
