@@ -219,7 +219,7 @@ class Explorer:
         try:
             file = products_folder("explorer") / f"{name}.png"
             file.write_bytes(self._figure_png(dpi=150))
-        except OSError as error:
+        except (InputError, OSError) as error:
             self._report(error)
         else:
             self.status.value = f"saved {html.escape(paths.shown(file))}"

@@ -65,7 +65,7 @@ def convert(model: nn.Module, few: Tensor, folder: Path) -> None:
     with FileLock(folder.parent / ".lock"), tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as part:
         if folder.is_dir():  # another process was first
             return
-        with in_evaluation_mode(model), warnings.catch_warnings():
+        with torch.no_grad(), in_evaluation_mode(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing tells of Python values that are the same for every image
             any_number = ({0: torch.export.Dim("n", min=1)},)
             program = torch.export.export(model, (few.contiguous(),), dynamic_shapes=any_number)

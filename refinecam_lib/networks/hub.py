@@ -27,7 +27,7 @@ def from_timm(name: str, pretrained: bool, **options: Any) -> nn.Module:
     constants.HF_HUB_OFFLINE = before or bool(unreachable)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:
+    except OSError as error:
         if not unreachable:
             raise
         raise ConnectionError(f"{constants.ENDPOINT} does not answer ({unreachable})") from error

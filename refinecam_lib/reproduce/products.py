@@ -161,10 +161,12 @@ class Report:
 
 
 def _number_of_images(rows: pd.DataFrame, unit: str) -> str:
-    """Return the largest number of images of a method, and the methods with fewer images or networks."""
+    """Return the largest number of images of a method, and the methods and networks with fewer."""
     images = rows.groupby(["method", "model"], sort=False)["image"].nunique().unstack()
     each, most = images.max(axis=1), int(images.max().max())
     fewer = [f"{count:.0f} for {', '.join(each.index[each == count])}" for count in sorted(set(each)) if count < most]
+    own = images.max()
+    fewer += [f"{count:.0f} on {', '.join(own.index[own == count])}" for count in sorted(set(own)) if count < most]
     lacking = images.isna().apply(lambda row: ", ".join(images.columns[row]), axis=1)
     fewer += [f"{', '.join(lacking.index[lacking == names])} not on {names}" for names in sorted(set(lacking)) if names]
     return f"{most:,} {unit}" + (f" ({'; '.join(fewer)})" if fewer else "")

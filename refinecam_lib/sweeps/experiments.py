@@ -231,9 +231,9 @@ def parameter_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
 
 
 def combination_plan(networks: Sequence[str], n_combined: int, seed: int = 0) -> list[Shard]:
-    """Plan the agreement of every combination with the masks, with FullGrad and the guided filter beside them."""
-    rivals = partial(plan, methods=["FullGrad", "GuidedFilter"], images=n_combined, seed=seed, measurement="agreement")
-    return _combined(networks, n_combined, seed) + [shard for network in networks for shard in rivals(network)]
+    """Plan the agreement of every combination with the masks, with the guided filter beside them."""
+    rival = partial(plan, methods=["GuidedFilter"], images=n_combined, seed=seed, measurement="agreement")
+    return _combined(networks, n_combined, seed) + [shard for network in networks for shard in rival(network)]
 
 
 def _combined(networks: Sequence[str], images: int, seed: int = 0, data: str = "synthetic") -> list[Shard]:

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -25,7 +26,7 @@ def planned(book):
     cells = json.loads(book.path.read_text(encoding="utf-8"))["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [ast.unparse(call) for call in calls if ast.unparse(call.func).endswith("_plan")]
+    return [ast.unparse(call) for call in calls if re.fullmatch(r"experiments\.\w+_plan", ast.unparse(call.func))]
 
 
 def test_every_notebook_that_sweeps_calls_its_plans_with_its_parameters():
