@@ -205,14 +205,14 @@ def claims_plan(
     return shards + [shard for model in models for shard in plan(model, [EIGHTH_ROOT], few[model], seed=seed)]
 
 
-def published_plan(models: Sequence[str], n_defects: int, seed: int = 0) -> list[Shard]:
+def published_plan(pipeline_models: Sequence[str], n_defects: int, seed: int = 0) -> list[Shard]:
     """Plan the published pipeline: all its defects at once. GradCAM stands in for its ShapleyCAM (D2)."""
     cams = ["GradCAM++", "LayerCAM", "GradCAM", "GuidedGradCAM"]
     methods = [*cams, "InputXGradient", "DeepLift", *TRIVIAL, EIGHTH_ROOT]
     aggregates = ("none", "product", "geometric_mean", "inverse_exp_mean_published")
     variants = [Variant(0, aggregate) for aggregate in aggregates]
     few = partial(plan, methods=methods, images=n_defects, variants=variants, dataset="synthetic_published", seed=seed)
-    return [shard for model in models for shard in few(model, defects=DEFECTS)]
+    return [shard for model in pipeline_models for shard in few(model, defects=DEFECTS)]
 
 
 def convention_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
@@ -295,6 +295,7 @@ PLANS: dict[str, Sequence[Plan]] = {
     "08_aggregation_ablation": (table2_plan,),
     "09_conventions_audit": (convention_plan, claims_plan, published_plan, audit_plan, birds_plan, rounding_plan),
     "10_model_randomisation": (randomisation_plan,),
+    "13_combinations": (parameter_plan, combination_plan),
 }
 """Notebook -> its plans. A plan's arguments are parameters of the notebook with the same names."""
 
