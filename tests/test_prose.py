@@ -225,7 +225,7 @@ def table1():
             up["road"],
             down["coherency"],
             f"{undefined.min():.0%} to {undefined.max():.0%}",
-            f"{number(base)} to {number(refined_mass)}",
+            "-" if pd.isna(base) else f"{number(base)} to {number(refined_mass)}",
             f"{(deep > product).sum()} of {len(deep)}",
         )
     gain = pd.read_csv(STANDARD / "table_claims_numbers.csv")
@@ -291,7 +291,7 @@ def truths():
     ):
         own = lead[lead["truth"] == truth]
         counts = [in_networks(own[own["level"] == level]["shown"]) for level in ("pooled", "within methods")]
-        yield f"ARCC's lead in {title} is shown in {counts[0]} networks over all explanations, and in {counts[1]} within methods."
+        yield f"Networks in which its lead in {title} is shown: {counts[0]} over all explanations, {counts[1]} within methods."
 
 
 def claims_table():
@@ -324,6 +324,24 @@ def audit():
         f"The mean gain is {with_interval(gain.loc['deep maps'])} with this defect and "
         f"{with_interval(gain.loc['none, few images'])} without it, on the same images and methods."
     )
+
+
+def combinations():
+    table = pd.read_csv(STANDARD / "table_combinations.csv").set_index("aggregate").map(number)
+    names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
+    for name, title in names.items():
+        row = table.loc[name]
+        yield cells(
+            title,
+            *(row[column] for column in ("average_precision", "worst network", "cosine", "mass_on_truth", "blank")),
+        )
+    tests = pd.read_csv(STANDARD / "combinations_tests.csv")
+    for name, against in (("mean", "product"), ("soft_and", "product"), ("mean", "deepest")):
+        own = tests[(tests["aggregate"] == name) & (tests["against"] == against)]["shown"]
+        yield (
+            f"The {names[name]} is better than the {names[against]} in {(own == 1).sum()} of {len(own)} pairs of network and "
+            f"method, and worse in {(own == -1).sum()}."
+        )
 
 
 def rounding():
@@ -402,7 +420,20 @@ def summary():
     yield f"| RefineCAM raises ARCC of most methods, on photographs (Table 1) | {each} | {shown} | {holds} | **{word}** |"
 
 
-FINDINGS = [convention, fig1, stress, resolution, fig3, truths, funnybirds, table1, rounding, audit, photographs]
+FINDINGS = [
+    convention,
+    fig1,
+    stress,
+    resolution,
+    fig3,
+    truths,
+    funnybirds,
+    table1,
+    combinations,
+    rounding,
+    audit,
+    photographs,
+]
 
 
 def page(name):
