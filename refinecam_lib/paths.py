@@ -1,11 +1,14 @@
 """Where data, results, figures and notebooks are, how a file is written, and the commit."""
 
+import errno
 import functools
 import os
 import subprocess
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+from .errors import InputError
 
 VARIABLES: list[str] = []
 """The environment variables that move these folders."""
@@ -31,6 +34,25 @@ REFERENCE = _place("REFINECAM_REFERENCE", ROOT / "figures" / "reference")
 """This project's committed results, one folder per profile. They stay in the checkout when FIGURES is elsewhere."""
 FRESH = "REFINECAM_FRESH"
 """The environment variable that makes sweeps ignore committed rows."""
+
+
+def writable(folder: Path) -> Path:
+    """Make a folder if it is missing, and return it. Raises InputError if it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+    except OSError as error:
+        raise InputError(unwritable(error)) from error
+    return folder
+
+
+def unwritable(error: OSError) -> str:
+    """Return the message for a failed write."""
+    return (
+        f"{str(error.filename)!r} cannot be written: {error.strerror}. REFINECAM_FIGURES moves figures and tables to another "
+        "folder, REFINECAM_RESULTS moves rows."
+    )
 
 
 def shown(path: Path) -> str:

@@ -552,7 +552,6 @@ def test_random_numbers_follow_the_image_and_differ_for_the_masked_one(tiny):
         ({"target": [0, 5]}, r"0\.\.5 .*\(2, 5\)"),
         ({"target": [-1, 2]}, r"-1\.\.2"),
         ({"layers": ("stage3",)}, "Did you mean 'stage"),
-        ({"layers": ()}, "non-empty"),
         ({"layers": "stage9"}, "unknown layer 'stage9'. Did you mean 'stage"),
         ({"layers": ("stage2", "stage1")}, "shallow to deep"),
         ({"layers": ("stage1", "stage1")}, "twice"),
@@ -570,6 +569,12 @@ def test_bad_input_is_refused_in_one_line(tiny, change, words, method):
         Capture(tiny, **given).maps(METHODS[method].function)
     assert "\n" not in str(caught.value)
     assert_same_state(before, state(tiny))
+
+
+def test_a_capture_without_layers_has_no_map_of_one(tiny):
+    capture = Capture(tiny, noise(2, 3, 48, 48), [0, 3], ())
+    with pytest.raises(checks.InputError, match="allowed: one of its layers"):
+        explain(capture, "GradCAM")
 
 
 def test_layers_that_return_no_tensor_or_do_not_run_are_refused():

@@ -22,7 +22,6 @@ from ..errors import InputError, Stopped
 from . import codecheck, reference
 from .links import mend_copies
 from .parameters import Notebook, cells_of, chosen
-from .products import unwritable, writable
 from .screen import Progress, Run, report, screen, verdict
 
 # Torch and pandas are imported inside functions, so --help, --list and refusals are fast.
@@ -52,7 +51,7 @@ def run(options: argparse.Namespace, notebooks: Sequence[Notebook], values: Para
     fresh = bool(os.environ.get(paths.FRESH))
     from . import verify
 
-    folder = writable(paths.FIGURES / options.profile)
+    folder = paths.writable(paths.FIGURES / options.profile)
     start = time.monotonic()
     print(f"{len(notebooks)} notebooks; looking up their measured rows", file=sys.stderr, flush=True)
     shards = planned(notebooks, values)
@@ -307,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except PermissionError as error:
-        print(f"error: {unwritable(error)}", file=sys.stderr)
+        print(f"error: {paths.unwritable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; what is finished is kept", file=sys.stderr)

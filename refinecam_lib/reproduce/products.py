@@ -6,7 +6,6 @@
 >>> report.rows(rows)                                             # rows_fig1.parquet
 """
 
-import errno
 import os
 import re
 import textwrap
@@ -37,26 +36,7 @@ def products_folder(profile: str = STANDARD) -> Path:
     Raises:
         InputError: It cannot be written to.
     """
-    return writable(Path(os.environ.get(PRODUCTS) or paths.FIGURES / "interactive" / profile))
-
-
-def writable(folder: Path) -> Path:
-    """Make a folder if it is missing, and return it. Raises InputError if it cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
-    except OSError as error:
-        raise InputError(unwritable(error)) from error
-    return folder
-
-
-def unwritable(error: OSError) -> str:
-    """Return the message for a failed write."""
-    return (
-        f"{str(error.filename)!r} cannot be written: {error.strerror}. REFINECAM_FIGURES moves figures and tables to another "
-        "folder, REFINECAM_RESULTS moves rows."
-    )
+    return paths.writable(Path(os.environ.get(PRODUCTS) or paths.FIGURES / "interactive" / profile))
 
 
 class Report:
