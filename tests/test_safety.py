@@ -116,7 +116,7 @@ def test_a_notebook_writes_only_inside_the_checkout(tmp_path):
     own = {"HOME": str(home), "TMPDIR": str(temporary), "PYTHONPATH": str(copy), "PATH": os.environ["PATH"]}
     before = state(copy)
     command = [sys.executable, "-m", "refinecam_lib.reproduce", "--only", "05", "06"]
-    command += ["--set", "n_images=2", "n_jobs=2", "images=0", "methods=LayerCAM,GradCAM++", "shown=LayerCAM"]
+    command += ["--set", "n_images=2", "n_jobs=2", "image=0", "methods=LayerCAM,GradCAM++", "shown=LayerCAM"]
     done = subprocess.run(command, cwd=copy, env=own, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not list(home.rglob("*")), "nothing is written to the user's home"
