@@ -68,7 +68,7 @@ def test_the_audit_measures_each_defect(toy):
     assert {shard.defects for shard in found["D4"]} == {("percentiles",)}
     assert {shard.dataset for shard in found["D1"]} == {"synthetic_leaked"}
     assert {shard.numbers for name, part in found.items() for shard in part if name != "ours"} == {(0, 1)}
-    assert experiments.plan_of("09_conventions_audit", {"models": [], "light_models": [], "n_validation": 1, "model": "tiny", "n_images": 4, "n_score_cam": 1, "n_captum": 2,
+    assert experiments.plan_of("09_conventions_audit", {"models": [], "light_models": [], "pipeline_models": [], "n_validation": 1, "model": "tiny", "n_images": 4, "n_score_cam": 1, "n_captum": 2,
                          "n_defects": 2, "seed": 0, "bird_models": [], "n_birds": 1,
                          "n_birds_score_cam": 1, "n_birds_captum": 1, "networks": [], "n_rounding": 1}) == [*dict.fromkeys(s for part in found.values() for s in part)]  # fmt: skip
 
