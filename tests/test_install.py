@@ -137,6 +137,20 @@ def test_a_wheel_explains_and_evaluates_outside_the_checkout(tmp_path):
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["cat.png"]
 
 
+def test_three_lines_need_no_folder_that_can_be_written(tmp_path):
+    nowhere = tmp_path / "file"
+    nowhere.touch()  # a folder inside it cannot be made, not even by root
+    folders = {name: str(nowhere / name) for name in paths.VARIABLES}
+    lines, _, _ = THREE_LINES.partition("from refinecam_lib.analysis")
+    done = subprocess.run(
+        [sys.executable, "-c", lines.replace("test_resnet", "resnet10t")], cwd=tmp_path, capture_output=True, text=True,
+        check=False, env=os.environ | folders | {"PYTHONPATH": str(paths.ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) <= 1, "OpenVINO's conversion cannot be stored; one line says so"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.png", "file"] and not nowhere.stat().st_size
+
+
 def test_torchvision_loads_where_its_compiled_operators_do_not(tmp_path):
     """With a CPU build of torch, torchvision may describe an operator that nothing has defined."""
     (tmp_path / "torchvision").mkdir()

@@ -4,14 +4,18 @@ import captum.attr
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_grad_cam
 import timm
 import torch
+import torchcam.methods
+import torchvision
+import transformers
 from PIL import Image
-from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from tiny_networks import LAYERS, batch, tiny_net
 
 import refinecam_lib as rc
-from refinecam_lib.explanation import BASE, REFINED, Variant
+from refinecam_lib.explanation import BASE, METHODS, REFINED, Variant
 from refinecam_lib.toolbox.evaluation import TITLES, WITHOUT_AGAIN
 from refinecam_lib.toolbox.pictures import inputs_of
 
@@ -96,7 +100,8 @@ def test_masks_add_the_agreement_with_the_truth(network):
 def test_a_grad_cam_object_gives_the_scores_of_ours(network):
     model, inputs, target = network
     layer = dict(model.named_modules())[LAYERS[-1]]
-    table = rc.evaluate(model, inputs, explainer=GradCAM(model, [layer]), target=target, layers=LAYERS[-1])
+    theirs = pytorch_grad_cam.GradCAM(model, [layer])
+    table = rc.evaluate(model, inputs, explainer=theirs, target=target, layers=LAYERS[-1])
     close(table, rc.evaluate(rc.explain(model, inputs, "GradCAM", target=target, layers=LAYERS[-1])), 1e-4)
 
 
@@ -111,10 +116,9 @@ def test_attributions_of_captum_give_the_scores_of_ours(network):
 
 
 def test_a_torch_cam_object_gives_the_scores_of_ours(network):
-    methods = pytest.importorskip("torchcam.methods")
     model, inputs, target = network
     ours = rc.evaluate(rc.explain(model, inputs, "GradCAM", target=target, layers=LAYERS[-1]))
-    with methods.GradCAM(model, target_layer=LAYERS[-1]) as theirs:
+    with torchcam.methods.GradCAM(model, target_layer=LAYERS[-1]) as theirs:
         table = rc.evaluate(model, inputs, explainer=theirs, target=target, layers=LAYERS[-1])
     smaller = ["Complexity ↓", "Coherency ↑"]  # torch-cam scales before it resizes, so its maxima are below 1
     assert (table[smaller] - ours[smaller]).abs().to_numpy().max() < 0.1
@@ -151,15 +155,62 @@ def test_pictures_go_through_the_networks_own_preprocessing(tmp_path):
         inputs_of(model, pixels[:, :, 0])
 
 
-def test_three_lines_explain_a_hugging_face_network():
-    transformers = pytest.importorskip("transformers")
+def hugging_face() -> torch.nn.Module:
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=4)
+    return transformers.ResNetForImageClassification(config)
+
+
+class LogitsOnly(torch.nn.Module):
+    """What the other packages need of a network whose output holds its logits."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        found = self.model(images)
+        return getattr(found, "logits", found)
+
+
+CLASSIFIERS = {
+    "timm": (lambda: timm.create_model("resnet10t", num_classes=5), "layer1"),
+    "torchvision": (lambda: torchvision.models.resnet18(num_classes=5), "layer1"),
+    "Hugging Face": (hugging_face, "resnet.encoder.stages.0"),
+    "hand-written": (tiny_net, "layer2"),
+}
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_three_lines_explain_any_classifier(kind):
     torch.manual_seed(0)
-    model = transformers.ResNetForImageClassification(config).eval()
-    inputs = torch.randn(2, 3, 64, 64)
-    layers = ["resnet.encoder.stages.0", "resnet.encoder.stages.1"]
-    explanation = rc.explain(model, inputs, refine="product", layers=layers)
-    assert explanation.maps.shape == (2, 64, 64) and list(rc.evaluate(explanation)) == SCORES
+    model, (images, _) = CLASSIFIERS[kind][0]().eval(), batch(2, 64, 64)
+    explanation = rc.explain(model, images, method="LayerCAM", refine="product")
+    assert explanation.maps.shape == (2, 64, 64) and explanation.maps.amax((1, 2)).tolist() == [1, 1]
+    assert len(explanation.capture.layers) > 1, f"the layers of a {kind} network are found"
+    assert list(rc.evaluate(explanation)) == SCORES
+
+
+@pytest.mark.parametrize("method", ["GradCAM", "GradCAM++", "LayerCAM", "HiResCAM", "ScoreCAM"])
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_maps_equal_those_of_grad_cam_and_torch_cam(kind, method):
+    torch.manual_seed(0)
+    make, layer = CLASSIFIERS[kind]
+    model, (images, target) = make().eval().double(), batch(2, 64, 64)
+    images = images.double()  # float32 alone moves some maps by 1e-5
+    ours = rc.explain(model, images, method, target=target, layers=layer)
+    theirs = LogitsOnly(model)
+    found = getattr(pytorch_grad_cam, method.replace("++", "PlusPlus"))(theirs, [model.get_submodule(layer)])
+    maps = found(images, [ClassifierOutputTarget(i) for i in target.tolist()])
+    assert 0 < np.abs(maps).max() and np.abs(ours.maps.numpy() - maps).max() < 1e-5
+    if method in ("GradCAM", "LayerCAM"):  # torch-cam defines the others otherwise, and returns small maps from 0 to 1
+        small = METHODS[method].raw_maps(ours.capture)[0].relu()
+        small = small - small.amin((1, 2), keepdim=True)
+        small = small / small.amax((1, 2), keepdim=True).clamp_min(1e-30)  # a blank map is 0 for both
+        for i, image in enumerate(images):
+            with getattr(torchcam.methods, method)(theirs, target_layer=f"model.{layer}") as cam:
+                single = cam(int(target[i]), theirs(image[None]))[0][0].detach()
+            single = single / single.max().clamp_min(1e-30)  # torch-cam adds a constant to the maximum
+            assert (small[i] - single).abs().max() < 1e-5
 
 
 def test_an_overlay_leaves_the_photo_where_the_map_is_zero():
