@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from refinecam_lib import paths
+from refinecam_lib.analysis.contest import finalists
 from refinecam_lib.analysis.conventions import winner
 from refinecam_lib.analysis.plots import TITLES
 from refinecam_lib.analysis.statistics import correlation, correlations, paired_test
@@ -324,6 +325,12 @@ def audit():
         f"The mean gain is {with_interval(gain.loc['deep maps'])} with this defect and "
         f"{with_interval(gain.loc['none, few images'])} without it, on the same images and methods."
     )
+
+
+def test_the_finalists_are_those_of_the_rule():
+    values = parameters.chosen("standard", ["13_combinations"])[1]["13_combinations"]
+    found = look_up(experiments.planned(experiments.parameter_plan, values))
+    assert not found.missing and tuple(finalists(found.rows)) == experiments.FINALISTS
 
 
 def combinations():

@@ -4,19 +4,30 @@ The rule of choice, fixed before its rows were measured: of each family (soft AN
 exponent p) take the candidate with the highest average precision on validation images of the shapes. Average precision
 is averaged over the correctly classified images of each method, then over methods, then over networks. A blank map counts
 with its own average precision, which is the share of the mask. No other score and no test image has a say.
+
+The finalists, whose ROAD, ARCC and exact removal are measured too, follow the same rule: of the combinations that add maps
+and of those that multiply them, the candidate with the highest average precision on validation images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from ..refinement import AGGREGATES, COMBINATIONS
+from ..scoring import UNDEFINED, scores
 from .plots import unique
 from .statistics import holm, paired_test
-from .tables import shown
+from .tables import intervals, scored, shown, summaries
 
 FAMILIES = ("soft_and", "power_mean")
 """The combinations with a parameter."""
+KINDS = {"add": ("mean", "power_mean", "tanh_max"), "multiply": ("soft_and", "mean_x_deepest")}
+"""What a combination does with the maps -> how its names begin. The paper's aggregates are not candidates."""
+
+ARCC = {f"arcc_{name.replace(' ', '_')}": f"undefined r {name}, ROAD eq. 5" for name in UNDEFINED}
+"""Column -> the convention under which it is ARCC."""
+MEASURES = (*ARCC, "road", "exact_road", "average_precision", "cosine", "mass_on_truth")
+"""What finalists are compared by. Higher is better."""
 
 
 def candidates(rows: pd.DataFrame, measure: str = "average_precision") -> pd.Series:
@@ -30,6 +41,12 @@ def chosen(rows: pd.DataFrame) -> dict[str, str]:
     """Return the chosen candidate of each family by the rule above: {"soft_and": "soft_and_0.1", ...}."""
     means = candidates(rows)
     return {family: str(means[means.index.str.startswith(f"{family}_")].idxmax()) for family in FAMILIES}
+
+
+def finalists(rows: pd.DataFrame) -> list[str]:
+    """Return the best candidate of each of KINDS by the rule above, on rows of validation images."""
+    means = candidates(rows)
+    return [str(means[means.index.str.startswith(starts)].idxmax()) for starts in KINDS.values()]
 
 
 def contenders(rows: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
@@ -47,23 +64,25 @@ def contenders(rows: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
     return pd.concat([shallow.assign(aggregate=shallow["aggregate"].replace(names)), deepest], ignore_index=True)
 
 
-def contests(rows: pd.DataFrame, measure: str = "average_precision") -> pd.DataFrame:
+def contests(rows: pd.DataFrame, measures: Sequence[str] = ("average_precision",)) -> pd.DataFrame:
     """Test every combination against the product and against the deepest map, image by image.
 
     Args:
         rows: The result of `contenders`, of correctly classified images.
-        measure: The column to compare, higher is better.
+        measures: The columns to compare, higher is better. Networks without a value in a column have no test.
 
     Returns:
-        The rows of `statistics.paired_test` for each network and method, with the columns aggregate and against. p_holm
-        is corrected over the whole table, and shown is 1 or -1 where a difference is shown, see `tables.shown`.
+        The rows of `statistics.paired_test` for each network and method, with the columns measure, aggregate and against.
+        p_holm is corrected over the whole table, and shown is 1 or -1 where a difference is shown, see `tables.shown`.
     """
     parts = []
-    for against in ("product", "deepest"):
-        for name in unique(rows["aggregate"]):
-            if name != against:
-                tests = paired_test(rows, measure, ["model", "method"], (against, name))
-                parts.append(tests.assign(aggregate=name, against=against))
+    for measure in measures:
+        known = rows[rows[measure].notna()]
+        for against in ("product", "deepest"):
+            for name in unique(known["aggregate"]):
+                if name != against:
+                    tests = paired_test(known, measure, ["model", "method"], (against, name))
+                    parts.append(tests.assign(measure=measure, aggregate=name, against=against))
     table = pd.concat(parts, ignore_index=True)
     table["p_holm"] = holm(table["p"].to_numpy())
     return table.assign(shown=shown(table))
@@ -83,7 +102,51 @@ def ranking(rows: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     by_network = means.groupby(["aggregate", "model"], sort=False).mean()
     table = by_network.groupby("aggregate", sort=False).mean()
     table.insert(1, "worst network", by_network["average_precision"].groupby("aggregate").min())
+    return table.join(won_and_lost(tests)).sort_values("average_precision", ascending=False)
+
+
+def won_and_lost(tests: pd.DataFrame, by: str = "aggregate") -> pd.DataFrame:
+    """Count in how many of the pairs of network and method a difference is shown, one row per value of `by`.
+
+    Args:
+        tests: The result of `contests`.
+        by: The column that names a row.
+
+    Returns:
+        The columns "> product", "< product", "> deepest" and "< deepest".
+    """
+    columns = {}
     for against, part in tests.groupby("against", sort=False):
         for sign, word in ((1, ">"), (-1, "<")):
-            table[f"{word} {against}"] = (part["shown"] == sign).groupby(part["aggregate"]).sum()
-    return table.sort_values("average_precision", ascending=False)
+            columns[f"{word} {against}"] = (part["shown"] == sign).groupby(part[by], sort=False).sum()
+    return pd.DataFrame(columns)
+
+
+def rated(rows: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
+    """Return the contenders of correctly classified images with MEASURES and blank, whether a map has no contrast.
+
+    Args:
+        rows: Rows of `experiments.finalist_plan`.
+        picked: The result of `chosen`.
+    """
+    kept = contenders(scored(rows), picked)
+    kept = kept.assign(**{name: scores(kept, convention)["arcc"] for name, convention in ARCC.items()})
+    return kept.assign(blank=(kept["status"] == "constant").astype(float))
+
+
+def scoreboard(rows: pd.DataFrame) -> pd.DataFrame:
+    """Lay MEASURES and blank out: one row per network and combination, `mean [low, high]` over images, and n.
+
+    Each image counts once: its values are averaged over methods first, without those that are undefined.
+
+    Args:
+        rows: The result of `rated`.
+    """
+    by = ["model", "aggregate"]
+    images = rows.groupby([*by, "image"], sort=False)[[*MEASURES, "blank"]].mean().reset_index()
+    long = summaries(images, [*MEASURES, "blank"], by)
+    long["cell"] = intervals(long).where(long["n"] > 0, "")
+    wide = long.pivot_table(index=by, columns="score", values="cell", sort=False, aggfunc="first")
+    return (
+        wide[[*MEASURES, "blank"]].rename_axis(columns=None).assign(n=images.groupby(by, sort=False)["image"].nunique())
+    )

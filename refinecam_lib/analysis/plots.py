@@ -25,6 +25,10 @@ TITLES = scoring.TITLES | {
     "average_precision": "average precision ↑",
     "mass_on_truth": "share of the map's mass on the truth ↑",
     "exact_road": "exact removal ↑",
+    "arcc_0": "ARCC, undefined r is 0 ↑",
+    "arcc_one_half": "ARCC, undefined r is one half ↑",
+    "arcc_left_out": "ARCC, undefined r left out ↑",
+    "blank": "share of blank maps ↓",
     "one_minus_average_drop": "1 - Average Drop",
     "one_minus_complexity": "1 - Complexity",
 }

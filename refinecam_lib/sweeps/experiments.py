@@ -25,6 +25,8 @@ EIGHTH_ROOT = "GradCAM++^0.125"
 """The map of Fig. 4: Grad-CAM++ raised to 1/8, so its pixels have the same order and other values."""
 COMBINED = ("GradCAM", "GradCAM++", "LayerCAM", "ShapleyCAM", "GuidedGradCAM")
 """The methods whose layers are combined in every way."""
+FINALISTS = ("mean", "soft_and_0.2")
+"""The combinations with the highest average precision on validation images, see `analysis.contest`. A test repeats it."""
 NONE_FEW: Mapping[str, int] = {}
 POWERS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 
@@ -236,6 +238,16 @@ def combination_plan(networks: Sequence[str], n_combined: int, seed: int = 0) ->
     return _combined(networks, n_combined, seed) + [shard for network in networks for shard in rival(network)]
 
 
+def finalist_plan(networks: Sequence[str], n_finalists: int, seed: int = 0) -> list[Shard]:
+    """Plan all scores of Base, the product, the finalists and the deepest Base map, for Table 1's methods in COMBINED."""
+    methods, shards = [method for method in COMBINED if method in CAMS], []
+    for network in networks:
+        deepest = Variant(len(spec_of(network).layers) - 1)
+        combined = [Variant(0, aggregate) for aggregate in FINALISTS]
+        shards += plan(network, methods, n_finalists, [BASE, REFINED, *combined, deepest], seed=seed)
+    return shards
+
+
 def _combined(networks: Sequence[str], images: int, seed: int = 0, data: str = "synthetic") -> list[Shard]:
     """Plan five methods: Base, the deepest Base map, and every combination from the shallowest layer on."""
     shards = []
@@ -295,7 +307,7 @@ PLANS: dict[str, Sequence[Plan]] = {
     "08_aggregation_ablation": (table2_plan,),
     "09_conventions_audit": (convention_plan, claims_plan, published_plan, audit_plan, birds_plan, rounding_plan),
     "10_model_randomisation": (randomisation_plan,),
-    "13_combinations": (parameter_plan, combination_plan),
+    "13_combinations": (parameter_plan, combination_plan, finalist_plan),
 }
 """Notebook -> its plans. A plan's arguments are parameters of the notebook with the same names."""
 

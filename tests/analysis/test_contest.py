@@ -5,7 +5,18 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from refinecam_lib.analysis.contest import candidates, chosen, contenders, contests, ranking
+from refinecam_lib.analysis.contest import (
+    MEASURES,
+    candidates,
+    chosen,
+    contenders,
+    contests,
+    finalists,
+    ranking,
+    rated,
+    scoreboard,
+    won_and_lost,
+)
 from refinecam_lib.refinement import AGGREGATES, COMBINATIONS
 
 
@@ -22,6 +33,14 @@ def rows(values):
 def test_the_highest_average_precision_wins_in_each_family():
     found = chosen(rows({"soft_and_0.05": 0.6, "power_mean_0.75": 0.51, "mean": 0.9}))
     assert found == {"soft_and": "soft_and_0.05", "power_mean": "power_mean_0.75"}
+
+
+def test_the_best_of_each_kind_are_the_finalists():
+    assert finalists(rows({"soft_and_0.05": 0.6, "power_mean_0.75": 0.51, "product": 0.9})) == [
+        "power_mean_0.75",
+        "soft_and_0.05",
+    ]
+    assert finalists(rows({"mean_x_deepest": 0.7, "tanh_max": 0.8})) == ["tanh_max", "mean_x_deepest"]
 
 
 def test_methods_networks_and_wrong_images_have_their_weight():
@@ -73,3 +92,34 @@ def test_the_ranking_counts_what_is_shown_against_the_product_and_the_deepest_ma
     assert table.loc["none", "< product"] == 4 and table.loc["none", "blank"] == 0.25
     few = contests(rows[rows["image"] < 20])
     assert (few["shown"] == 0).all(), "no difference is shown on fewer than 30 images"
+
+
+def scores_of(table):
+    """The same rows with what scores are computed from. The product's r is undefined on every other image."""
+    blank = (table["aggregate"] == "product") & (table["image"] % 2 == 0)
+    probabilities = {
+        "probability": 0.9,
+        "probability_masked": 0.5,
+        "mean_activation": 0.2,
+        "morf_20": 0.1,
+        "lerf_20": 0.6,
+    }
+    exact = {"exact_morf_20": 0.1, "exact_lerf_20": np.where(table["model"] == "a", 0.4, np.nan)}
+    return table.assign(**probabilities, **exact, pearson=np.where(blank, np.nan, 0.6), status="ok")
+
+
+def test_finalists_are_rated_under_every_convention():
+    table = rated(scores_of(field()), {"soft_and": "soft_and_0.1", "power_mean": "power_mean_0.5"})
+    mean = table[table["aggregate"] == "product"].groupby("model")[list(MEASURES)].mean().loc["a"]
+    full, half = 3 / (1 / 0.8 + 1 / 0.8 + 1 / 0.5), 3 / (1 / 0.5 + 1 / 0.8 + 1 / 0.5)
+    assert np.allclose(mean[["arcc_0", "arcc_one_half", "arcc_left_out"]], [full / 2, (full + half) / 2, full])
+    assert np.allclose(mean[["road", "exact_road"]], [0.5, 0.3])
+    board = scoreboard(table)
+    assert board.loc[("a", "product"), "arcc_left_out"] == f"{full:.2f} [{full:.2f}, {full:.2f}]"
+    assert board.loc[("b", "product"), "exact_road"] == "" and set(board["n"]) == {40}
+    tests = contests(table, ["arcc_0", "exact_road"])
+    assert set(tests[tests["measure"] == "exact_road"]["model"]) == {"a"}, "b has no exact removal"
+    counts = won_and_lost(tests[tests["measure"] == "arcc_0"])
+    assert counts.loc["mean", ["> product", "< product", "> deepest"]].tolist() == [4, 0, 0]
+    one = tests[tests["measure"] == "exact_road"]
+    assert (one["p_holm"] == 1).all() and not one["shown"].any()
