@@ -240,11 +240,20 @@ def combination_plan(networks: Sequence[str], n_combined: int, seed: int = 0) ->
 
 def finalist_plan(networks: Sequence[str], n_finalists: int, seed: int = 0) -> list[Shard]:
     """Plan all scores of Base, the product, the finalists and the deepest Base map, for Table 1's methods in COMBINED."""
+    return _final(networks, n_finalists, seed)
+
+
+def faithfulness_plan(rated_networks: Sequence[str], n_rated: int, seed: int = 0) -> list[Shard]:
+    """Plan the scores of other papers for the same maps, beside those of this paper."""
+    return _final(rated_networks, n_rated, seed) + _final(rated_networks, n_rated, seed, "faithfulness")
+
+
+def _final(networks: Sequence[str], images: int, seed: int, measurement: str = "scores") -> list[Shard]:
     methods, shards = [method for method in COMBINED if method in CAMS], []
     for network in networks:
         deepest = Variant(len(spec_of(network).layers) - 1)
-        combined = [Variant(0, aggregate) for aggregate in FINALISTS]
-        shards += plan(network, methods, n_finalists, [BASE, REFINED, *combined, deepest], seed=seed)
+        variants = [BASE, REFINED, *(Variant(0, aggregate) for aggregate in FINALISTS), deepest]
+        shards += plan(network, methods, images, variants, seed=seed, measurement=measurement)
     return shards
 
 
@@ -307,7 +316,7 @@ PLANS: dict[str, Sequence[Plan]] = {
     "08_aggregation_ablation": (table2_plan,),
     "09_conventions_audit": (convention_plan, claims_plan, published_plan, audit_plan, birds_plan, rounding_plan),
     "10_model_randomisation": (randomisation_plan,),
-    "13_combinations": (parameter_plan, combination_plan, finalist_plan),
+    "13_combinations": (parameter_plan, combination_plan),
 }
 """Notebook -> its plans. A plan's arguments are parameters of the notebook with the same names."""
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import metrics
+from ..baselines import faithfulness as rivals
+from ..baselines.faithfulness import drops_without
 from ..capture import Capture
 from ..datasets.sample import PREDICTED, Sample, Samples, batch_of
 from ..datasets.shapes import SyntheticShapes
@@ -151,6 +153,29 @@ def agreement(work: Work) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def faithfulness(work: Work) -> pd.DataFrame:
+    """Measure the scores of other papers, see `baselines.faithfulness`, and the sensitivity to the network.
+
+    network_sensitivity is 1 - the rank correlation with the map of a network of random weights, in [0,2], NaN for a map
+    without contrast; higher is better.
+    """
+    shard, capture, frames = work.shard, work.capture, []
+    drops = drops_without(capture)
+    randomised = _cascaded(work.spec, *work.place, shard.seed)[-1:]
+    names = [shard.method], shard.variants
+    found = similarity(work.model, randomised, work.inputs, work.target, work.spec.layers, *names)
+    for variant in shard.variants:
+        usable, status = usable_maps(explain(capture, shard.method, variant).maps)
+        own = found[
+            (found["layer"] == variant.layer) & (found["aggregate"] == variant.aggregate) & (found["stage"] == 1)
+        ]
+        changed = 1 - torch.tensor(own.sort_values("image")["spearman"].tolist(), dtype=torch.float64)
+        columns = rivals.faithfulness(capture, usable, drops) | {"network_sensitivity": changed}
+        frame = frame_of(columns, capture, status).assign(target=work.target.numpy())
+        frames.append(pd.concat([names_of(shard, variant, work.samples), frame], axis=1))
+    return pd.concat(frames, ignore_index=True)
+
+
 def predictions(work: Work) -> pd.DataFrame:
     """Measure the predicted class and the probability of the image's own class."""
     logits = forward(work.model, work.inputs).cpu()
@@ -239,6 +264,7 @@ def rounding(work: Work) -> pd.DataFrame:
 MEASUREMENTS: dict[str, Callable[[Work], pd.DataFrame]] = {
     "scores": scores,
     "agreement": agreement,
+    "faithfulness": faithfulness,
     "predictions": predictions,
     "maps": maps,
     "randomisation": randomisation,

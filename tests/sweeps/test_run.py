@@ -12,7 +12,9 @@ import torch
 from toys import SPEC, plan, same, write_checkpoint
 
 from refinecam_lib import paths
+from refinecam_lib.baselines.faithfulness import drops_without, faithfulness
 from refinecam_lib.errors import InputError, seed_of
+from refinecam_lib.explanation import explain
 from refinecam_lib.networks import zoo
 from refinecam_lib.sweeps import measurements, store
 from refinecam_lib.sweeps.run import run_shard, sweep
@@ -34,6 +36,17 @@ def test_agreement_without_forward_passes_is_that_of_the_scores(toy):
     assert {"cosine", "average_precision", "mass_on_truth", "correct", "status"} <= set(agreement)
     assert "morf_20" not in agreement and len(agreement) == len(scores)
     same(agreement, scores[list(agreement)])
+
+
+def test_rows_of_faithfulness_hold_its_scores_and_the_sensitivity_to_the_network(toy):
+    first, *rest = plan(images=4, methods=["LayerCAM"], measurement="faithfulness")
+    rows, work = sweep([first, *rest]), measurements.Work(first)
+    for variant in first.variants:
+        own = rows[rows["image"].isin(first.images) & (rows["aggregate"] == variant.aggregate)]
+        maps = explain(work.capture, "LayerCAM", variant).maps
+        for name, values in faithfulness(work.capture, maps, drops_without(work.capture)).items():
+            assert own[name].to_numpy() == pytest.approx(values.numpy(), abs=1e-5), name
+    assert len(rows) == 8 and rows["network_sensitivity"].between(0.05, 2).all()
 
 
 def test_rows_do_not_depend_on_shards_or_order(toy):
