@@ -29,6 +29,12 @@ TITLES = scoring.TITLES | {
     "arcc_one_half": "ARCC, undefined r is one half ↑",
     "arcc_left_out": "ARCC, undefined r left out ↑",
     "blank": "share of blank maps ↓",
+    "insertion": "insertion ↑",
+    "one_minus_deletion": "1 - deletion",
+    "srg": "SRG ↑",
+    "mu_fidelity": "mu-Fidelity ↑",
+    "minus_infidelity": "- infidelity",
+    "network_sensitivity": "sensitivity to the network ↑",
     "one_minus_average_drop": "1 - Average Drop",
     "one_minus_complexity": "1 - Complexity",
 }

@@ -16,33 +16,39 @@ from .tables import COMPARED, shallow_base
 TRUTHS = ("cosine", "average_precision", "mass_on_truth", "exact_road")
 """Columns that know the truth. The first three compare the map with the mask. `exact_road` asks the network."""
 LEVELS = ("pooled", "within methods")
-ARCC = COMPARED.index("arcc")
 CONTROLS = ("GroundTruth", "CentreGaussian")
 """The maps between which a score must choose: the truth, and a blob that ignores image and network."""
 
 
 def agreement(rows: pd.DataFrame, draws: int = 200, seed: int = 0, truths: Sequence[str] = TRUTHS) -> pd.DataFrame:
-    """Correlate each score with each truth (Spearman), over the shallowest layer's Base maps.
+    """Correlate each score of COMPARED with each truth, over the shallowest layer's Base maps, see `correlated`."""
+    return correlated(shallow_base(rows), COMPARED, truths, draws, seed)
+
+
+def correlated(
+    rows: pd.DataFrame, compared: Sequence[str], truths: Sequence[str] = TRUTHS, draws: int = 200, seed: int = 0
+) -> pd.DataFrame:
+    """Correlate each score with each truth (Spearman).
 
     "pooled" is over all explanations. "within methods" is the mean over methods of the correlation within each, so
     that differences between methods do not count.
 
     Args:
-        rows: Scored rows of correctly classified images.
+        rows: Scored rows of correctly classified images, one per network, method and image.
+        compared: The scores; arcc is one of them.
+        truths: The columns that know the truth.
         draws: Draws of the bootstrap over images.
         seed: Seeds the draws.
-        truths: The columns that know the truth.
 
     Returns:
         One row per network, truth, level and score: value with its 95 % interval low, high; difference, ARCC's value
         minus it, with low_difference, high_difference; n explanations, and images.
     """
-    records = []
-    base = shallow_base(rows)
-    for model in unique(base["model"]):
+    records, arcc = [], list(compared).index("arcc")
+    for model in unique(rows["model"]):
         for truth in truths:
-            names = [truth, *COMPARED]
-            own = base[(base["model"] == model) & np.isfinite(base[names].to_numpy(float)).all(1)]
+            names = [truth, *compared]
+            own = rows[(rows["model"] == model) & np.isfinite(rows[names].to_numpy(float)).all(1)]
             if own.empty:
                 continue
             table = _by_image(own, names)
@@ -50,8 +56,8 @@ def agreement(rows: pd.DataFrame, draws: int = 200, seed: int = 0, truths: Seque
             picks = [np.arange(len(table)), *generator.integers(len(table), size=(draws, len(table)))]
             drawn = np.stack([_levels(table[pick]) for pick in picks])
             for i, level in enumerate(LEVELS):
-                for k, score in enumerate(COMPARED):
-                    value, lead = drawn[:, i, k], drawn[:, i, ARCC] - drawn[:, i, k]
+                for k, score in enumerate(compared):
+                    value, lead = drawn[:, i, k], drawn[:, i, arcc] - drawn[:, i, k]
                     (low, high), (low_lead, high_lead) = middle(value[1:]), middle(lead[1:])
                     records.append(
                         {"model": model, "truth": truth, "level": level, "score": score}

@@ -243,17 +243,25 @@ def finalist_plan(networks: Sequence[str], n_finalists: int, seed: int = 0) -> l
     return _final(networks, n_finalists, seed)
 
 
-def faithfulness_plan(rated_networks: Sequence[str], n_rated: int, seed: int = 0) -> list[Shard]:
-    """Plan the scores of other papers for the same maps, beside those of this paper."""
-    return _final(rated_networks, n_rated, seed) + _final(rated_networks, n_rated, seed, "faithfulness")
+def faithfulness_plan(networks: Sequence[str], n_finalists: int, seed: int = 0) -> list[Shard]:
+    """Plan the scores of other papers for the maps of `finalist_plan`."""
+    return _final(networks, n_finalists, seed, "faithfulness")
 
 
-def _final(networks: Sequence[str], images: int, seed: int, measurement: str = "scores") -> list[Shard]:
+def choice_plan(choosing_network: str, n_validation: int) -> dict[str, list[Shard]]:
+    """Plan the choice of two scores on validation images: both kinds of rows."""
+    measured = "scores", "faithfulness"
+    return {name: _final([choosing_network], n_validation, 0, name, "synthetic_validation") for name in measured}
+
+
+def _final(
+    networks: Sequence[str], images: int, seed: int, measurement: str = "scores", data: str = "synthetic"
+) -> list[Shard]:
     methods, shards = [method for method in COMBINED if method in CAMS], []
     for network in networks:
         deepest = Variant(len(spec_of(network).layers) - 1)
         variants = [BASE, REFINED, *(Variant(0, aggregate) for aggregate in FINALISTS), deepest]
-        shards += plan(network, methods, images, variants, seed=seed, measurement=measurement)
+        shards += plan(network, methods, images, variants, data, seed=seed, measurement=measurement)
     return shards
 
 
