@@ -96,6 +96,8 @@ COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     **{f"power_mean_{p:g}": PowerMean(p) for p in (0.25, 0.5, 0.75)},
 }
 """Name -> further ways to combine layers. Those with a number are candidates, of which validation images choose one."""
+BEST = "mean"
+"""The combination with the highest average precision on validation images. `rc.explain` and the explorer start with it."""
 LIBRARY_AGGREGATES = AGGREGATES | COMBINATIONS
 AUDITED: dict[str, Callable[[Tensor], Tensor]] = {}
 """Aggregates that only the audit uses. `sweeps.published` adds them."""

@@ -1,18 +1,21 @@
 """README and docs state what the committed rows and tables say, word by word."""
 
 import functools
+import itertools
 import json
 import re
 import shlex
+from inspect import signature
 
 import pandas as pd
 import pytest
 
 from refinecam_lib import paths
-from refinecam_lib.analysis.contest import finalists
+from refinecam_lib.analysis import contest, ratings
 from refinecam_lib.analysis.conventions import winner
-from refinecam_lib.analysis.plots import TITLES
+from refinecam_lib.analysis.plots import TITLES, title_of
 from refinecam_lib.analysis.statistics import correlation, correlations, paired_test
+from refinecam_lib.analysis.truths import correlated
 from refinecam_lib.analysis.verdicts import in_networks, word_of
 from refinecam_lib.explanation import CAMS, TRIVIAL
 from refinecam_lib.funnybirds.score import per_explanation
@@ -328,9 +331,8 @@ def audit():
 
 
 def test_the_finalists_are_those_of_the_rule():
-    values = parameters.chosen("standard", ["13_combinations"])[1]["13_combinations"]
-    found = look_up(experiments.planned(experiments.parameter_plan, values))
-    assert not found.missing and tuple(finalists(found.rows)) == experiments.FINALISTS
+    rows = planned_rows("13_combinations", experiments.parameter_plan)
+    assert tuple(contest.finalists(rows)) == experiments.FINALISTS
 
 
 def combinations():
@@ -348,6 +350,66 @@ def combinations():
         yield (
             f"The {names[name]} is better than the {names[against]} in {(own == 1).sum()} of {len(own)} pairs of network and "
             f"method, and worse in {(own == -1).sum()}."
+        )
+
+
+def planned_rows(book, plan):
+    """Return the committed rows of a plan, or of each of its parts, with the notebook's own parameters."""
+    found = plan(
+        **{k: v for k, v in parameters.chosen("standard", [book])[1][book].items() if k in signature(plan).parameters}
+    )
+    parts = found if isinstance(found, dict) else {"": found}
+    looked = {name: look_up(shards) for name, shards in parts.items()}
+    assert not any(each.missing for each in looked.values()), f"rows of {plan.__name__} that are not committed"
+    return {name: each.rows for name, each in looked.items()} if isinstance(found, dict) else looked[""].rows
+
+
+@functools.cache
+def final():
+    book = "13_combinations"
+    picked = contest.chosen(planned_rows(book, experiments.parameter_plan))
+    return contest.rated(planned_rows(book, experiments.finalist_plan), picked)
+
+
+def finals():
+    rated = final()
+    means = contest.averages(rated).groupby(["aggregate", "score"])["mean"].mean().unstack()
+    names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
+    for name, title in names.items():
+        yield cells(title, *(number(means.loc[name, measure]) for measure in (*contest.MEASURES[:5], "blank")))
+    counts = contest.outcome(contest.contests(rated, contest.MEASURES))
+    pairs = rated.groupby(["model", "method"]).ngroups
+    for measure, title in {"arcc_0": "ARCC", "road": "ROAD", "exact_road": "exact removal"}.items():
+        row = counts.loc[(measure, "mean")].astype(int)
+        yield (
+            f"By {title} the mean is better than the product in {row['> product']} of {pairs} pairs and worse in "
+            f"{row['< product']}; against the deepest map it is {row['> deepest']} and {row['< deepest']}."
+        )
+
+
+def scores_compared():
+    book, values = "14_scores", parameters.chosen("standard", ["14_scores"])[1]["14_scores"]
+    choice = planned_rows(book, experiments.choice_plan)
+    pair = ratings.best_pair(ratings.pairs(ratings.rated(choice["scores"], choice["faithfulness"]), ratings.MASKS))
+    table = ratings.rated(
+        planned_rows(book, experiments.finalist_plan), planned_rows(book, experiments.faithfulness_plan)
+    )
+    yield f"They chose {title_of(pair[0])} and {title_of(pair[1])}."
+    for model, row in ratings.checked(table, pair).iterrows():
+        yield (
+            f"On test images of {NETWORKS[model]} this pair has {number(row['chosen pair'])}, the best single score "
+            f"{number(row['best score'])} ({title_of(row['its name'])}), and ARCC alone {number(row['ARCC'])}."
+        )
+    agreement = correlated(table, ratings.ALL, draws=values["draws"], seed=values["seed"])
+    values = agreement.set_index(["level", "truth", "score", "model"])["value"].unstack()
+    for score in ratings.ALL:
+        yield cells(
+            title_of(score),
+            *(
+                number(values.loc[(level, truth, score), model])
+                for model in values
+                for level, truth in itertools.product(("pooled", "within methods"), ("average_precision", "exact_road"))
+            ),
         )
 
 
@@ -437,6 +499,8 @@ FINDINGS = [
     funnybirds,
     table1,
     combinations,
+    finals,
+    scores_compared,
     rounding,
     audit,
     photographs,

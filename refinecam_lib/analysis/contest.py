@@ -105,12 +105,11 @@ def ranking(rows: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     return table.join(won_and_lost(tests)).sort_values("average_precision", ascending=False)
 
 
-def won_and_lost(tests: pd.DataFrame, by: str = "aggregate") -> pd.DataFrame:
-    """Count in how many of the pairs of network and method a difference is shown, one row per value of `by`.
+def won_and_lost(tests: pd.DataFrame) -> pd.DataFrame:
+    """Count in how many of the pairs of network and method a difference is shown: one row per combination.
 
     Args:
-        tests: The result of `contests`.
-        by: The column that names a row.
+        tests: The result of `contests`, of one measure.
 
     Returns:
         The columns "> product", "< product", "> deepest" and "< deepest".
@@ -118,7 +117,7 @@ def won_and_lost(tests: pd.DataFrame, by: str = "aggregate") -> pd.DataFrame:
     columns = {}
     for against, part in tests.groupby("against", sort=False):
         for sign, word in ((1, ">"), (-1, "<")):
-            columns[f"{word} {against}"] = (part["shown"] == sign).groupby(part[by], sort=False).sum()
+            columns[f"{word} {against}"] = (part["shown"] == sign).groupby(part["aggregate"], sort=False).sum()
     return pd.DataFrame(columns)
 
 
@@ -134,8 +133,8 @@ def rated(rows: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
     return kept.assign(blank=(kept["status"] == "constant").astype(float))
 
 
-def scoreboard(rows: pd.DataFrame) -> pd.DataFrame:
-    """Lay MEASURES and blank out: one row per network and combination, `mean [low, high]` over images, and n.
+def averages(rows: pd.DataFrame) -> pd.DataFrame:
+    """Average MEASURES and blank over images: the rows of `tables.summaries` by network and combination.
 
     Each image counts once: its values are averaged over methods first, without those that are undefined.
 
@@ -144,9 +143,18 @@ def scoreboard(rows: pd.DataFrame) -> pd.DataFrame:
     """
     by = ["model", "aggregate"]
     images = rows.groupby([*by, "image"], sort=False)[[*MEASURES, "blank"]].mean().reset_index()
-    long = summaries(images, [*MEASURES, "blank"], by)
-    long["cell"] = intervals(long).where(long["n"] > 0, "")
-    wide = long.pivot_table(index=by, columns="score", values="cell", sort=False, aggfunc="first")
-    return (
-        wide[[*MEASURES, "blank"]].rename_axis(columns=None).assign(n=images.groupby(by, sort=False)["image"].nunique())
-    )
+    return summaries(images, [*MEASURES, "blank"], by)
+
+
+def scoreboard(long: pd.DataFrame) -> pd.DataFrame:
+    """Lay the result of `averages` out: one row per network and combination, `mean [low, high]`, and n images."""
+    text = long.assign(cell=intervals(long).where(long["n"] > 0, ""))
+    wide = text.pivot_table(index=["model", "aggregate"], columns="score", values="cell", sort=False, aggfunc="first")
+    wide = wide[unique(long["score"])].rename_axis(columns=None)
+    return wide.assign(n=long.groupby(["model", "aggregate"], sort=False)["n"].max())
+
+
+def outcome(tests: pd.DataFrame) -> pd.DataFrame:
+    """Count what the result of `contests` shows: one row per measure and combination, see `won_and_lost`."""
+    parts = {measure: won_and_lost(part) for measure, part in tests.groupby("measure", sort=False)}
+    return pd.concat(parts, names=["measure"])

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..toolbox.extras import of_extra
 from ..toolbox.pictures import HEAT
-from .plots import FAKE, NAMES, REAL, TITLES, legend, new_figure, note, palette_of, title_of, unique
+from .plots import FAKE, FEWEST, NAMES, REAL, TITLES, legend, new_figure, note, palette_of, title_of, unique
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,6 +109,32 @@ def combination_dots(table: pd.DataFrame, measure: str = "average_precision") ->
         )
     legend(figure, axes[0, 0], 6, "outside upper center")
     return note(figure, f"{title_of(measure)}, mean over images; higher is better.")
+
+
+def finalist_dots(table: pd.DataFrame) -> Figure:
+    """Draw measures of combinations: one panel per measure, one line per combination, one dot per network.
+
+    Args:
+        table: The result of `contest.averages`, in the order of panels and lines.
+    """
+    measures, models, names = (unique(table[column]) for column in ("score", "model", "aggregate"))
+    columns = 4
+    figure, axes = new_figure(columns, -(-len(measures) // columns), 2.5, 0.36 * len(names) + 0.9, sharey=True)
+    places, colours = np.arange(len(names))[::-1], palette_of()
+    for axis in axes.flat[len(measures) :]:
+        axis.set_axis_off()
+    for axis, measure in zip(axes.flat, measures):
+        wide = table[table["score"] == measure].set_index(["model", "aggregate"])
+        for k, model in enumerate(models):
+            own = wide.loc[model].reindex(names)
+            shifted = places + 0.13 * (len(models) / 2 - k)
+            if own["n"].max() >= FEWEST:
+                axis.hlines(shifted, own["low"], own["high"], color=colours[k], lw=1)
+            axis.plot(own["mean"], shifted, "osD^v"[k % 5], color=colours[k], ms=4, label=model)
+        axis.set_title(textwrap.fill(TITLES[measure], 24), fontsize=9)
+        axis.set(yticks=places, yticklabels=[NAMES.get(name, name.replace("_", " ")) for name in names])
+    legend(figure, axes[0, 0], 5, "outside upper center")
+    return note(figure, "Mean over methods, then images; bar: 95 % interval over images.")
 
 
 def verdict_grid(table: pd.DataFrame) -> Figure:

@@ -80,3 +80,23 @@ def best_pair(table: pd.Series) -> tuple[str, str]:
     """Return the best two scores of the result of `pairs`."""
     first, second = table[table.index.get_level_values(0) != table.index.get_level_values(1)].index[0]
     return first, second
+
+
+def checked(table: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
+    """Compare a chosen pair with the best pair, the best score and ARCC on these rows: one row per network.
+
+    Args:
+        table: The result of `rated`.
+        pair: The result of `best_pair` on other rows.
+
+    Returns:
+        The correlations of `pairs`, and the names of the best pair and of the best score.
+    """
+    records = {}
+    for model in unique(table["model"]):
+        found = pairs(table[table["model"] == model], MASKS)
+        alone = found[found.index.get_level_values(0) == found.index.get_level_values(1)]
+        best = best_pair(found)
+        records[model] = {"chosen pair": found[pair], "best pair": found[best], "its scores": " and ".join(best)}
+        records[model] |= {"best score": alone.iloc[0], "its name": alone.index[0][0], "ARCC": found["arcc", "arcc"]}
+    return pd.DataFrame.from_dict(records, orient="index").rename_axis("model")

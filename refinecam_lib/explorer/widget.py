@@ -29,7 +29,7 @@ from ..analysis.plots import NAMES
 from ..datasets.photographs import BUNDLED
 from ..errors import InputError
 from ..explanation import METHODS, Variant, method_of
-from ..refinement import AGGREGATES
+from ..refinement import AGGREGATES, BEST, COMBINATIONS
 from ..reproduce.products import PRODUCTS, products_folder
 from ..scoring import CONVENTIONS, scores
 from ..toolbox.extras import of_extra
@@ -110,7 +110,7 @@ class Explorer:
         networks: Mapping[str, Load] = NETWORKS,
         method: str = "GradCAM",
         layer: int = 0,
-        aggregate: str = "product",
+        aggregate: str = BEST,
     ):
         method_of(method)
         Variant(layer, aggregate)
@@ -123,7 +123,7 @@ class Explorer:
             return widgets.Dropdown(description=label, options=options, layout=wide, style=labels, **value)
 
         methods = list(dict.fromkeys([*METHODS, method]))
-        aggregates = [(NAMES.get(name, name.replace("_", " ")), name) for name in ("none", *AGGREGATES)]
+        aggregates = [(NAMES.get(name, name.replace("_", " ")), name) for name in ("none", *AGGREGATES, *COMBINATIONS)]
         self.picture = choose("picture", list(self.bench.pictures))
         self.network = choose("network", list(networks))
         self.target = choose("class")
@@ -323,7 +323,7 @@ def explore(
     networks: Mapping[str, Load] = NETWORKS,
     method: str = "GradCAM",
     layer: int = 0,
-    aggregate: str = "product",
+    aggregate: str = BEST,
 ) -> Explorer | Figure:
     """Return an Explorer. In a notebook that the runner executes, return the figure of what it shows first.
 

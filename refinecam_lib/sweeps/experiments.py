@@ -324,7 +324,8 @@ PLANS: dict[str, Sequence[Plan]] = {
     "08_aggregation_ablation": (table2_plan,),
     "09_conventions_audit": (convention_plan, claims_plan, published_plan, audit_plan, birds_plan, rounding_plan),
     "10_model_randomisation": (randomisation_plan,),
-    "13_combinations": (parameter_plan, combination_plan),
+    "13_combinations": (parameter_plan, combination_plan, finalist_plan),
+    "14_scores": (choice_plan, finalist_plan, faithfulness_plan),
 }
 """Notebook -> its plans. A plan's arguments are parameters of the notebook with the same names."""
 

@@ -6,6 +6,7 @@
 >>> evaluate(model, images, explainer=other)                      # a callable, captum, grad-cam or torch-cam
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..errors import InputError
 from ..explanation import Explanation, Variant
 from ..metrics import measure
 from ..networks.layers import layers_of
-from ..refinement import to_map
+from ..refinement import BEST, to_map
 from ..scoring import SCORES, TITLES, exact_road, scores
 from .pictures import inputs_of
 
@@ -38,7 +39,7 @@ def explain(subject: Capture | nn.Module, *arguments: Any, **options: Any) -> Ex
 
     There are two forms:
         explain(capture, method, variant): see `explanation.explain`. Many methods can share a capture.
-        explain(model, images, method="LayerCAM", refine="none", ...): see `explain_images`.
+        explain(model, images, method="LayerCAM", refine="mean", ...): see `explain_images`.
     """
     return (core.explain if isinstance(subject, Capture) else explain_images)(subject, *arguments, **options)  # type: ignore[arg-type]
 
@@ -47,7 +48,7 @@ def explain_images(
     model: nn.Module,
     images: Images,
     method: str | Callable[[Capture], Maps] = "LayerCAM",
-    refine: str = "none",
+    refine: str | None = None,
     target: int | Sequence[int] | Tensor | None = None,
     layers: Sequence[str] | str | None = None,
     layer: int | None = None,
@@ -60,18 +61,20 @@ def explain_images(
         images: Normalised inputs (B,C,H,W); or pictures, uint8 arrays (H,W,3) and paths, for which the network's own
             preprocessing must be known (timm).
         method: A name in METHODS, or a function of a capture.
-        refine: "none" for one layer's map, or an aggregate of it and all deeper layers, such as "product" (RefineCAM).
+        refine: How the maps of a layer and of all deeper layers are combined, a name in AGGREGATES or COMBINATIONS, such
+            as "product" (RefineCAM); "none" for one layer's map. None takes `refinement.BEST`, the winner of notebook 13.
         target: The class, or one per image. None takes the predicted classes.
         layers: Dotted names, shallow to deep. None takes those of `layers_of`.
-        layer: The layer to start from, by number. None is the shallowest with `refine`, else the deepest.
+        layer: The layer to start from, by number. None is the deepest with refine="none", else the shallowest.
         **options: Further arguments of `Capture`, such as seed and logits_of.
 
     Raises:
         InputError: The network, the images, the method or the layers do not fit together.
     """
-    capture = _capture(model, images, target, layers, **options)
+    capture, refines = _capture(model, images, target, layers, **options), core.method_of(method).refines
+    refine = refine or (BEST if refines else "none")
     start = layer if layer is not None else 0 if refine != "none" else len(capture.layers) - 1
-    if not core.method_of(method).refines:
+    if not refines:
         start = 0
     return core.explain(capture, method, Variant(start, refine))
 
@@ -93,8 +96,8 @@ def evaluate(
     Args:
         subject: An explanation, or a network whose maps come from `maps` or `explainer`.
         images: See `explain_images`.
-        maps: Finished maps (B,H,W) in [0,1]. Without an explainer, Coherency, ADCC and ARCC are left out.
-        explainer: A name in METHODS, a callable (inputs, target) -> maps, an attribution of captum, or a CAM object of
+        maps: Finished maps (B,H,W) in [0,1]. Without an explainer, Coherency, ADCC and ARCC are left out; a warning says so.
+        explainer: A name in METHODS, explained as by `explain_images`; a callable (inputs, target) -> maps, an attribution of captum, or a CAM object of
             the packages grad-cam or torch-cam. Maps in [0,1] are taken as they are. Others are summed over channels,
             clipped at 0 and scaled to [0,1]; attributions of the image's channels by their absolute value.
         target: The class, or one per image. None takes the predicted classes.
@@ -112,16 +115,19 @@ def evaluate(
         raise InputError("Expected images, and maps or an explainer. Pass evaluate(model, images, explainer=...).")
     if masks is not None:
         options["truth"] = masks
-    if not isinstance(explainer, str):
-        layers = ()  # maps from elsewhere need none
-    capture = _capture(subject, images, target, layers, **options)
     if isinstance(explainer, str):
-        return _table(measure(core.explain(capture, explainer)), convention)
+        explanation = explain_images(subject, images, explainer, target=target, layers=layers, **options)
+        return _table(measure(explanation), convention)
+    capture = _capture(subject, images, target, (), **options)  # maps from elsewhere need no layers
     source = partial(_maps_of, explainer)
     found = Explanation(capture, "LayerCAM", core.BASE, source(capture) if maps is None else torch.as_tensor(maps))
     if explainer is not None:
         rows = measure(found, again=lambda _, masked: Explanation(masked, "LayerCAM", core.BASE, source(masked)).maps)
         return _table(rows, convention)
+    warnings.warn(
+        "Coherency, ADCC and ARCC are left out, because they need the masked image explained again. Pass explainer=.",
+        stacklevel=2,
+    )
     rows = measure(found, again=lambda _, masked: torch.zeros_like(masked.inputs[:, 0]))
     return _table(rows, convention).drop(columns=[TITLES[name] for name in WITHOUT_AGAIN])
 

@@ -7,15 +7,16 @@ import pandas as pd
 
 from refinecam_lib.analysis.contest import (
     MEASURES,
+    averages,
     candidates,
     chosen,
     contenders,
     contests,
     finalists,
+    outcome,
     ranking,
     rated,
     scoreboard,
-    won_and_lost,
 )
 from refinecam_lib.refinement import AGGREGATES, COMBINATIONS
 
@@ -114,12 +115,12 @@ def test_finalists_are_rated_under_every_convention():
     full, half = 3 / (1 / 0.8 + 1 / 0.8 + 1 / 0.5), 3 / (1 / 0.5 + 1 / 0.8 + 1 / 0.5)
     assert np.allclose(mean[["arcc_0", "arcc_one_half", "arcc_left_out"]], [full / 2, (full + half) / 2, full])
     assert np.allclose(mean[["road", "exact_road"]], [0.5, 0.3])
-    board = scoreboard(table)
+    board = scoreboard(averages(table))
     assert board.loc[("a", "product"), "arcc_left_out"] == f"{full:.2f} [{full:.2f}, {full:.2f}]"
     assert board.loc[("b", "product"), "exact_road"] == "" and set(board["n"]) == {40}
     tests = contests(table, ["arcc_0", "exact_road"])
     assert set(tests[tests["measure"] == "exact_road"]["model"]) == {"a"}, "b has no exact removal"
-    counts = won_and_lost(tests[tests["measure"] == "arcc_0"])
-    assert counts.loc["mean", ["> product", "< product", "> deepest"]].tolist() == [4, 0, 0]
+    counts = outcome(tests)
+    assert counts.loc[("arcc_0", "mean"), ["> product", "< product", "> deepest"]].tolist() == [4, 0, 0]
     one = tests[tests["measure"] == "exact_road"]
     assert (one["p_holm"] == 1).all() and not one["shown"].any()

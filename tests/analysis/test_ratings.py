@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from refinecam_lib.analysis.ratings import ALL, MASKS, RIVALS, best_pair, pairs, rated
+from refinecam_lib.analysis.ratings import ALL, MASKS, RIVALS, best_pair, checked, pairs, rated
 from refinecam_lib.analysis.truths import correlated
 from refinecam_lib.sweeps.version import KEYS
 
@@ -46,3 +46,6 @@ def test_the_best_pair_knows_more_than_the_best_score():
         alone == pytest.approx(scipy.stats.spearmanr(table["road"], table["cosine"])[0]) and alone < found.iloc[0] - 0.1
     )
     assert len(found) == len(ALL) * (len(ALL) + 1) // 2
+    row = checked(table, ("arcc", "road")).loc["net"]
+    assert row["its scores"] == "road and insertion" and row["chosen pair"] == found["arcc", "road"] < row["best pair"]
+    assert row["best score"] == max(alone, found["insertion", "insertion"]) and row["ARCC"] == found["arcc", "arcc"]

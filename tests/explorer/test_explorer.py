@@ -36,7 +36,7 @@ PAIR = (("GradCAM", "none"), ("GradCAM", "product"))
 
 @pytest.fixture
 def explorer():
-    return Explorer(["chelsea", "coffee"], TINY, "GradCAM")
+    return Explorer(["chelsea", "coffee"], TINY, "GradCAM", aggregate="product")
 
 
 def test_it_shows_what_the_library_measures(explorer):
@@ -183,7 +183,7 @@ def test_where_widgets_do_not_run_it_is_a_picture(explorer, monkeypatch):
     assert isinstance(figure, Figure) and [axis.get_title() for axis in figure.axes][:3] == [
         "picture",
         "Base",
-        "RefineCAM",
+        "mean",
     ]
 
 

@@ -55,7 +55,8 @@ def test_an_explanation_is_scored_under_titles_with_arrows(network):
 def test_finished_maps_have_no_coherency(network):
     model, inputs, target = network
     explanation = rc.explain(model, inputs, target=target, layers=LAYERS)
-    table = rc.evaluate(model, inputs, maps=explanation.maps.numpy(), target=target, layers=LAYERS)
+    with pytest.warns(UserWarning, match="Coherency, ADCC and ARCC are left out"):
+        table = rc.evaluate(model, inputs, maps=explanation.maps.numpy(), target=target, layers=LAYERS)
     lacking = [TITLES[name] for name in WITHOUT_AGAIN]
     close(table, rc.evaluate(explanation).drop(columns=lacking))
 
@@ -86,7 +87,19 @@ def test_a_callable_is_explained_again_on_the_masked_image(network):
     ours = rc.explain(rc.Capture(model, inputs, target, LAYERS), "LayerCAM", BASE)
     close(table, rc.evaluate(ours))
     assert len(seen) == 2 and torch.allclose(seen[1], inputs * ours.maps[:, None])
-    close(rc.evaluate(model, inputs, explainer="LayerCAM", target=target, layers=LAYERS), table)
+
+
+def test_the_best_combination_is_the_default(network):
+    model, inputs, target = network
+    capture = rc.Capture(model, inputs, target, LAYERS)
+    mean = rc.explain(capture, "LayerCAM", Variant(0, "mean"))
+    ours = rc.explain(model, inputs, "LayerCAM", target=target, layers=LAYERS)
+    assert torch.equal(ours.maps, mean.maps) and not torch.equal(ours.maps, rc.explain(capture, "LayerCAM").maps)
+    close(rc.evaluate(model, inputs, explainer="LayerCAM", target=target, layers=LAYERS), rc.evaluate(mean))
+    one = rc.explain(model, inputs, "InputXGradient", target=target, layers=LAYERS)
+    assert one.variant == BASE, "a method with one map has nothing to combine"
+    with pytest.raises(rc.InputError, match="no map for each layer"):
+        rc.explain(model, inputs, "InputXGradient", refine="mean", target=target, layers=LAYERS)
 
 
 def test_masks_add_the_agreement_with_the_truth(network):
