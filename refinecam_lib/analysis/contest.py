@@ -29,6 +29,9 @@ ARCC = {f"arcc_{name.replace(' ', '_')}": f"undefined r {name}, ROAD eq. 5" for 
 MEASURES = (*ARCC, "road", "exact_road", "average_precision", "cosine", "mass_on_truth")
 """What finalists are compared by. Higher is better."""
 
+FIRST = ("none", "deepest", "product")
+"""The maps that stand above the finalists in tables and figures."""
+
 
 def candidates(rows: pd.DataFrame, measure: str = "average_precision") -> pd.Series:
     """Return the mean of a measure by aggregate: over images, then methods, then networks."""
@@ -142,6 +145,8 @@ def averages(rows: pd.DataFrame) -> pd.DataFrame:
         rows: The result of `rated`.
     """
     by = ["model", "aggregate"]
+    order = list(dict.fromkeys([*FIRST, *rows["aggregate"]]))
+    rows = rows.sort_values("aggregate", key=lambda names: names.map(order.index), kind="stable")
     images = rows.groupby([*by, "image"], sort=False)[[*MEASURES, "blank"]].mean().reset_index()
     return summaries(images, [*MEASURES, "blank"], by)
 

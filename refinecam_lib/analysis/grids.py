@@ -118,8 +118,8 @@ def finalist_dots(table: pd.DataFrame) -> Figure:
         table: The result of `contest.averages`, in the order of panels and lines.
     """
     measures, models, names = (unique(table[column]) for column in ("score", "model", "aggregate"))
-    columns = 4
-    figure, axes = new_figure(columns, -(-len(measures) // columns), 2.5, 0.36 * len(names) + 0.9, sharey=True)
+    columns = 3
+    figure, axes = new_figure(columns, -(-len(measures) // columns), 3.2, 0.36 * len(names) + 0.9, sharey=True)
     places, colours = np.arange(len(names))[::-1], palette_of()
     for axis in axes.flat[len(measures) :]:
         axis.set_axis_off()
@@ -131,7 +131,7 @@ def finalist_dots(table: pd.DataFrame) -> Figure:
             if own["n"].max() >= FEWEST:
                 axis.hlines(shifted, own["low"], own["high"], color=colours[k], lw=1)
             axis.plot(own["mean"], shifted, "osD^v"[k % 5], color=colours[k], ms=4, label=model)
-        axis.set_title(textwrap.fill(TITLES[measure], 24), fontsize=9)
+        axis.set_title(textwrap.fill(TITLES[measure], 40), fontsize=9)
         axis.set(yticks=places, yticklabels=[NAMES.get(name, name.replace("_", " ")) for name in names])
     legend(figure, axes[0, 0], 5, "outside upper center")
     return note(figure, "Mean over methods, then images; bar: 95 % interval over images.")
