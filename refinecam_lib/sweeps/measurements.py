@@ -164,12 +164,10 @@ def faithfulness(work: Work) -> pd.DataFrame:
     randomised = _cascaded(work.spec, *work.place, shard.seed)[-1:]
     names = [shard.method], shard.variants
     found = similarity(work.model, randomised, work.inputs, work.target, work.spec.layers, *names)
+    alike = found[found["stage"] == 1].sort_values("image").groupby(["layer", "aggregate"])["spearman"].agg(list)
     for variant in shard.variants:
         usable, status = usable_maps(explain(capture, shard.method, variant).maps)
-        own = found[
-            (found["layer"] == variant.layer) & (found["aggregate"] == variant.aggregate) & (found["stage"] == 1)
-        ]
-        changed = 1 - torch.tensor(own.sort_values("image")["spearman"].tolist(), dtype=torch.float64)
+        changed = 1 - torch.tensor(alike[variant.layer, variant.aggregate], dtype=torch.float64)
         columns = rivals.faithfulness(capture, usable, drops) | {"network_sensitivity": changed}
         frame = frame_of(columns, capture, status).assign(target=work.target.numpy())
         frames.append(pd.concat([names_of(shard, variant, work.samples), frame], axis=1))
@@ -224,8 +222,9 @@ def _cascaded(spec: ModelSpec, weights: str, checkpoint: str, thread: int, seed:
     """Return the networks of the model-randomisation check, in float64. They are the same for all images."""
     data = SyntheticShapes("validation", CALIBRATION)
     images, _, _ = batch_of([data[i] for i in range(CALIBRATION)])
-    inputs = normalise(images, spec).double()
-    return list(cascade(load_once(spec.name, weights, checkpoint, thread), inputs, spec.layers, seed))
+    model = load_once(spec.name, weights, checkpoint, thread)
+    inputs = normalise(images.to(next(model.parameters()).device), spec).double()
+    return list(cascade(model, inputs, spec.layers, seed))
 
 
 def randomisation(work: Work) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from .version import code_version
 RESULTS_VERSION = {
     "scores": 3,
     "agreement": 1,
-    "faithfulness": 1,
+    "faithfulness": 2,
     "predictions": 1,
     "maps": 2,
     "randomisation": 2,

@@ -98,6 +98,17 @@ def test_infidelity_is_captums(measured):
         assert float(table["infidelity"][i]) == pytest.approx(float(theirs), rel=1e-3)
 
 
+def test_a_confident_network_still_has_drops():
+    model = tiny_net()
+    model.fc.weight.data *= 12
+    model.fc.bias.data *= 12
+    inputs, _ = batch(2)
+    capture = Capture(model, inputs, model(inputs).argmax(1), LAYERS)
+    assert float(1 - capture.probability.max()) < 1e-6, "in float32 nothing is left of the difference to 1"
+    table = faithfulness(capture, torch.rand(2, SIZE, SIZE), drops_without(capture))
+    assert torch.isfinite(table["mu_fidelity"]).all() and (table["infidelity"] > 0).all()
+
+
 class Corner(nn.Module):
     """A network that sees the mean of one corner alone."""
 

@@ -20,7 +20,7 @@ DATA = {
 }
 MEASUREMENTS = {
     "agreement": "7d3ff763ff087dcc",
-    "faithfulness": "0d0aaff22655c28d",
+    "faithfulness": "36bd34a717c3cf1e",
     "scores": "1f9d7be945644515",
     "predictions": "40c1835b88bd17e2",
     "maps": "45e610fd22461bb3",
