@@ -109,7 +109,7 @@ class Variant:
     layer: int = 0
     """The number of the layer; 0 is the shallowest."""
     aggregate: str = "none"
-    """"none" for the layer alone (Base), or a name in AGGREGATES (RefineCAM)."""
+    """"none" for the layer alone (Base), "product" for RefineCAM, or another name in AGGREGATES or COMBINATIONS."""
 
     def __post_init__(self) -> None:
         one_of("aggregate", self.aggregate, ["none", *known_aggregates()])

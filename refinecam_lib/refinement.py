@@ -97,7 +97,8 @@ COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """Name -> further ways to combine layers. Those with a number are candidates, of which validation images choose one."""
 BEST = "mean"
-"""The combination with the highest average precision on validation images. `rc.explain` and the explorer start with it."""
+"""The combination with the highest average precision on validation images, because no network is bad with it. `rc.explain`
+of a network and the explorer start with it."""
 LIBRARY_AGGREGATES = AGGREGATES | COMBINATIONS
 AUDITED: dict[str, Callable[[Tensor], Tensor]] = {}
 """Aggregates that only the audit uses. `sweeps.published` adds them."""

@@ -22,6 +22,7 @@ from refinecam_lib.funnybirds.score import per_explanation
 from refinecam_lib.funnybirds.score import summary as bird_summary
 from refinecam_lib.networks.checkpoints import checkpoint_path
 from refinecam_lib.networks.zoo import MODELS
+from refinecam_lib.refinement import BEST
 from refinecam_lib.reproduce import __main__ as reproduce
 from refinecam_lib.reproduce import parameters
 from refinecam_lib.scoring import EVERY, RECOMMENDED, scores
@@ -344,12 +345,11 @@ def combinations():
             title,
             *(row[column] for column in ("average_precision", "worst network", "cosine", "mass_on_truth", "blank")),
         )
-    tests = pd.read_csv(STANDARD / "combinations_tests.csv")
     for name, against in (("mean", "product"), ("soft_and", "product"), ("mean", "deepest")):
-        own = tests[(tests["aggregate"] == name) & (tests["against"] == against)]["shown"]
+        row = pd.read_csv(STANDARD / "table_combinations.csv").set_index("aggregate").loc[name]
         yield (
-            f"The {names[name]} is better than the {names[against]} in {(own == 1).sum()} of {len(own)} pairs of network and "
-            f"method, and worse in {(own == -1).sum()}."
+            f"The {names[name]} is better than the {names[against]} in {row[f'> {against}']:.0f} of {row['tests']:.0f} "
+            f"networks, and worse in {row[f'< {against}']:.0f}."
         )
 
 
@@ -366,51 +366,58 @@ def planned_rows(book, plan):
 
 @functools.cache
 def final():
-    book = "13_combinations"
-    picked = contest.chosen(planned_rows(book, experiments.parameter_plan))
-    return contest.rated(planned_rows(book, experiments.finalist_plan), picked)
+    return contest.rated(planned_rows("13_combinations", experiments.finalist_plan))
+
+
+def test_the_default_won_on_validation_images():
+    assert contest.candidates(planned_rows("13_combinations", experiments.parameter_plan)).idxmax() == BEST
 
 
 def finals():
     rated = final()
     means = contest.averages(rated).groupby(["aggregate", "score"])["mean"].mean().unstack()
     names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
+    measures = ("arcc_0", "arcc_one_half", "arcc_left_out", "road", "exact_road", "blank")
     for name, title in names.items():
-        yield cells(title, *(number(means.loc[name, measure]) for measure in (*contest.MEASURES[:5], "blank")))
+        yield cells(title, *(number(means.loc[name, measure]) for measure in measures))
     counts = contest.outcome(contest.contests(rated, contest.MEASURES))
-    pairs = rated.groupby(["model", "method"]).ngroups
-    for measure, title in {"arcc_0": "ARCC", "road": "ROAD", "exact_road": "exact removal"}.items():
-        row = counts.loc[(measure, "mean")].astype(int)
+    titles = {
+        "arcc_0": "ARCC",
+        "arcc_left_out": "ARCC without undefined r",
+        "road": "ROAD",
+        "exact_road": "exact removal",
+    }
+    for measure, title in titles.items():
+        row = counts.loc[(measure, "mean")]
         yield (
-            f"By {title} the mean is better than the product in {row['> product']} of {pairs} pairs and worse in "
+            f"By {title} the mean is better than the product in {row['> product']} of {row['tests']} networks and worse in "
             f"{row['< product']}; against the deepest map it is {row['> deepest']} and {row['< deepest']}."
         )
 
 
 def scores_compared():
     book, values = "14_scores", parameters.chosen("standard", ["14_scores"])[1]["14_scores"]
-    choice = planned_rows(book, experiments.choice_plan)
-    pair = ratings.best_pair(ratings.pairs(ratings.rated(choice["scores"], choice["faithfulness"]), ratings.MASKS))
+    parts = planned_rows(book, experiments.choice_plan)
+    choice = ratings.pairs(ratings.rated(parts["scores"], parts["faithfulness"]))
     table = ratings.rated(
         planned_rows(book, experiments.finalist_plan), planned_rows(book, experiments.faithfulness_plan)
     )
-    yield f"They chose {title_of(pair[0])} and {title_of(pair[1])}."
-    for model, row in ratings.checked(table, pair).iterrows():
+    bootstrap = {name: values[name] for name in ("draws", "seed")}
+    yield f"They chose {' and '.join(title_of(name) for name in ratings.best_pair(choice))}."
+    for model, row in ratings.checked(table, choice, **bootstrap).iterrows():
+        lead = with_interval({"value": row["lead"], "low": row["low"], "high": row["high"]})
         yield (
-            f"On test images of {NETWORKS[model]} this pair has {number(row['chosen pair'])}, the best single score "
-            f"{number(row['best score'])} ({title_of(row['its name'])}), and ARCC alone {number(row['ARCC'])}."
+            f"On test images of {NETWORKS[model]} this pair has {number(row['chosen pair'])} and ARCC {number(row['ARCC'])}; "
+            f"the difference is {lead}."
         )
-    agreement = correlated(table, ratings.ALL, draws=values["draws"], seed=values["seed"])
-    values = agreement.set_index(["level", "truth", "score", "model"])["value"].unstack()
+        yield f"The best single score of the validation images, {title_of(ratings.best_score(choice))}, has {number(row['chosen score'])}."
+    values = (
+        correlated(table, ratings.ALL, **bootstrap).set_index(["level", "truth", "score", "model"])["value"].unstack()
+    )
+    kinds = list(itertools.product(("pooled", "within methods"), ("average_precision", "exact_road")))
     for score in ratings.ALL:
-        yield cells(
-            title_of(score),
-            *(
-                number(values.loc[(level, truth, score), model])
-                for model in values
-                for level, truth in itertools.product(("pooled", "within methods"), ("average_precision", "exact_road"))
-            ),
-        )
+        each = [number(values.loc[(level, truth, score), model]) for model in values for level, truth in kinds]
+        yield cells(title_of(score), *each)
 
 
 def rounding():

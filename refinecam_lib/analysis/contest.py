@@ -5,27 +5,34 @@ exponent p) take the candidate with the highest average precision on validation 
 is averaged over the correctly classified images of each method, then over methods, then over networks. A blank map counts
 with its own average precision, which is the share of the mask. No other score and no test image has a say.
 
-The finalists, whose ROAD, ARCC and exact removal are measured too, follow the same rule: of the combinations that add maps
-and of those that multiply them, the candidate with the highest average precision on validation images.
+The finalists, whose ROAD, ARCC and exact removal are measured too, are the best of the combinations that average maps or
+take their maximum, and the best of those that multiply them, by average precision on validation images. This second rule was
+fixed when average precision was known, before ROAD, ARCC and exact removal were measured.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import pandas as pd
 
 from ..refinement import AGGREGATES, COMBINATIONS
-from ..scoring import UNDEFINED, scores
+from ..scoring import ROAD_SCALES, UNDEFINED, scores
+from ..sweeps.experiments import FINALISTS
 from .plots import unique
 from .statistics import holm, paired_test
-from .tables import intervals, scored, shown, summaries
+from .tables import correct, intervals, scored, shown, summaries
 
 FAMILIES = ("soft_and", "power_mean")
 """The combinations with a parameter."""
-KINDS = {"add": ("mean", "power_mean", "tanh_max"), "multiply": ("soft_and", "mean_x_deepest")}
-"""What a combination does with the maps -> how its names begin. The paper's aggregates are not candidates."""
+KINDS = {"add": ("mean", "power_mean_", "tanh_max"), "multiply": ("soft_and_", "mean_x_deepest")}
+"""What a combination does with the maps -> its names, or how they begin. The paper's aggregates are not candidates."""
 
-ARCC = {f"arcc_{name.replace(' ', '_')}": f"undefined r {name}, ROAD eq. 5" for name in UNDEFINED}
-"""Column -> the convention under which it is ARCC."""
+ARCC = {
+    f"arcc_{r.replace(' ', '_')}{'_halved' * (road == 'halved')}": f"undefined r {r}, ROAD {road}"
+    for road in ROAD_SCALES
+    for r in UNDEFINED
+}
+"""Column -> the convention of the grid under which it is ARCC."""
 MEASURES = (*ARCC, "road", "exact_road", "average_precision", "cosine", "mass_on_truth")
 """What finalists are compared by. Higher is better."""
 
@@ -34,8 +41,8 @@ FIRST = ("none", "deepest", "product")
 
 
 def candidates(rows: pd.DataFrame, measure: str = "average_precision") -> pd.Series:
-    """Return the mean of a measure by aggregate: over images, then methods, then networks."""
-    known = rows[rows["correct"]]
+    """Return the mean of a measure by aggregate, from the shallowest layer on: over images, then methods, then networks."""
+    known = correct(rows[rows["layer"] == 0])
     means = known.groupby(["aggregate", "model", "method"])[measure].mean()
     return means.groupby(["aggregate", "model"]).mean().groupby("aggregate").mean()
 
@@ -49,7 +56,12 @@ def chosen(rows: pd.DataFrame) -> dict[str, str]:
 def finalists(rows: pd.DataFrame) -> list[str]:
     """Return the best candidate of each of KINDS by the rule above, on rows of validation images."""
     means = candidates(rows)
-    return [str(means[means.index.str.startswith(starts)].idxmax()) for starts in KINDS.values()]
+    groups = [[n for n in means.index if n in names or n.startswith(_families(names))] for names in KINDS.values()]
+    return [str(means[group].idxmax()) for group in groups]
+
+
+def _families(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name.endswith("_"))
 
 
 def contenders(rows: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
@@ -67,25 +79,29 @@ def contenders(rows: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
     return pd.concat([shallow.assign(aggregate=shallow["aggregate"].replace(names)), deepest], ignore_index=True)
 
 
-def contests(rows: pd.DataFrame, measures: Sequence[str] = ("average_precision",)) -> pd.DataFrame:
+def contests(
+    rows: pd.DataFrame, measures: Sequence[str] = ("average_precision",), by: Sequence[str] = ("model",)
+) -> pd.DataFrame:
     """Test every combination against the product and against the deepest map, image by image.
 
     Args:
         rows: The result of `contenders`, of correctly classified images.
-        measures: The columns to compare, higher is better. Networks without a value in a column have no test.
+        measures: The columns to compare, higher is better. A network without any value in a column has no test of it.
+        by: The columns that name a group. Values of an image are averaged within it, without those that are undefined.
 
     Returns:
-        The rows of `statistics.paired_test` for each network and method, with the columns measure, aggregate and against.
-        p_holm is corrected over the whole table, and shown is 1 or -1 where a difference is shown, see `tables.shown`.
+        The rows of `statistics.paired_test` for each group, with the columns measure, aggregate and against. p_holm is
+        corrected over the whole table, and shown is 1 or -1 where a difference is shown, see `tables.shown`. The product
+        is not tested against the deepest map again.
     """
-    parts = []
+    parts, by = [], list(by)
+    images = rows.groupby([*by, "aggregate", "image"], sort=False)[list(measures)].mean().reset_index()
     for measure in measures:
-        known = rows[rows[measure].notna()]
-        for against in ("product", "deepest"):
-            for name in unique(known["aggregate"]):
-                if name != against:
-                    tests = paired_test(known, measure, ["model", "method"], (against, name))
-                    parts.append(tests.assign(measure=measure, aggregate=name, against=against))
+        known = images[images.groupby("model")[measure].transform("count") > 0]
+        for against, name in product(("product", "deepest"), unique(images["aggregate"])):
+            if name != against and (name, against) != ("product", "deepest") and len(known):
+                tests = paired_test(known, measure, by, (against, name))
+                parts.append(tests.assign(measure=measure, aggregate=name, against=against))
     table = pd.concat(parts, ignore_index=True)
     table["p_holm"] = holm(table["p"].to_numpy())
     return table.assign(shown=shown(table))
@@ -97,7 +113,7 @@ def ranking(rows: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     Returns:
         average_precision, cosine and mass_on_truth: means over images, then methods, then networks; higher is better.
         worst network: the lowest of the networks' average precisions. blank: the share of maps without contrast.
-        "> product" and so on: in how many of the pairs of network and method a difference in average precision is shown.
+        "> product" and so on: in how many networks a difference in average precision is shown.
     """
     blank = rows.assign(blank=rows["status"] == "constant")
     names = ["average_precision", "cosine", "mass_on_truth", "blank"]
@@ -109,29 +125,31 @@ def ranking(rows: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
 
 
 def won_and_lost(tests: pd.DataFrame) -> pd.DataFrame:
-    """Count in how many of the pairs of network and method a difference is shown: one row per combination.
+    """Count in how many groups a difference is shown: one row per combination, in their order.
 
     Args:
         tests: The result of `contests`, of one measure.
 
     Returns:
-        The columns "> product", "< product", "> deepest" and "< deepest".
+        The columns "> product", "< product", "> deepest" and "< deepest", and tests, the number of groups.
     """
     columns = {}
     for against, part in tests.groupby("against", sort=False):
         for sign, word in ((1, ">"), (-1, "<")):
-            columns[f"{word} {against}"] = (part["shown"] == sign).groupby(part["aggregate"], sort=False).sum()
-    return pd.DataFrame(columns)
+            columns[f"{word} {against}"] = (part["shown"] == sign).groupby(part["aggregate"]).sum()
+    counts = pd.DataFrame(columns).assign(
+        tests=tests.groupby(["against", "aggregate"]).size().groupby("aggregate").max()
+    )
+    return counts.reindex(unique(tests["aggregate"])).astype("Int64")
 
 
-def rated(rows: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
+def rated(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the contenders of correctly classified images with MEASURES and blank, whether a map has no contrast.
 
     Args:
         rows: Rows of `experiments.finalist_plan`.
-        picked: The result of `chosen`.
     """
-    kept = contenders(scored(rows), picked)
+    kept = contenders(scored(rows), {f: name for f in FAMILIES for name in FINALISTS if name.startswith(f"{f}_")})
     kept = kept.assign(**{name: scores(kept, convention)["arcc"] for name, convention in ARCC.items()})
     return kept.assign(blank=(kept["status"] == "constant").astype(float))
 

@@ -127,10 +127,9 @@ def finalist_dots(table: pd.DataFrame) -> Figure:
         wide = table[table["score"] == measure].set_index(["model", "aggregate"])
         for k, model in enumerate(models):
             own = wide.loc[model].reindex(names)
-            shifted = places + 0.13 * (len(models) / 2 - k)
-            if own["n"].max() >= FEWEST:
-                axis.hlines(shifted, own["low"], own["high"], color=colours[k], lw=1)
-            axis.plot(own["mean"], shifted, "osD^v"[k % 5], color=colours[k], ms=4, label=model)
+            shifted, many = places + 0.13 * ((len(models) - 1) / 2 - k), own["n"] >= FEWEST
+            axis.hlines(shifted[many], own["low"][many], own["high"][many], color=colours[k % 10], lw=1)
+            axis.plot(own["mean"], shifted, "osD^v"[k % 5], color=colours[k % 10], ms=4, label=model)
         axis.set_title(textwrap.fill(TITLES[measure], 40), fontsize=9)
         axis.set(yticks=places, yticklabels=[NAMES.get(name, name.replace("_", " ")) for name in names])
     legend(figure, axes[0, 0], 5, "outside upper center")

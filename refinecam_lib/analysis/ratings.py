@@ -14,9 +14,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from ..errors import rng
 from ..sweeps.version import KEYS
 from .plots import NAMES, unique
-from .statistics import correlation
+from .statistics import middle, spearman_with_first
 from .tables import COMPARED, scored
 
 RIVALS = {
@@ -51,11 +52,12 @@ def rated(rows: pd.DataFrame, rivals: pd.DataFrame, convention: str = "recommend
     return table.assign(method=table["method"] + ", " + kinds)
 
 
-def pairs(table: pd.DataFrame, truths: Sequence[str], compared: Sequence[str] = ALL) -> pd.Series:
+def pairs(table: pd.DataFrame, truths: Sequence[str] = MASKS, compared: Sequence[str] = ALL) -> pd.Series:
     """Compute how well each score, and each pair of scores by its mean rank, agrees with the truth.
 
     Args:
-        table: The result of `rated`. Explanations without one of the scores or truths are left out.
+        table: The result of `rated`, with one network or more. Explanations without one of the scores or truths are left
+            out.
         truths: The columns that know the truth.
         compared: The scores.
 
@@ -63,17 +65,22 @@ def pairs(table: pd.DataFrame, truths: Sequence[str], compared: Sequence[str] = 
         Spearman's correlation over all explanations of a network, averaged over truths, then over networks. It is
         indexed by (first score, second score), the highest first. A single score stands twice.
     """
-    table = table[np.isfinite(table[[*compared, *truths]].to_numpy(float)).all(1)]
-    found: dict[tuple[str, str], list[float]] = {}
-    for model in unique(table["model"]):
-        own = table[table["model"] == model]
-        ranks = own[list(compared)].rank()
-        for pair in [*((name, name) for name in compared), *combinations(compared, 2)]:
-            mean = ranks[list(pair)].mean(axis=1)
-            values = [correlation(mean, own[truth], "spearman") for truth in truths]
-            found.setdefault(pair, []).append(float(np.mean(values)))
-    means = pd.Series({pair: float(np.mean(values)) for pair, values in found.items()}, name="spearman")
-    return means.rename_axis(["first", "second"]).sort_values(ascending=False)
+    table = complete(table, [*compared, *truths])
+    every = [*((name, name) for name in compared), *combinations(compared, 2)]
+    means = [np.mean([_agreement(own, pair, truths) for _, own in table.groupby("model")]) for pair in every]
+    index = pd.MultiIndex.from_tuples(every, names=["first", "second"])
+    return pd.Series(means, index, name="spearman").sort_values(ascending=False)
+
+
+def complete(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Keep the rows in which all these columns are finite."""
+    return table[np.isfinite(table[list(names)].to_numpy(float)).all(1)]
+
+
+def _agreement(own: pd.DataFrame, pair: Sequence[str], truths: Sequence[str]) -> float:
+    """Return Spearman's correlation of the pair's mean rank with each truth, averaged over truths."""
+    ranks = own[list(pair)].rank().mean(axis=1).to_numpy()
+    return float(np.mean([spearman_with_first(np.column_stack([ranks, own[truth]]))[0] for truth in truths]))
 
 
 def best_pair(table: pd.Series) -> tuple[str, str]:
@@ -82,21 +89,41 @@ def best_pair(table: pd.Series) -> tuple[str, str]:
     return first, second
 
 
-def checked(table: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
-    """Compare a chosen pair with the best pair, the best score and ARCC on these rows: one row per network.
+def best_score(table: pd.Series) -> str:
+    """Return the best single score of the result of `pairs`."""
+    return str(table[table.index.get_level_values(0) == table.index.get_level_values(1)].index[0][0])
+
+
+def checked(
+    table: pd.DataFrame, choice: pd.Series, truths: Sequence[str] = MASKS, draws: int = 200, seed: int = 0
+) -> pd.DataFrame:
+    """Compare what was chosen on other rows with ARCC on these rows: one row per network.
 
     Args:
         table: The result of `rated`.
-        pair: The result of `best_pair` on other rows.
+        choice: The result of `pairs` on other rows. Its best pair and its best single score were chosen.
+        truths: The columns that know the truth.
+        draws: Draws of the bootstrap over images.
+        seed: Seeds the draws.
 
     Returns:
-        The correlations of `pairs`, and the names of the best pair and of the best score.
+        The correlations of `pairs` of the chosen pair, the chosen score and ARCC; lead, the chosen pair's minus ARCC's,
+        with its 95 % interval low, high; n explanations, and images.
     """
-    records = {}
-    for model in unique(table["model"]):
-        found = pairs(table[table["model"] == model], MASKS)
-        alone = found[found.index.get_level_values(0) == found.index.get_level_values(1)]
-        best = best_pair(found)
-        records[model] = {"chosen pair": found[pair], "best pair": found[best], "its scores": " and ".join(best)}
-        records[model] |= {"best score": alone.iloc[0], "its name": alone.index[0][0], "ARCC": found["arcc", "arcc"]}
+    pair, score = best_pair(choice), best_score(choice)
+    kept, records = complete(table, [*ALL, *truths]), {}
+    for model in unique(kept["model"]):
+        own = kept[kept["model"] == model]
+        rows_of = list(own.groupby("image").indices.values())
+        picks = rng("ratings", seed).integers(len(rows_of), size=(draws, len(rows_of)))
+        drawn = (own.iloc[np.concatenate([rows_of[i] for i in pick])] for pick in picks)
+        leads = [_agreement(each, pair, truths) - _agreement(each, ["arcc"], truths) for each in drawn]
+        found = {
+            name: _agreement(own, each, truths)
+            for name, each in (("pair", pair), ("score", [score]), ("ARCC", ["arcc"]))
+        }
+        low, high = middle(np.array(leads))
+        records[model] = {"chosen pair": found["pair"], "chosen score": found["score"], "ARCC": found["ARCC"]}
+        records[model] |= {"lead": found["pair"] - found["ARCC"], "low": low, "high": high}
+        records[model] |= {"n": len(own), "images": len(rows_of)}
     return pd.DataFrame.from_dict(records, orient="index").rename_axis("model")

@@ -86,7 +86,7 @@ def leads(table: pd.DataFrame) -> pd.DataFrame:
     """Compare ARCC with the best other score: one row per network, truth and level.
 
     Args:
-        table: The result of `agreement`.
+        table: The result of `agreement` or `correlated`.
 
     Returns:
         The best other score and its value, ARCC's lead with its interval, and shown: 1 if the interval is above 0, -1 if

@@ -26,7 +26,7 @@ EIGHTH_ROOT = "GradCAM++^0.125"
 COMBINED = ("GradCAM", "GradCAM++", "LayerCAM", "ShapleyCAM", "GuidedGradCAM")
 """The methods whose layers are combined in every way."""
 FINALISTS = ("mean", "soft_and_0.2")
-"""The combinations with the highest average precision on validation images, see `analysis.contest`. A test repeats it."""
+"""The best combination that averages maps, and the best that multiplies them, see `analysis.contest`. A test repeats it."""
 NONE_FEW: Mapping[str, int] = {}
 POWERS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 

@@ -37,7 +37,7 @@ TRUTHS = ("cosine", "average_precision", "mass_on_truth")
 def explain(subject: Capture | nn.Module, *arguments: Any, **options: Any) -> Explanation:
     """Explain images by a method.
 
-    There are two forms:
+    There are two forms. The first returns one layer's map, the second by default the mean of the layers' maps:
         explain(capture, method, variant): see `explanation.explain`. Many methods can share a capture.
         explain(model, images, method="LayerCAM", refine="mean", ...): see `explain_images`.
     """
@@ -97,14 +97,14 @@ def evaluate(
         subject: An explanation, or a network whose maps come from `maps` or `explainer`.
         images: See `explain_images`.
         maps: Finished maps (B,H,W) in [0,1]. Without an explainer, Coherency, ADCC and ARCC are left out; a warning says so.
-        explainer: A name in METHODS, explained as by `explain_images`; a callable (inputs, target) -> maps, an attribution of captum, or a CAM object of
+        explainer: A name in METHODS, explained as by `explain_images` and its options; a callable (inputs, target) -> maps, an attribution of captum, or a CAM object of
             the packages grad-cam or torch-cam. Maps in [0,1] are taken as they are. Others are summed over channels,
             clipped at 0 and scaled to [0,1]; attributions of the image's channels by their absolute value.
         target: The class, or one per image. None takes the predicted classes.
         masks: Ground-truth masks (B,H,W), for the agreement with them.
         layers: Layers of the network, for a name in METHODS.
         convention: How scores follow from measurements, a name in CONVENTIONS.
-        **options: Further arguments of `Capture`, such as seed and logits_of.
+        **options: Further arguments of `Capture`, such as seed and logits_of; for a name also refine and layer.
 
     Raises:
         InputError: The arguments do not fit together, or the maps are not maps of the images.
@@ -116,6 +116,10 @@ def evaluate(
     if masks is not None:
         options["truth"] = masks
     if isinstance(explainer, str):
+        if maps is not None:
+            raise InputError(
+                f"Expected maps or the name of a method, got maps and {explainer!r}. Leave one of them out."
+            )
         explanation = explain_images(subject, images, explainer, target=target, layers=layers, **options)
         return _table(measure(explanation), convention)
     capture = _capture(subject, images, target, (), **options)  # maps from elsewhere need no layers

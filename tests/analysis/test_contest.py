@@ -25,7 +25,14 @@ def rows(values):
     """Rows with the same average precision for each network and method, by aggregate."""
     return pd.DataFrame(
         [
-            {"aggregate": a, "model": m, "method": k, "correct": True, "average_precision": values.get(a, 0.5)}
+            {
+                "layer": 0,
+                "aggregate": a,
+                "model": m,
+                "method": k,
+                "correct": True,
+                "average_precision": values.get(a, 0.5),
+            }
             for a, m, k in itertools.product(COMBINATIONS, ("a", "b"), ("x", "y"))
         ]
     )
@@ -41,7 +48,9 @@ def test_the_best_of_each_kind_are_the_finalists():
         "power_mean_0.75",
         "soft_and_0.05",
     ]
-    assert finalists(rows({"mean_x_deepest": 0.7, "tanh_max": 0.8})) == ["tanh_max", "mean_x_deepest"]
+    assert finalists(rows({"mean_x_deepest": 0.8, "tanh_max": 0.7})) == ["tanh_max", "mean_x_deepest"]
+    deepest = rows({"soft_and_0.1": 1.0}).assign(layer=3)
+    assert finalists(pd.concat([rows({"soft_and_0.2": 0.6}), deepest]))[1] == "soft_and_0.2", "deep maps do not compete"
 
 
 def test_methods_networks_and_wrong_images_have_their_weight():
@@ -86,11 +95,12 @@ def test_the_field_has_each_combination_once():
 def test_the_ranking_counts_what_is_shown_against_the_product_and_the_deepest_map():
     rows = contenders(field(), {"soft_and": "soft_and_0.1", "power_mean": "power_mean_0.5"})
     tests = contests(rows)
-    assert len(tests) == 2 * 9 * 4 and (tests["p_holm"] >= tests["p"]).all()
+    assert len(tests) == (9 + 8) * 2 and (tests["p_holm"] >= tests["p"]).all()
     table = ranking(rows, tests)
     assert list(table.index[:2]) == ["deepest", "mean"]
-    assert table.loc["mean", ["> product", "< product", "> deepest", "< deepest"]].tolist() == [4, 0, 0, 4]
-    assert table.loc["none", "< product"] == 4 and table.loc["none", "blank"] == 0.25
+    assert table.loc["mean", ["> product", "< product", "> deepest", "< deepest", "tests"]].tolist() == [2, 0, 0, 2, 2]
+    assert len(contests(rows, by=["model", "method"])) == (9 + 8) * 4
+    assert table.loc["none", "< product"] == 2 and table.loc["none", "blank"] == 0.25
     few = contests(rows[rows["image"] < 20])
     assert (few["shown"] == 0).all(), "no difference is shown on fewer than 30 images"
 
@@ -110,7 +120,8 @@ def scores_of(table):
 
 
 def test_finalists_are_rated_under_every_convention():
-    table = rated(scores_of(field()), {"soft_and": "soft_and_0.1", "power_mean": "power_mean_0.5"})
+    table = rated(scores_of(field()))
+    assert set(table["aggregate"]) == {"none", "deepest", *AGGREGATES, "mean", "tanh_max", "mean_x_deepest", "soft_and"}
     mean = table[table["aggregate"] == "product"].groupby("model")[list(MEASURES)].mean().loc["a"]
     full, half = 3 / (1 / 0.8 + 1 / 0.8 + 1 / 0.5), 3 / (1 / 0.5 + 1 / 0.8 + 1 / 0.5)
     assert np.allclose(mean[["arcc_0", "arcc_one_half", "arcc_left_out"]], [full / 2, (full + half) / 2, full])
@@ -121,6 +132,7 @@ def test_finalists_are_rated_under_every_convention():
     tests = contests(table, ["arcc_0", "exact_road"])
     assert set(tests[tests["measure"] == "exact_road"]["model"]) == {"a"}, "b has no exact removal"
     counts = outcome(tests)
-    assert counts.loc[("arcc_0", "mean"), ["> product", "< product", "> deepest"]].tolist() == [4, 0, 0]
+    assert counts.loc[("arcc_0", "mean"), ["> product", "< product", "> deepest", "tests"]].tolist() == [2, 0, 0, 2]
+    assert (counts.loc["exact_road", "tests"] == 1).all()
     one = tests[tests["measure"] == "exact_road"]
     assert (one["p_holm"] == 1).all() and not one["shown"].any()

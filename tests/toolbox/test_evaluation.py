@@ -145,6 +145,10 @@ def test_a_torch_cam_object_gives_the_scores_of_ours(network):
         ({"explainer": 3}, "Expected an explainer that can be called, got a int"),
         ({"maps": torch.full((3, 32, 32), 255.0)}, r"values 255..255; allowed: values in \[0,1\]"),
         ({"maps": torch.rand(2, 32, 32)}, "one map an image"),
+        (
+            {"maps": torch.rand(3, 48, 48), "explainer": "LayerCAM"},
+            "Expected maps or the name of a method, got maps and",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_refused(network, arguments, message):
