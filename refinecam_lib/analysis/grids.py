@@ -205,7 +205,12 @@ def truth_grid(table: pd.DataFrame) -> Figure:
         import seaborn as sns
 
     models, levels = unique(table["model"]), unique(table["level"])
-    figure, axes = new_figure(len(models), len(levels), 3.3, 0.34 * table["score"].nunique() + 1.5, sharey=True)
+    height = 0.34 * table["score"].nunique() + 1.5
+    if len(models) > 1:
+        figure, axes = new_figure(len(models), len(levels), 3.3, height, sharey=True)
+    else:  # both levels side by side
+        figure, axes = new_figure(len(levels), 1, 4.4, height, sharey=True)
+        axes = axes.T
     for i, level in enumerate(levels):
         for axis, model in zip(axes[i], models):
             part = table[(table["model"] == model) & (table["level"] == level)]
