@@ -87,7 +87,7 @@ def compare(shard: Shard, row: pd.Series, here: pd.DataFrame, until: float = np.
     parts = [*filter(None, (shard.measurement, shard.dataset, shard.model, shard.method)), shard.images[0]]
     name = ", ".join([*parts, f"layer {variant.layer}", variant.aggregate])
     name += f", defects {', '.join(shard.defects)}" if shard.defects else ""
-    columns = [c for c in row.index if c not in UNCOMPARED]
+    columns = [c for c in row.index if c not in UNCOMPARED and c not in _not_measured(row)]
     here = here.reindex(columns=columns)
     gap = _gaps(row[columns], here)
     worst = max(columns, key=lambda c: gap[c])
@@ -102,6 +102,13 @@ def compare(shard: Shard, row: pd.Series, here: pd.DataFrame, until: float = np.
     kind = "ill-conditioned" if gap[worst] <= FACTOR * moved else "differs"
     values = f"{worst} is {_text(here[worst].iloc[0])}, stored is {_text(row[worst])}"
     return Verdict(kind, f"{name}: {kind}: {values}; rounding moves the row by {moved:.2g}", worst)
+
+
+def _not_measured(row: pd.Series) -> list[str]:
+    """Return the empty columns of a row that is older than exact removal, which came together with mass_on_truth."""
+    exact = [c for c in row.index if c.startswith("exact_")]
+    older = bool(exact) and bool(row[exact].isna().all())
+    return [c for c in [*exact, "mass_on_truth"] if c in row.index and pd.isna(row[c])] if older else []
 
 
 def _gaps(row: pd.Series, here: pd.DataFrame) -> dict[str, float]:

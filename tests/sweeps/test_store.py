@@ -225,6 +225,19 @@ def test_whole_numbers_are_equal_or_differ(monkeypatch):
     assert found.kind == "differs" and found.column == "keeps"
 
 
+def test_rows_older_than_exact_removal_are_compared_without_it():
+    shard = plan(methods=["LayerCAM"])[0]
+    single = shard.only({shard.pairs[0]})
+    here = measured_now(single).assign(exact_morf_1=0.5, mass_on_truth=0.9)
+    older = here.iloc[0].copy()
+    older["exact_morf_1"] = older["mass_on_truth"] = float("nan")
+    assert verify.compare(single, older, here).kind == "same"
+    assert verify.compare(single, older, here.assign(morf_20=0.5)).kind != "same"
+    newer = here.iloc[0].copy()
+    newer["mass_on_truth"] = float("nan")
+    assert verify.compare(single, newer, here).kind != "same", "a row with exact removal has the share of the mass, too"
+
+
 @pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
 def test_an_ill_conditioned_row_is_counted_and_no_failure(monkeypatch, double):
     monkeypatch.setitem(METHODS, "LayerCAM", replace(METHODS["LayerCAM"], double=double))
