@@ -5,7 +5,6 @@ import itertools
 import json
 import re
 import shlex
-from inspect import signature
 
 import pandas as pd
 import pytest
@@ -353,15 +352,12 @@ def combinations():
         )
 
 
-def planned_rows(book, plan):
-    """Return the committed rows of a plan, or of each of its parts, with the notebook's own parameters."""
-    found = plan(
-        **{k: v for k, v in parameters.chosen("standard", [book])[1][book].items() if k in signature(plan).parameters}
-    )
-    parts = found if isinstance(found, dict) else {"": found}
-    looked = {name: look_up(shards) for name, shards in parts.items()}
-    assert not any(each.missing for each in looked.values()), f"rows of {plan.__name__} that are not committed"
-    return {name: each.rows for name, each in looked.items()} if isinstance(found, dict) else looked[""].rows
+def planned_rows(book, plan, measurement=None):
+    """Return the committed rows of a plan, or those of one measurement, with the notebook's own parameters."""
+    shards = experiments.planned(plan, parameters.chosen("standard", [book])[1][book])
+    found = look_up([shard for shard in shards if measurement in (None, shard.measurement)])
+    assert not found.missing, f"rows of {plan.__name__} that are not committed"
+    return found.rows
 
 
 @functools.cache
@@ -369,18 +365,22 @@ def final():
     return contest.rated(planned_rows("13_combinations", experiments.finalist_plan))
 
 
+@functools.cache
+def final_counts():
+    """How often the mean of the layers is better, by measure."""
+    return contest.outcome(contest.contests(final(), contest.MEASURES)).xs("mean", level="aggregate")
+
+
 def test_the_default_won_on_validation_images():
     assert contest.candidates(planned_rows("13_combinations", experiments.parameter_plan)).idxmax() == BEST
 
 
 def finals():
-    rated = final()
-    means = contest.averages(rated).groupby(["aggregate", "score"])["mean"].mean().unstack()
+    means = contest.averages(final()).groupby(["aggregate", "score"])["mean"].mean().unstack()
     names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
     measures = ("arcc_0", "arcc_one_half", "arcc_left_out", "road", "exact_road", "blank")
     for name, title in names.items():
         yield cells(title, *(number(means.loc[name, measure]) for measure in measures))
-    counts = contest.outcome(contest.contests(rated, contest.MEASURES))
     titles = {
         "arcc_0": "ARCC",
         "arcc_left_out": "ARCC without undefined r",
@@ -388,7 +388,7 @@ def finals():
         "exact_road": "exact removal",
     }
     for measure, title in titles.items():
-        row = counts.loc[(measure, "mean")]
+        row = final_counts().loc[measure]
         yield (
             f"By {title} the mean is better than the product in {row['> product']} of {row['tests']} networks and worse in "
             f"{row['< product']}; against the deepest map it is {row['> deepest']} and {row['< deepest']}."
@@ -397,8 +397,8 @@ def finals():
 
 def scores_compared():
     book, values = "14_scores", parameters.chosen("standard", ["14_scores"])[1]["14_scores"]
-    parts = planned_rows(book, experiments.choice_plan)
-    choice = ratings.pairs(ratings.rated(parts["scores"], parts["faithfulness"]))
+    parts = [planned_rows(book, experiments.choice_plan, name) for name in ("scores", "faithfulness")]
+    choice = ratings.pairs(ratings.rated(*parts))
     table = ratings.rated(
         planned_rows(book, experiments.finalist_plan), planned_rows(book, experiments.faithfulness_plan)
     )
@@ -494,8 +494,7 @@ def summary():
         gains.append(refined(rows_of("table1", "photographs", model), "arcc")["difference"].mean())
     each = ", ".join(f"{gain:+.2f}".replace("0.", ".") for gain in gains)
     yield f"| RefineCAM raises ARCC of most methods, on photographs (Table 1) | {each} | {shown} | {holds} | **{word}** |"
-    counts = contest.outcome(contest.contests(final(), contest.MEASURES)).xs("mean", level="aggregate")
-    measures = counts.loc[["arcc_0", "road", "exact_road", "average_precision"]]
+    measures = final_counts().loc[["arcc_0", "road", "exact_road", "average_precision"]]
     yield (
         f"better than the product on {measures['> product'].min()} of {measures['tests'].max()} networks by ARCC, ROAD, exact "
         "removal and average precision"

@@ -24,8 +24,8 @@ from .tables import correct, intervals, scored, shown, summaries
 
 FAMILIES = ("soft_and", "power_mean")
 """The combinations with a parameter."""
-KINDS = {"add": ("mean", "power_mean_", "tanh_max"), "multiply": ("soft_and_", "mean_x_deepest")}
-"""What a combination does with the maps -> its names, or how they begin. The paper's aggregates are not candidates."""
+KINDS = {"add": ("mean", "power_mean", "tanh_max"), "multiply": ("soft_and", "mean_x_deepest")}
+"""What a combination does with the maps -> its names without a number. The paper's aggregates are not candidates."""
 
 ARCC = {
     f"arcc_{r.replace(' ', '_')}{'_halved' * (road == 'halved')}": f"undefined r {r}, ROAD {road}"
@@ -56,12 +56,12 @@ def chosen(rows: pd.DataFrame) -> dict[str, str]:
 def finalists(rows: pd.DataFrame) -> list[str]:
     """Return the best candidate of each of KINDS by the rule above, on rows of validation images."""
     means = candidates(rows)
-    groups = [[n for n in means.index if n in names or n.startswith(_families(names))] for names in KINDS.values()]
-    return [str(means[group].idxmax()) for group in groups]
+    return [str(means[[n for n in means.index if family_of(n) in kind]].idxmax()) for kind in KINDS.values()]
 
 
-def _families(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if name.endswith("_"))
+def family_of(name: str) -> str:
+    """Return a combination's name without the number of a candidate: "soft_and" for "soft_and_0.2"."""
+    return next((family for family in FAMILIES if name.startswith(f"{family}_")), name)
 
 
 def contenders(rows: pd.DataFrame, picked: Mapping[str, str]) -> pd.DataFrame:
@@ -149,7 +149,7 @@ def rated(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: Rows of `experiments.finalist_plan`.
     """
-    kept = contenders(scored(rows), {f: name for f in FAMILIES for name in FINALISTS if name.startswith(f"{f}_")})
+    kept = contenders(scored(rows), {family_of(name): name for name in FINALISTS})
     kept = kept.assign(**{name: scores(kept, convention)["arcc"] for name, convention in ARCC.items()})
     return kept.assign(blank=(kept["status"] == "constant").astype(float))
 

@@ -28,7 +28,7 @@ RIVALS = {
     "minus_infidelity": "infidelity",
     "network_sensitivity": "network_sensitivity",
 }
-"""Score, of which higher is better -> the measured column that it is made from."""
+"""Score (higher is better) -> the measured column that it is made from."""
 ALL = (*COMPARED, *RIVALS)
 MASKS = ("cosine", "average_precision", "mass_on_truth")
 """The truths that compare a map with the mask."""

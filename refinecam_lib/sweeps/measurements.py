@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .. import metrics
 from ..baselines import faithfulness as rivals
-from ..baselines.faithfulness import drops_without
 from ..capture import Capture
 from ..datasets.sample import PREDICTED, Sample, Samples, batch_of
 from ..datasets.shapes import SyntheticShapes
@@ -160,7 +159,7 @@ def faithfulness(work: Work) -> pd.DataFrame:
     without contrast; higher is better.
     """
     shard, capture, frames = work.shard, work.capture, []
-    drops = drops_without(capture)
+    drops = rivals.drops_without(capture)
     randomised = _cascaded(work.spec, *work.place, shard.seed)[-1:]
     names = [shard.method], shard.variants
     found = similarity(work.model, randomised, work.inputs, work.target, work.spec.layers, *names)

@@ -96,10 +96,12 @@ def evaluate(
     Args:
         subject: An explanation, or a network whose maps come from `maps` or `explainer`.
         images: See `explain_images`.
-        maps: Finished maps (B,H,W) in [0,1]. Without an explainer, Coherency, ADCC and ARCC are left out; a warning says so.
-        explainer: A name in METHODS, explained as by `explain_images` and its options; a callable (inputs, target) -> maps, an attribution of captum, or a CAM object of
-            the packages grad-cam or torch-cam. Maps in [0,1] are taken as they are. Others are summed over channels,
-            clipped at 0 and scaled to [0,1]; attributions of the image's channels by their absolute value.
+        maps: Finished maps (B,H,W) in [0,1]. Without an explainer, Coherency, ADCC and ARCC are left out, and a warning
+            says so.
+        explainer: A name in METHODS, explained as by `explain_images` and its options; a callable (inputs, target) ->
+            maps, an attribution of captum, or a CAM object of the packages grad-cam or torch-cam. Maps in [0,1] are taken
+            as they are. Others are summed over channels, clipped at 0 and scaled to [0,1]; attributions of the image's
+            channels by their absolute value.
         target: The class, or one per image. None takes the predicted classes.
         masks: Ground-truth masks (B,H,W), for the agreement with them.
         layers: Layers of the network, for a name in METHODS.
