@@ -33,6 +33,9 @@ ORDER = ("object", "badge", "second", "occluder", "distractors", "background")
 """The order in which layers are drawn. Badge and second object keep clear of the object, the occluder hides a part."""
 TWINS: dict[str, tuple[str, tuple[str, ...]]] = {"objects": ("object", CLASSES), "badges": ("badge", tuple(BADGES))}
 """Twin data set -> the layer that decides the class, and the classes."""
+MARKS = ("truth", "other", "half", "more", "distractors")
+"""What a data set's masks mark: the truth, the other twin's truth, the left half of the truth, the truth and all
+distractors, or the distractors alone. Only the first is right. The others test scores."""
 TURN = 30
 """Largest rotation of a thing in degrees."""
 TRIES = 60
@@ -289,6 +292,18 @@ def _levels(generator: np.random.Generator, single: bool, shares: tuple[float, f
     return Levels(background, distractors, size, hidden, objects, ("small", "large")[int(generator.integers(4) == 0)])
 
 
+def _marked(scene: Scene, layer: str, mark: str) -> np.ndarray:
+    """Return the pixels that a mask marks, see MARKS: bool (224,224)."""
+    truth = scene.visible(layer)
+    if mark == "other":
+        return scene.visible("badge" if layer == "object" else "object")
+    if mark == "half":
+        columns = np.sort(np.nonzero(truth)[1])
+        return truth & (np.arange(SIZE) <= columns[(len(columns) - 1) // 2])
+    distractors = scene.visible("distractors")
+    return {"truth": truth, "more": truth | distractors, "distractors": distractors}[mark]
+
+
 @dataclass(frozen=True)
 class Scenes:
     """A sequence of n Samples: images of 224 px with exact masks and the same images without the masked layer.
@@ -312,11 +327,14 @@ class Scenes:
     """Another seed draws other scenes."""
     shares: tuple[float, float, float] = (1, 1, 1)
     """Weights of small, medium and large objects in MIXTURES."""
+    marked: str = "truth"
+    """What the masks mark, a name in MARKS."""
 
     def __post_init__(self) -> None:
         one_of("split", self.split, PHOTOGRAPHS)
         one_of("twin", self.twin, TWINS)
         one_of("condition", self.condition, [*CONDITIONS, *MIXTURES, "each"])
+        one_of("mark", self.marked, MARKS)
         if self.n < 1:
             raise InputError(f"Expected 1 item or more, got n = {self.n}.")
 
@@ -361,7 +379,7 @@ class Scenes:
             image=tensor_of(scene.drawn()),
             target=target,
             id=self.id_of(index),
-            mask=torch.from_numpy(scene.visible(layer)),
+            mask=torch.from_numpy(_marked(scene, layer, self.marked)),
             info=info | {"compatible": ",".join(map(str, shown))},
             without=tensor_of(scene.drawn(without=[layer])),
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..capture import Capture
 from ..datasets.sample import PREDICTED, Sample, Samples, batch_of
+from ..datasets.scenes import TWINS, Scenes
 from ..datasets.shapes import SyntheticShapes
 from ..errors import InputError
 from ..explanation import Variant, explain, method_of
@@ -23,6 +24,7 @@ from ..networks.inference import forward
 from ..networks.loading import load_model, normalise, weights_hash
 from ..networks.zoo import ModelSpec
 from ..refinement import to_map
+from .certificate import REDRAWS, certify
 from .published import instructions
 from .randomisation import cascade, similarity
 from .shard import Shard
@@ -211,12 +213,31 @@ def rounding(work: Work) -> pd.DataFrame:
     return plain[[*KEYS, "seed", "correct", "status"]].assign(moved=table.max(axis=1), column=table.idxmax(axis=1))
 
 
+def certificate(work: Work) -> pd.DataFrame:
+    """Measure the certificate of each scene, see `certificate.certify`. Other data sets have none."""
+    if not isinstance(data := work.dataset, Scenes):
+        raise InputError(f"Expected scenes for a certificate, got the data set {work.shard.dataset!r}.")
+    layer, classes = TWINS[data.twin]
+
+    def logits_of(images: Tensor) -> Tensor:
+        inputs = normalise(images.to(work.inputs.device), work.spec).contiguous(memory_format=torch.channels_last)
+        return torch.cat([forward(work.model, few) for few in inputs.split(REDRAWS)]).cpu()
+
+    found = [
+        certify(logits_of, data.scene(number), layer, classes, sample.id)
+        for number, sample in zip(work.shard.numbers, work.samples, strict=True)
+    ]
+    names = names_of(work.shard, Variant(), work.samples)
+    return pd.concat([names, pd.DataFrame(found)], axis=1).assign(status="ok")
+
+
 MEASUREMENTS: dict[str, Callable[[Work], pd.DataFrame]] = {
     "scores": scores,
     "predictions": predictions,
     "maps": maps,
     "randomisation": randomisation,
     "rounding": rounding,
+    "certificate": certificate,
 }
 """Name -> function of a shard's work that returns its rows. `shard.RESULTS_VERSION` has their versions."""
 
