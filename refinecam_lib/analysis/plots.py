@@ -27,6 +27,9 @@ TITLES = {
     "arcc": "ARCC ↑",
     "cosine": "cosine similarity to the truth ↑",
     "average_precision": "average precision ↑",
+    "exact_removal": "exact removal ↑",
+    "deletion": "deletion, 1 - mean p ↑",
+    "insertion": "insertion, mean p ↑",
     "one_minus_average_drop": "1 - Average Drop",
     "one_minus_complexity": "1 - Complexity",
 }

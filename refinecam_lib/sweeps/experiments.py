@@ -6,12 +6,15 @@ Arguments that several plans share are parameters of the notebooks:
     n_images: images per method. n_score_cam and n_captum: the same for ScoreCAM and for the methods of captum.
     seed: of everything random.
     data: a name in `registry.DATASETS`.
+    scene_models: networks that know the scenes. light_scene_models: those of them that are light, as above.
+    n_scenes: scenes per method, ten conditions in turn. n_scenes_score_cam, n_scenes_captum: as above.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from ..datasets.scenes import MARKS, TWINS
 from ..errors import one_of
 from ..explanation import BASE, CAMS, CONTROLS, OTHERS, REFINED, SLOW, TRIVIAL, Variant
 from ..networks.zoo import spec_of
@@ -193,6 +196,47 @@ def rounding_plan(model: str, networks: Sequence[str], n_rounding: int, seed: in
         for method in methods
         if network == model or method not in SLOW
         for shard in plan(network, [method], n_rounding, [BASE, REFINED], size=4, seed=seed, measurement="rounding")
+    ]
+
+
+def certificate_plan(scene_models: Sequence[str], n_scenes: int, seed: int = 0) -> list[Shard]:
+    """Plan the certificate of both twins of the scenes."""
+    return [
+        shard
+        for model in scene_models
+        for twin in TWINS
+        for shard in plan(
+            model, [NO_METHOD], n_scenes, dataset=f"scenes_{twin}", size=10, seed=seed, measurement="certificate"
+        )
+    ]
+
+
+def scenes_plan(
+    scene_models: Sequence[str],
+    n_scenes: int,
+    n_scenes_score_cam: int,
+    n_scenes_captum: int,
+    light_scene_models: Sequence[str] = (),
+    seed: int = 0,
+) -> list[Shard]:
+    """Plan Table 1, the trivial maps and the controls on both twins of the scenes."""
+    images = dict.fromkeys(CAMS, n_scenes) | {"ScoreCAM": n_scenes_score_cam} | dict.fromkeys(OTHERS, n_scenes_captum)
+    images |= dict.fromkeys([*TRIVIAL, *CONTROLS], n_scenes)
+    return [
+        shard
+        for twin in TWINS
+        for shard in paper_plan(scene_models, images, seed, f"scenes_{twin}", light_scene_models)
+    ]
+
+
+def marks_plan(scene_models: Sequence[str], n_scenes: int, seed: int = 0) -> list[Shard]:
+    """Plan maps of known order on the scenes: masks that mark something else than the truth."""
+    names = [f"scenes_{twin}_{mark}" for twin in TWINS for mark in MARKS if mark != "truth"]
+    return [
+        shard
+        for model in scene_models
+        for name in names
+        for shard in plan(model, ["GroundTruth"], n_scenes, dataset=name, seed=seed)
     ]
 
 

@@ -24,7 +24,7 @@ KINDS = tuple("abcdefghijkl")
 
 @dataclass(frozen=True)
 class ToyScene:
-    """One grey square per layer on a grey background. A class is a grey value."""
+    """One grey square per layer on a grey background. A class is a grey value. A bright occluder hides the object."""
 
     kinds: dict[str, int]
 
@@ -39,7 +39,8 @@ class ToyScene:
         image = np.full((40, 40, 3), 20 * self.kinds["background"], np.uint8)
         for layer in LAYERS[1:]:
             if layer not in without and self.kinds[layer] is not None:
-                image[PLACES[layer]] = 20 * self.kinds[layer]
+                hides = layer == "occluder" and self.kinds[layer] >= 6
+                image[PLACES["object" if hides else layer]] = 20 * self.kinds[layer]
         return image
 
     def redrawn(self, layers, *seed):

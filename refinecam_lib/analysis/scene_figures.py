@@ -1,0 +1,115 @@
+"""Figures of the scenes: what is drawn, what the certificate shows a network, and what scores are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ..datasets.scenes import CONDITIONS, LAYERS, TWINS, Scene, Scenes
+from .grids import Cell, image_grid
+from .plots import MEAN_AND_INTERVAL, legend, new_figure, note, title_of, unique
+from .scenes import PARTS, SCORES, TRUTHS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def certificate_figure(table: pd.DataFrame) -> Figure:
+    """Draw `pass_shares`: one panel per part, one line per condition, one marker per network and twin."""
+    conditions = [name for name in [*CONDITIONS, "all"] if name in set(table["condition"])]
+    figure, axes = new_figure(len(PARTS), 1, 2.6, 0.36 * len(conditions) + 1.1, sharey=True)
+    networks = list(dict.fromkeys(zip(table["model"], table["twin"], strict=True)))
+    places = np.arange(len(conditions))[::-1]
+    for axis, (part, title) in zip(axes[0], PARTS.items(), strict=True):
+        for k, (model, twin) in enumerate(networks):
+            own = table[(table["part"] == part) & (table["model"] == model) & (table["twin"] == twin)]
+            own = own.set_index("condition").reindex(conditions)
+            y = places - 0.18 * (k - (len(networks) - 1) / 2)
+            axis.hlines(y, own["low"], own["high"], color=f"C{k}", lw=2)
+            axis.plot(own["mean"], y, "osD^"[k % 4], color=f"C{k}", ms=4, label=f"{model}, {twin}")
+        axis.set(xlim=(-0.03, 1.03), yticks=places, yticklabels=conditions)
+        axis.set_title(title, fontsize=9)
+        axis.grid(axis="y", visible=False)
+    legend(figure, axes[0, 0], len(networks))
+    return note(figure, "marker: share of correctly classified images that pass, line: 95 % interval.")
+
+
+def factor_figure(table: pd.DataFrame) -> Figure:
+    """Draw `by_factor`: one panel per truth, one row per score, one column per condition. The best is framed."""
+    conditions = unique(table["condition"])
+    figure, axes = new_figure(1, len(TRUTHS), 0.62 * len(conditions) + 2.6, 0.34 * len(SCORES) + 1.0)
+    for axis, truth in zip(axes[:, 0], TRUTHS, strict=True):
+        own = table[table["truth"] == truth].pivot(index="score", columns="condition", values="value")
+        own = own.reindex(index=list(SCORES), columns=conditions)
+        axis.imshow(own, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+        for i, j in np.ndindex(own.shape):
+            value = own.iat[i, j]
+            best = value == own.iloc[:, j].max()
+            colour = "white" if abs(value) > 0.6 else "black"
+            text = "" if np.isnan(value) else f"{value:.2f}"
+            axis.text(j, i, text, ha="center", va="center", size=7.5, color=colour, weight="bold" if best else "normal")
+        axis.set(yticks=range(len(SCORES)), xticks=range(len(conditions)))
+        axis.set_yticklabels([title_of(score) for score in SCORES], fontsize=8)
+        axis.set_xticklabels([name.replace(", ", ",\n").replace(" ", "\n") for name in conditions], fontsize=7.5)
+        axis.set_title(f"truth: {title_of(truth)}", fontsize=9.5)
+        axis.grid(False)
+    return note(figure, "Spearman's correlation over explanations, bold: the highest of a column.")
+
+
+def score_lines(tables: dict[str, pd.DataFrame], middle: dict[str, float]) -> Figure:
+    """Draw means of scores with their intervals: one panel per table, one line per score, one marker per network.
+
+    Args:
+        tables: Title -> columns score, model, mean, low, high.
+        middle: Title -> the value of a score that knows nothing, drawn as a line.
+    """
+    figure, axes = new_figure(len(tables), 1, 3.4, 0.34 * len(SCORES) + 1.1, sharey=True)
+    places = np.arange(len(SCORES))[::-1]
+    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+        for k, model in enumerate(unique(table["model"])):
+            own, y = table[table["model"] == model].set_index("score").reindex(SCORES), places - 0.2 * (k - 0.5)
+            axis.hlines(y, own["low"], own["high"], color=f"C{k}", lw=2)
+            axis.plot(own["mean"], y, "osD^"[k], color=f"C{k}", ms=5, label=model)
+        axis.axvline(middle[title], color="0.4", lw=0.8)
+        axis.set(yticks=places, yticklabels=[title_of(score) for score in SCORES])
+        axis.set_title(title, fontsize=9.5)
+        axis.grid(axis="y", visible=False)
+    legend(figure, axes[0, 0], 4)
+    return note(figure, MEAN_AND_INTERVAL)
+
+
+def condition_sheet(numbers: Sequence[int] = (0, 1, 2), twin: str = "objects") -> Figure:
+    """Draw test scenes of every condition with the outline of the truth: one row per scene, one column per condition."""
+    grid: list[list[Cell]] = []
+    for number in numbers:
+        samples = (Scenes("test", number + 1, twin, condition)[number] for condition in CONDITIONS)
+        grid.append([(s.image.permute(1, 2, 0).numpy(), None, np.asarray(s.mask, np.float32)) for s in samples])
+    titles = [name.replace(", ", ",\n") for name in CONDITIONS]
+    return image_grid(grid, titles, [f"scene {number}" for number in numbers])
+
+
+def redraw_sheet(scene: Scene, twin: str = "objects", count: int = 6) -> Figure:
+    """Draw what the certificate shows a network: the scene, C1's redraws, C2's removal and swaps, C3's redraws."""
+    layer, name = TWINS[twin][0], "sheet"
+    others = [other for other in LAYERS if other != layer]
+    truth = scene.visible(layer).astype(np.float32)
+
+    def kept(layers: Sequence[str], k: int) -> np.ndarray:
+        return scene.kept_on(scene.redrawn(layers, name, k), layer)
+
+    swaps = [scene.swapped(layer, name, k) for k in range(count - 1)]
+    alone = [other for other in reversed(others) if other == "background" or scene.things[other]][: count - 1]
+    rows: list[list[Cell]] = [
+        [(scene.drawn() / 255, None, truth), *((kept(others, k) / 255, None) for k in range(count - 1))],
+        [(scene.drawn(without=[layer]) / 255, None), *((swap.drawn() / 255, None) for swap in swaps)],
+        [*((kept([other], 0) / 255, None) for other in alone), *[(None, None)] * (count - len(alone))],
+    ]
+    notes = [
+        ["the scene and its truth", *["all else drawn again"] * (count - 1)],
+        ["truth removed", *(f"swapped: {swap.kind(layer)}" for swap in swaps)],
+        [*(f"{other} drawn again" for other in alone), *[""] * (count - len(alone))],
+    ]
+    return image_grid(rows, [""] * count, ["C1", "C2", "C3"], notes=notes)

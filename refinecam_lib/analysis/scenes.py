@@ -1,0 +1,283 @@
+"""Tables of the scenes: the certificate, and what scores and methods are worth, factor by factor.
+
+>>> kept = truths(rows)                                            # scored rows with three truths
+>>> lead(by_factor(kept, draws=200))                               # who leads under which truth and condition?
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import scipy
+
+from ..datasets.scenes import CONDITIONS, LAYERS
+from .plots import unique
+from .statistics import correlations, paired_test, summary
+from .tables import BASE_AND_REFINED, COMPARED, FEWEST, best_rivals, intervals, scored, shallow_base
+from .verdicts import shown
+
+TRUTHS = ("cosine", "average_precision", "exact_removal")
+"""What scores are compared with. Higher is better."""
+SCORES = (*COMPARED, "deletion", "insertion")
+"""The scores that are compared. Higher is better."""
+LADDER = ("truth", "half of it", "truth and distractors", "distractors", "random")
+"""Maps of known order, from the best to the worst."""
+_RUNGS = {"": LADDER[0], "half": LADDER[1], "more": LADDER[2], "distractors": LADDER[3]}
+PARTS = {
+    "c1": "C1: the rest is drawn again",
+    "c2_removed": "C2: removed",
+    "c2_swapped": "C2: swapped",
+    "c3": "C3: one layer is drawn again",
+    "certified": "certified",
+}
+"""Parts of the certificate, as `certified` adds them."""
+
+
+def twin_of(dataset: pd.Series) -> pd.Series:
+    """Return "objects" or "badges" for each data set's name."""
+    return dataset.str.split("_").str[1]
+
+
+def certified(rows: pd.DataFrame, fall: float = 0.5, move: float = 0.05) -> pd.DataFrame:
+    """Add which parts of the certificate each image passes. Only correctly classified images can pass.
+
+    Args:
+        rows: Rows of the measurement "certificate".
+        fall: Removing the truth must lower the probability at least by this share.
+        move: Drawing any other layer again may move the logit by at most this share of what removing the truth moves.
+
+    Returns:
+        The rows with the columns twin, c1 (the prediction stayed in all redraws), c2_removed, c2_swapped (the prediction
+        followed all swaps), c3, and certified (all of c1 and c2).
+    """
+    moved = rows[[f"moved_{layer}" for layer in LAYERS]].max(axis=1)
+    effect = (rows["logit"] - rows["logit_without"]).clip(lower=0)
+    correct = rows["correct"].astype(bool)
+    found = {
+        "twin": twin_of(rows["dataset"]),
+        "c1": correct & (rows["kept"] == rows["redraws"]),
+        "c2_removed": correct & (rows["probability_without"] <= (1 - fall) * rows["probability"]),
+        "c2_swapped": correct & (rows["swapped"] == rows["redraws"]),
+        "c3": correct & (moved <= move * effect),
+    }
+    found["certified"] = found["c1"] & found["c2_removed"] & found["c2_swapped"]
+    return rows.assign(**found)
+
+
+def _wilson(passed: int, n: int) -> tuple[float, float]:
+    low, high = scipy.stats.binomtest(passed, n).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+def pass_shares(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of correctly classified images that pass each part, with its 95 % Wilson interval.
+
+    Args:
+        rows: Those of `certified`.
+
+    Returns:
+        One row per network, twin, condition and part ("all" for all conditions): mean, low, high, n.
+    """
+    rows = rows[rows["correct"].astype(bool)]
+    both = pd.concat([rows, rows.assign(condition="all")])
+    records = []
+    for (model, twin, condition), group in both.groupby(["model", "twin", "condition"], sort=False):
+        for part in PARTS:
+            low, high = _wilson(int(group[part].sum()), len(group))
+            record = {"model": model, "twin": twin, "condition": condition, "part": part, "mean": group[part].mean()}
+            records.append(record | {"low": low, "high": high, "n": len(group)})
+    order = {name: place for place, name in enumerate([*CONDITIONS, "all"])}
+    table = pd.DataFrame(records)
+    return table.sort_values("condition", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+
+
+def pass_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Lay `pass_shares` out as text: one row per network, twin and condition, one column per part."""
+    by = ["model", "twin", "condition"]
+    wide = table.assign(cell=intervals(table)).pivot(index=by, columns="part", values="cell")
+    n = table.drop_duplicates(by).set_index(by)["n"]
+    wide = wide.reindex(n.index)[list(PARTS)].rename(columns=PARTS).rename_axis(columns=None)
+    return wide.assign(n=n).sort_index(level=["model", "twin"], sort_remaining=False, kind="stable")
+
+
+def fresh_failures(rows: pd.DataFrame) -> pd.DataFrame:
+    """Count failures among the fresh redraws of images that passed C1.
+
+    Args:
+        rows: Those of `certified`.
+
+    Returns:
+        One row per network and twin, and "all": images, fresh redraws, failures, and the failures' share with its exact
+        one-sided 95 % upper bound. The bound takes redraws for independent.
+    """
+    rows = rows[rows["c1"]]
+    both = pd.concat([rows, rows.assign(model="all", twin="")])
+    records = []
+    for (model, twin), group in both.groupby(["model", "twin"], sort=False):
+        n, failed = int(group["redraws"].sum()), int((group["redraws"] - group["kept_fresh"]).sum())
+        bound = scipy.stats.binomtest(failed, n, alternative="less").proportion_ci(method="exact").high
+        record = {"model": model, "twin": twin, "images": len(group), "fresh redraws": n, "failures": failed}
+        records.append(record | {"share": failed / n, "upper bound": float(bound)})
+    return pd.DataFrame(records)
+
+
+def after_redraws(rows: pd.DataFrame) -> pd.DataFrame:
+    """Compare each twin's accuracy with that after the other twin's layer is drawn again.
+
+    Returns:
+        One row per network and twin: the layer, n, accuracy, accuracy after, and the change with its interval.
+    """
+    parts = []
+    for twin, layer in (("objects", "badge"), ("badges", "object")):
+        own = rows[twin_of(rows["dataset"]) == twin].assign(twin=twin, layer_redrawn=layer)
+        after = own[f"kept_{layer}"] / own["redraws"]
+        parts.append(own.assign(before=own["correct"].astype(float), after=after))
+    both = pd.concat(parts, ignore_index=True)
+    by = ["model", "twin", "layer_redrawn"]
+    change = summary(both.assign(change=both["after"] - both["before"]), "change", by)
+    means = both.groupby(by, sort=False)[["before", "after"]].mean()
+    return means.join(change.drop(columns="std").rename(columns={"mean": "change"}))
+
+
+def truths(rows: pd.DataFrame, convention: str = "recommended") -> pd.DataFrame:
+    """Keep the rows of correctly classified images. Add their scores, and how exact removal judges their map.
+
+    Returns:
+        The rows of `tables.scored` with the columns twin; exact_removal, the mean of the target's probability after
+        removing the least relevant pixels minus that after removing the most relevant, where removed pixels show what
+        lies behind; deletion and insertion, from the same two curves of ROAD. Higher is better for all.
+    """
+    kept = scored(rows, convention)
+
+    def mean(prefix: str) -> pd.Series:
+        return kept[[name for name in kept if str(name).startswith(prefix)]].mean(axis=1, skipna=False)
+
+    exact = mean("exact_lerf_") - mean("exact_morf_")
+    more = {"deletion": 1 - mean("morf_"), "insertion": mean("lerf_"), "exact_removal": exact}
+    return kept.assign(twin=twin_of(kept["dataset"]), **more)
+
+
+def by_factor(rows: pd.DataFrame, draws: int = 200) -> pd.DataFrame:
+    """Correlate each score with each truth, condition by condition (Fig. 3a).
+
+    Args:
+        rows: Those of `truths`. The shallowest layer's Base maps are used.
+        draws: Draws of the bootstrap over images.
+
+    Returns:
+        Spearman's correlations over explanations, the rows of `statistics.correlations` with the columns condition,
+        truth and group, which names both. "all" are all conditions.
+    """
+    rows = shallow_base(rows)
+    rows = rows.assign(model=rows["model"] + " " + rows["twin"])
+    groups = [("all", rows), *((name, rows[rows["condition"] == name]) for name in CONDITIONS)]
+    parts = []
+    for condition, part in groups:
+        for truth in TRUTHS if len(part) else ():
+            table = correlations(part, list(SCORES), truth, draws=draws)
+            table = table[(table["level"] == "explanation") & (table["kind"] == "spearman")]
+            parts.append(table.assign(condition=condition, truth=truth, group=f"{condition}, {truth}"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def lead(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare ARCC with the best other score for each truth and condition, see `tables.best_rivals`."""
+    parts = [best_rivals(table, group).assign(group=group) for group in unique(table["group"])]
+    found = table.drop_duplicates("group").set_index("group")[["truth", "condition", "n"]]
+    best = pd.concat(parts, ignore_index=True).drop(columns=["level", "kind"]).rename(columns={"score": "best other"})
+    return best.join(found, on="group").drop(columns="group").set_index(["truth", "condition"])
+
+
+def twin_test(truth: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Measure how often a score prefers the truth to the other twin's truth. Ties count one half.
+
+    A score that ignores the network prefers the same mask on both twins, so its mean over twins is one half.
+
+    Args:
+        truth: Rows of `truths` whose maps are the truth.
+        other: The same images with the other twin's truth as the map.
+
+    Returns:
+        One row per score and network: mean over the images of both twins with its interval, and n.
+    """
+    keys = ["model", "twin", "image"]
+    own, others = (rows.set_index(keys)[list(SCORES)] for rows in (truth, other))
+    both = own.join(others.add_suffix(" other")).dropna()
+    records = [
+        both.index.to_frame(index=False).assign(
+            score=score, preferred=((np.sign(both[score] - both[f"{score} other"]) + 1) / 2).to_numpy()
+        )
+        for score in SCORES
+    ]
+    found = pd.concat(records, ignore_index=True)
+    return summary(found, "preferred", ["score", "model"]).drop(columns="std").reset_index()
+
+
+def ladder(rows: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
+    """Measure how well each score orders maps of known order: Kendall's tau in [-1,1], image by image.
+
+    A score that is the same for all maps has tau 0.
+
+    Args:
+        rows: Rows of `truths` of the method GroundTruth on scenes with right and wrong masks.
+        random: Rows of `truths` of RandomCAM on the same scenes.
+
+    Returns:
+        One row per score and network: the mean tau over images with distractors, with its interval, and n.
+    """
+    mark = rows["dataset"].str.split("_").str[2].fillna("")
+    both = pd.concat([rows.assign(rung=mark.map(_RUNGS)), random.assign(rung=LADDER[-1])])
+    both = both[(both["distractors"] != "0") & both["rung"].notna()]
+    worth = dict(zip(LADDER, range(len(LADDER), 0, -1), strict=True))
+    records = []
+    for (model, twin, image), part in both.groupby(["model", "twin", "image"], sort=False):
+        if len(part) == len(LADDER):
+            order = part["rung"].map(worth)
+            taus = {score: np.nan_to_num(scipy.stats.kendalltau(order, part[score]).statistic) for score in SCORES}
+            records += [{"model": model, "image": f"{twin} {image}", "score": s, "tau": tau} for s, tau in taus.items()]
+    return summary(pd.DataFrame(records), "tau", ["score", "model"]).drop(columns="std").reset_index()
+
+
+def refinement(rows: pd.DataFrame, by: Sequence[str] = ("model", "twin", "method", "condition")) -> pd.DataFrame:
+    """Test whether RefineCAM comes closer to each truth than Base, at the shallowest layer.
+
+    Args:
+        rows: Those of `truths`.
+        by: The columns that name a group.
+
+    Returns:
+        The rows of `statistics.paired_test`, corrected over all groups of a truth, with the columns truth and verdict.
+    """
+    rows = rows[(rows["layer"] == 0) & rows["aggregate"].isin(BASE_AND_REFINED)]
+    rows = rows[rows.groupby([*by, "image"])["aggregate"].transform("nunique") == 2]
+    tests = pd.concat(
+        [paired_test(rows, truth, list(by), BASE_AND_REFINED).assign(truth=truth) for truth in TRUTHS],
+        ignore_index=True,
+    )
+    words = shown(tests).map({1: "closer", -1: "farther", 0: "not shown"})
+    return tests.assign(verdict=words.where(tests["n"] >= FEWEST, "too few images"))
+
+
+def verdict_counts(tests: pd.DataFrame) -> pd.DataFrame:
+    """Count the verdicts of `refinement`: one row per truth and condition."""
+    counts = tests.groupby(["truth", "condition"], sort=False)["verdict"].value_counts()
+    return counts.unstack(fill_value=0).rename_axis(columns=None)
+
+
+def card_accuracies(cards: dict[tuple[str, str], dict]) -> pd.DataFrame:
+    """Return the accuracy that cards state, with its interval: one row per network and twin, on groups of test scenes.
+
+    Args:
+        cards: (network, twin) -> its card.
+    """
+    records = []
+    for (model, twin), card in cards.items():
+        for test in ("test", "fresh"):
+            parts = {"all": card[test]} | {f"{n} % hidden": card[test]["hidden"][n] for n in card[test]["hidden"]}
+            parts |= {f"{size} objects": card[test]["size"][size] for size in card[test]["size"]}
+            text = {
+                name: f"{p['accuracy']:.3f} [{p['interval'][0]:.3f}, {p['interval'][1]:.3f}]"
+                for name, p in parts.items()
+            }
+            records.append({"model": model, "twin": twin, "scenes": f"{test}, {card[test]['n']:,}"} | text)
+    return pd.DataFrame(records)

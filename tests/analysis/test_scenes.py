@@ -1,0 +1,178 @@
+"""Tables of the scenes: parts of the certificate, failures with their bound, twins, ladder and factors."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from refinecam_lib.analysis import scene_figures, scenes
+from refinecam_lib.analysis.statistics import correlation
+from refinecam_lib.datasets.scenes import CONDITIONS, LAYERS, Scenes
+from refinecam_lib.errors import rng
+from refinecam_lib.road import FRACTIONS
+
+PLAIN = {"model": "net", "dataset": "scenes_objects", "condition": "base", "correct": True, "redraws": 8}
+PASSES = {"logit": 10.0, "logit_without": 0.0, "probability": 0.9, "probability_without": 0.1, "kept": 8, "swapped": 8}
+NOTHING = {f"{name}_{layer}": np.nan for name in ("moved", "kept") for layer in LAYERS}
+
+
+def certificates(*changes):
+    rows = [
+        PLAIN | PASSES | NOTHING | {"moved_badge": 0.1, "kept_badge": 8, "kept_fresh": 8, "image": str(k)} | change
+        for k, change in enumerate(changes)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_each_part_of_the_certificate_has_its_threshold():
+    rows = scenes.certified(
+        certificates(
+            {},
+            {"kept": 7},
+            {"probability_without": 0.46},
+            {"swapped": 7},
+            {"moved_background": 0.51},
+            {"moved_background": 0.5},
+            {"correct": False},
+            {"logit_without": 12.0},
+        )
+    )
+    found = {part: rows[part].tolist() for part in scenes.PARTS}
+    assert found["c1"] == [True, False, True, True, True, True, False, True]
+    assert found["c2_removed"] == [True, True, False, True, True, True, False, True]
+    assert found["c2_swapped"] == [True, True, True, False, True, True, False, True]
+    assert found["c3"] == [True, True, True, True, False, True, False, False]
+    assert found["certified"] == [True, False, False, False, True, True, False, True]
+    assert scenes.certified(rows, fall=0.4)["c2_removed"][2]
+
+
+def test_shares_count_correctly_classified_images_only():
+    rows = scenes.certified(certificates({}, {"kept": 7}, {"correct": False}, {"condition": "small"}))
+    table = scenes.pass_shares(rows).set_index(["condition", "part"])
+    assert table.loc[("base", "c1"), "mean"] == 0.5 and table.loc[("base", "c1"), "n"] == 2
+    assert table.loc[("all", "c1"), "mean"] == pytest.approx(2 / 3)
+    assert list(table.index.get_level_values("condition").unique()) == ["base", "small", "all"]
+    interval = binomtest(1, 2).proportion_ci(method="wilson")
+    assert table.loc[("base", "c1"), ["low", "high"]].tolist() == [interval.low, interval.high]
+    text = scenes.pass_text(table.reset_index())
+    assert text["n"].tolist() == [2, 1, 3] and text.iloc[0, 0].startswith("0.50 [")
+    assert scene_figures.certificate_figure(table.reset_index()).axes[0].get_title() == scenes.PARTS["c1"]
+
+
+def test_failures_of_fresh_redraws_have_an_exact_upper_bound():
+    rows = scenes.certified(certificates({}, {}, {"kept": 7, "kept_fresh": 0}))
+    table = scenes.fresh_failures(rows).set_index("model")
+    assert table.loc["net", ["images", "fresh redraws", "failures"]].tolist() == [2, 16, 0]
+    assert table.loc["all", "upper bound"] == pytest.approx(1 - 0.05 ** (1 / 16))
+    failed = scenes.fresh_failures(scenes.certified(certificates({"kept_fresh": 5})))
+    assert failed["failures"].tolist() == [3, 3] and failed["share"][0] == 3 / 8
+
+
+def test_the_accuracy_after_the_other_layer_is_drawn_again():
+    objects = certificates({}, {"correct": False, "kept_badge": 4})
+    badges = certificates({"kept_object": 2}).assign(dataset="scenes_badges")
+    table = scenes.after_redraws(pd.concat([objects, badges]))
+    assert table.loc[("net", "objects", "badge"), ["before", "after", "change"]].tolist() == [0.5, 0.75, 0.25]
+    assert table.loc[("net", "badges", "object"), ["before", "after", "change"]].tolist() == [1, 0.25, -0.75]
+
+
+def measured(n=40, **columns):
+    """Return rows of scores with random values, except the given columns."""
+    generator = rng("scores")
+    names = ["probability", "probability_masked", "mean_activation", "pearson", "cosine", "average_precision"]
+    names += [f"{order}_{round(100 * k)}" for order in ("morf", "lerf") for k in FRACTIONS]
+    names += [f"exact_{order}_{k:g}" for order in ("morf", "lerf") for k in (0.5, 1, 40)]
+    rows = pd.DataFrame({name: generator.random(n) for name in names})
+    rows = rows.assign(image=[str(k) for k in range(n)], correct=True, layer=0, aggregate="none", distractors="5")
+    return rows.assign(model="net", dataset="scenes_objects", method="GradCAM++", condition="base").assign(**columns)
+
+
+def test_exact_removal_is_the_mean_gap_of_its_own_curves():
+    rows = measured(3)
+    found = scenes.truths(rows)
+    gaps = [rows[f"exact_lerf_{k}"] - rows[f"exact_morf_{k}"] for k in ("0.5", "1", "40")]
+    assert np.allclose(found["exact_removal"], np.mean(gaps, 0))
+    assert np.allclose(found["deletion"], 1 - rows[[f"morf_{k}" for k in (20, 40, 60, 80)]].mean(axis=1))
+    assert np.allclose(found["road"], found["insertion"] + found["deletion"] - 1)
+    assert (found["twin"] == "objects").all()
+
+
+def test_a_score_that_ignores_the_network_prefers_the_truth_half_of_the_time():
+    parts = []
+    for twin, area in (("objects", 0.3), ("badges", 0.1)):
+        truth = scenes.truths(measured(dataset=f"scenes_{twin}", mean_activation=area))
+        other = scenes.truths(measured(dataset=f"scenes_{twin}_other", mean_activation=0.4 - area))
+        parts.append((truth.assign(road=0.8), other.assign(road=0.1)))
+    table = scenes.twin_test(*(pd.concat(both) for both in zip(*parts, strict=True))).set_index("score")
+    assert table.loc["one_minus_complexity", "mean"] == 0.5 and table.loc["road", "mean"] == 1
+    assert table.loc["coherency", "mean"] == 0.5, "ties count one half"
+    assert (table["n"] == 80).all()
+
+
+def test_the_ladder_ranks_maps_of_known_order():
+    rungs = {"": 0.9, "_half": 0.7, "_more": 0.5, "_distractors": 0.3}
+    parts = [
+        scenes.truths(measured(12, dataset=f"scenes_objects{mark}", pearson=2 * value - 1, mean_activation=value))
+        for mark, value in rungs.items()
+    ]
+    rows = pd.concat(parts)
+    rows.loc[rows["image"] == "3", "distractors"] = "0"
+    random = scenes.truths(measured(12, method="RandomCAM", pearson=-0.8, mean_activation=0.1))
+    table = scenes.ladder(rows, random).set_index("score")
+    assert table.loc["coherency", "mean"] == pytest.approx(1) and (table["n"] == 11).all()
+    assert table.loc["one_minus_complexity", "mean"] == pytest.approx(-1)
+    figure = scene_figures.score_lines({"ladder": table.reset_index()}, {"ladder": 0.0})
+    assert len(figure.axes[0].get_yticklabels()) == len(scenes.SCORES)
+
+
+def test_correlations_by_factor_are_those_of_the_conditions_rows():
+    rows = pd.concat([measured(30), measured(30, condition="small", aggregate="product")])
+    rows["condition"] = np.where(np.arange(60) % 2, "base", "small")
+    kept = scenes.truths(rows.assign(aggregate="none", image=[str(k) for k in range(60)]))
+    table = scenes.by_factor(kept, draws=20)
+    assert set(table["condition"]) == {"all", "base", "small"} and set(table["truth"]) == set(scenes.TRUTHS)
+    part = kept[kept["condition"] == "small"]
+    own = table[(table["condition"] == "small") & (table["truth"] == "exact_removal")].set_index("score")
+    assert own.loc["road", "value"] == pytest.approx(correlation(part["road"], part["exact_removal"], "spearman"))
+    assert own.loc["road", "n"] == 30 and own.loc["road", "low"] < own.loc["road", "value"] < own.loc["road", "high"]
+    best = scenes.lead(table).loc[("exact_removal", "small")]
+    others = own.drop("arcc")["value"]
+    assert best["best other"] == others.idxmax() and best["difference"] == pytest.approx(
+        own.loc["arcc", "value"] - others.max()
+    )
+    assert len(scene_figures.factor_figure(table).axes) == 3
+
+
+def test_refinement_is_tested_by_truth_and_condition():
+    base = measured(40)
+    better = base.assign(aggregate="product", average_precision=base["average_precision"] + 0.5)
+    few = measured(5, condition="small")
+    rows = scenes.truths(pd.concat([base, better, few, few.assign(aggregate="product")]))
+    tests = scenes.refinement(rows).set_index(["truth", "condition"])["verdict"]
+    assert tests["average_precision", "base"] == "closer" and tests["cosine", "base"] == "not shown"
+    assert tests["cosine", "small"] == "too few images"
+    counts = scenes.verdict_counts(scenes.refinement(rows))
+    assert counts.loc[("average_precision", "base"), "closer"] == 1 and counts.to_numpy().sum() == 6
+
+
+def test_cards_become_a_table():
+    part = {"n": 10, "accuracy": 0.9, "interval": [0.6, 0.98]}
+    test = part | {"hidden": {"0": part | {"accuracy": 1.0}}, "size": {"small": part}}
+    table = scenes.card_accuracies({("net", "objects"): {"test": test, "fresh": test}})
+    assert table["scenes"].tolist() == ["test, 10", "fresh, 10"]
+    assert table["0 % hidden"][0] == "1.000 [0.600, 0.980]" and table["all"][1] == "0.900 [0.600, 0.980]"
+
+
+def test_sheets_show_every_condition_and_every_redraw():
+    figure = scene_figures.condition_sheet([0])
+    assert len(figure.axes) == len(CONDITIONS)
+    scene = Scenes("test", 3, condition="hidden").scene(2)
+    figure = scene_figures.redraw_sheet(scene, count=5)
+    shown = [axis.get_xlabel() for axis in figure.axes if axis.axison]
+    assert shown[0] == "the scene and its truth" and shown[5] == "truth removed"
+    assert [text for text in shown[10:] if text] == [
+        f"{layer} drawn again" for layer in ("badge", "occluder", "background")
+    ]
+    pictures = [np.asarray(axis.images[0].get_array()) for axis in figure.axes if axis.images]
+    kept = scene.visible("object")
+    assert all(np.array_equal(picture[kept], pictures[0][kept]) for picture in pictures[1:5])
