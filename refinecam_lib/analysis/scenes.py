@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from ..datasets.scenes import CONDITIONS, LAYERS
-from .plots import unique
+from ..datasets.scenes import CONDITIONS, LAYERS, TWINS
+from ..errors import one_of
+from ..networks.checkpoints import checkpoint_path, read_checkpoint
+from .plots import NAMES, title_of, unique
 from .statistics import correlations, paired_test, summary
-from .tables import BASE_AND_REFINED, COMPARED, FEWEST, best_rivals, intervals, scored, shallow_base
+from .tables import BASE_AND_REFINED, COMPARED, FEWEST, best_rivals, intervals, scored, shallow_base, summaries
 from .verdicts import shown
 
 TRUTHS = ("cosine", "average_precision", "exact_removal")
@@ -62,6 +64,19 @@ def certified(rows: pd.DataFrame, fall: float = 0.5, move: float = 0.05) -> pd.D
     }
     found["certified"] = found["c1"] & found["c2_removed"] & found["c2_swapped"]
     return rows.assign(**found)
+
+
+def only_certified(rows: pd.DataFrame, certificates: pd.DataFrame, part: str = "certified") -> pd.DataFrame:
+    """Keep the rows of scenes whose truth passes a part of the certificate on the row's network.
+
+    Args:
+        rows: Those of `truths`.
+        certificates: Those of `certified`, of the same scenes.
+        part: A name in PARTS.
+    """
+    keys = ["model", "twin", "image"]
+    passed = certificates.loc[certificates[one_of("part", part, PARTS)], keys]
+    return rows.merge(passed, on=keys)
 
 
 def _wilson(passed: int, n: int) -> tuple[float, float]:
@@ -238,6 +253,21 @@ def ladder(rows: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
     return summary(pd.DataFrame(records), "tau", ["score", "model"]).drop(columns="std").reset_index()
 
 
+def method_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of each truth with its interval: one row per network, method and aggregate, by twin.
+
+    Args:
+        rows: Those of `truths`. The shallowest layer's Base and RefineCAM maps are used.
+    """
+    rows = rows[(rows["layer"] == 0) & rows["aggregate"].isin(BASE_AND_REFINED)]
+    by = ["model", "method", "aggregate"]
+    table = summaries(rows, TRUTHS, [*by, "twin"])
+    wide = table.assign(cell=intervals(table), score=table["score"].map(title_of))
+    wide = wide.pivot(index=by, columns=["twin", "score"], values="cell").rename(columns=str)
+    order = table.drop_duplicates(by).set_index(by).index
+    return wide.reindex(order).rename(index=NAMES, level="aggregate")
+
+
 def refinement(rows: pd.DataFrame, by: Sequence[str] = ("model", "twin", "method", "condition")) -> pd.DataFrame:
     """Test whether RefineCAM comes closer to each truth than Base, at the shallowest layer.
 
@@ -262,6 +292,11 @@ def verdict_counts(tests: pd.DataFrame) -> pd.DataFrame:
     """Count the verdicts of `refinement`: one row per truth and condition."""
     counts = tests.groupby(["truth", "condition"], sort=False)["verdict"].value_counts()
     return counts.unstack(fill_value=0).rename_axis(columns=None)
+
+
+def cards(models: Sequence[str]) -> dict[tuple[str, str], dict]:
+    """Read the cards of networks that know the scenes: (network, twin) -> card."""
+    return {(m, twin): read_checkpoint(checkpoint_path(m, f"scenes_{twin}"))[1] for m in models for twin in TWINS}
 
 
 def card_accuracies(cards: dict[tuple[str, str], dict]) -> pd.DataFrame:

@@ -220,7 +220,10 @@ def certificate(work: Work) -> pd.DataFrame:
     layer, classes = TWINS[data.twin]
 
     def logits_of(images: Tensor) -> Tensor:
-        inputs = normalise(images.to(work.inputs.device), work.spec).contiguous(memory_format=torch.channels_last)
+        inputs = normalise(images.to(work.inputs.device), work.spec)
+        if work.rounding is not None:
+            inputs = rounded(inputs, work.rounding)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
         return torch.cat([forward(work.model, few) for few in inputs.split(REDRAWS)]).cpu()
 
     found = [

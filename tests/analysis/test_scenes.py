@@ -109,6 +109,22 @@ def test_a_score_that_ignores_the_network_prefers_the_truth_half_of_the_time():
     assert (table["n"] == 80).all()
 
 
+def test_only_certified_scenes_are_scored():
+    rows = pd.concat([scenes.truths(measured(4)), scenes.truths(measured(4, dataset="scenes_badges"))])
+    found = scenes.certified(certificates({}, {"swapped": 0}, {"correct": False}, {"kept": 1}))
+    kept = scenes.only_certified(rows, found)
+    assert kept[["twin", "image"]].to_numpy().tolist() == [["objects", "0"]]
+    assert scenes.only_certified(rows, found, "c1")["image"].tolist() == ["0", "1"]
+
+
+def test_the_methods_stand_beside_each_other_by_twin():
+    objects, badges = measured(20, cosine=0.5), measured(20, dataset="scenes_badges", cosine=0.25)
+    table = scenes.method_table(scenes.truths(pd.concat([objects, badges, objects.assign(aggregate="product")])))
+    assert table.index.tolist() == [("net", "GradCAM++", "Base"), ("net", "GradCAM++", "RefineCAM")]
+    cosine = table.xs("cosine similarity to the truth", axis=1, level=1)
+    assert cosine.loc[("net", "GradCAM++", "Base")].tolist() == ["0.50 [0.50, 0.50]", "0.25 [0.25, 0.25]"]
+
+
 def test_the_ladder_ranks_maps_of_known_order():
     rungs = {"": 0.9, "_half": 0.7, "_more": 0.5, "_distractors": 0.3}
     parts = [

@@ -14,7 +14,7 @@ from refinecam_lib.datasets.scenes import LAYERS
 from refinecam_lib.errors import InputError, rng
 from refinecam_lib.explanation import BASE
 from refinecam_lib.networks import checkpoints, zoo
-from refinecam_lib.sweeps import shard
+from refinecam_lib.sweeps import measurements, shard
 from refinecam_lib.sweeps.certificate import REDRAWS, certify
 from refinecam_lib.sweeps.run import sweep
 
@@ -145,6 +145,9 @@ def test_rows_are_measured_like_others(network, twin):
     again = sweep(shard.plan("tiny", [""], 4, dataset=f"scenes_{twin}", size=4, measurement="certificate"))
     again = again.sort_values("image", ignore_index=True)
     pd.testing.assert_frame_equal(again[rows.columns], rows, check_exact=False, atol=1e-5)
+    moved = measurements.measure_shard(shards[0], rounding=1)
+    gap = abs(moved["logit"] - rows["logit"][[0, 3]].to_numpy()).max()
+    assert 0 < gap < 1e-3, "rounding moves a row by about a rounding step"
 
 
 def test_rows_of_scores_know_factor_condition_and_both_objects(network):
