@@ -11,7 +11,7 @@ import pandas as pd
 from ..datasets.scenes import CONDITIONS, LAYERS, TWINS, Scene, Scenes
 from .grids import Cell, image_grid
 from .plots import MEAN_AND_INTERVAL, legend, new_figure, note, title_of, unique
-from .scenes import PARTS, SCORES, TRUTHS
+from .scenes import EVERY, PARTS, SCORES, TRUTHS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def certificate_figure(table: pd.DataFrame) -> Figure:
     """Draw `pass_shares`: one panel per part, one line per condition, one marker per network and twin."""
-    conditions = [name for name in [*CONDITIONS, "all"] if name in set(table["condition"])]
+    conditions = [name for name in [*CONDITIONS, EVERY] if name in set(table["condition"])]
     figure, axes = new_figure(len(PARTS), 1, 2.6, 0.36 * len(conditions) + 1.1, sharey=True)
     networks = list(dict.fromkeys(zip(table["model"], table["twin"], strict=True)))
     places = np.arange(len(conditions))[::-1]
@@ -54,7 +54,7 @@ def factor_figure(table: pd.DataFrame) -> Figure:
         axis.set(yticks=range(len(SCORES)), xticks=range(len(conditions)))
         axis.set_yticklabels([title_of(score) for score in SCORES], fontsize=8)
         axis.set_xticklabels([name.replace(", ", ",\n").replace(" ", "\n") for name in conditions], fontsize=7.5)
-        axis.set_title(f"truth: {title_of(truth)}", fontsize=9.5)
+        axis.set_title(f"truth: {TRUTHS[truth]}", fontsize=9.5)
         axis.grid(False)
     return note(figure, "Spearman's correlation over explanations, bold: the highest of a column.")
 
@@ -81,14 +81,17 @@ def score_lines(tables: dict[str, pd.DataFrame], middle: dict[str, float]) -> Fi
     return note(figure, MEAN_AND_INTERVAL)
 
 
-def condition_sheet(numbers: Sequence[int] = (0, 1, 2), twin: str = "objects") -> Figure:
-    """Draw test scenes of every condition with the outline of the truth: one row per scene, one column per condition."""
+def condition_sheet(numbers: Sequence[int] = (0, 2)) -> Figure:
+    """Draw test scenes of every condition with the outlines of both twins' truths: one row per scene."""
     grid: list[list[Cell]] = []
     for number in numbers:
-        samples = (Scenes("test", number + 1, twin, condition)[number] for condition in CONDITIONS)
-        grid.append([(s.image.permute(1, 2, 0).numpy(), None, np.asarray(s.mask, np.float32)) for s in samples])
+        scenes = [Scenes("test", number + 1, condition=name).scene(number) for name in CONDITIONS]
+        truths = [scene.visible("object") | scene.visible("badge") for scene in scenes]
+        grid.append([(s.drawn() / 255, None, truth.astype(float)) for s, truth in zip(scenes, truths, strict=True)])
     titles = [name.replace(", ", ",\n") for name in CONDITIONS]
-    return image_grid(grid, titles, [f"scene {number}" for number in numbers])
+    figure = image_grid(grid, titles, [f"scene {number}" for number in numbers])
+    figure.set_dpi(60)  # crowds compress badly
+    return figure
 
 
 def redraw_sheet(scene: Scene, twin: str = "objects", count: int = 6) -> Figure:
@@ -112,4 +115,6 @@ def redraw_sheet(scene: Scene, twin: str = "objects", count: int = 6) -> Figure:
         ["truth removed", *(f"swapped: {swap.kind(layer)}" for swap in swaps)],
         [*(f"{other} drawn again" for other in alone), *[""] * (count - len(alone))],
     ]
-    return image_grid(rows, [""] * count, ["C1", "C2", "C3"], notes=notes)
+    figure = image_grid(rows, [""] * count, ["C1", "C2", "C3"], notes=notes)
+    figure.set_dpi(60)
+    return figure

@@ -13,13 +13,19 @@ import scipy
 from ..datasets.scenes import CONDITIONS, LAYERS, TWINS
 from ..errors import one_of
 from ..networks.checkpoints import checkpoint_path, read_checkpoint
-from .plots import NAMES, title_of, unique
+from .plots import NAMES, unique
 from .statistics import correlations, paired_test, summary
 from .tables import BASE_AND_REFINED, COMPARED, FEWEST, best_rivals, intervals, scored, shallow_base, summaries
 from .verdicts import shown
 
-TRUTHS = ("cosine", "average_precision", "exact_removal")
-"""What scores are compared with. Higher is better."""
+TRUTHS = {
+    "cosine": "cosine similarity to the mask",
+    "average_precision": "average precision against the mask",
+    "exact_removal": "exact removal",
+}
+"""Columns that scores are compared with, and their names. Higher is better."""
+EVERY = "all conditions"
+"""The name of all conditions together."""
 SCORES = (*COMPARED, "deletion", "insertion")
 """The scores that are compared. Higher is better."""
 LADDER = ("truth", "half of it", "truth and distractors", "distractors", "random")
@@ -91,17 +97,17 @@ def pass_shares(rows: pd.DataFrame) -> pd.DataFrame:
         rows: Those of `certified`.
 
     Returns:
-        One row per network, twin, condition and part ("all" for all conditions): mean, low, high, n.
+        One row per network, twin, condition (also EVERY) and part: mean, low, high, n.
     """
     rows = rows[rows["correct"].astype(bool)]
-    both = pd.concat([rows, rows.assign(condition="all")])
+    both = pd.concat([rows, rows.assign(condition=EVERY)])
     records = []
     for (model, twin, condition), group in both.groupby(["model", "twin", "condition"], sort=False):
         for part in PARTS:
             low, high = _wilson(int(group[part].sum()), len(group))
             record = {"model": model, "twin": twin, "condition": condition, "part": part, "mean": group[part].mean()}
             records.append(record | {"low": low, "high": high, "n": len(group)})
-    order = {name: place for place, name in enumerate([*CONDITIONS, "all"])}
+    order = {name: place for place, name in enumerate([*CONDITIONS, EVERY])}
     table = pd.DataFrame(records)
     return table.sort_values("condition", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
@@ -181,16 +187,16 @@ def by_factor(rows: pd.DataFrame, draws: int = 200) -> pd.DataFrame:
 
     Returns:
         Spearman's correlations over explanations, the rows of `statistics.correlations` with the columns condition,
-        truth and group, which names both. "all" are all conditions.
+        truth and group, which names both. EVERY is one of the conditions.
     """
     rows = shallow_base(rows)
     rows = rows.assign(model=rows["model"] + " " + rows["twin"])
-    groups = [("all", rows), *((name, rows[rows["condition"] == name]) for name in CONDITIONS)]
+    groups = [(EVERY, rows), *((name, rows[rows["condition"] == name]) for name in CONDITIONS)]
     parts = []
     for condition, part in groups:
         for truth in TRUTHS if len(part) else ():
-            table = correlations(part, list(SCORES), truth, draws=draws)
-            table = table[(table["level"] == "explanation") & (table["kind"] == "spearman")]
+            table = correlations(part, list(SCORES), truth, draws=draws, kinds=["spearman"])
+            table = table[table["level"] == "explanation"]
             parts.append(table.assign(condition=condition, truth=truth, group=f"{condition}, {truth}"))
     return pd.concat(parts, ignore_index=True)
 
@@ -203,20 +209,21 @@ def lead(table: pd.DataFrame) -> pd.DataFrame:
     return best.join(found, on="group").drop(columns="group").set_index(["truth", "condition"])
 
 
-def twin_test(truth: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+def twin_test(rows: pd.DataFrame, marked: pd.DataFrame) -> pd.DataFrame:
     """Measure how often a score prefers the truth to the other twin's truth. Ties count one half.
 
     A score that ignores the network prefers the same mask on both twins, so its mean over twins is one half.
 
     Args:
-        truth: Rows of `truths` whose maps are the truth.
-        other: The same images with the other twin's truth as the map.
+        rows: Those of `truths`. The maps of the method GroundTruth are used.
+        marked: Those of the same scenes with masks that mark something else.
 
     Returns:
         One row per score and network: mean over the images of both twins with its interval, and n.
     """
     keys = ["model", "twin", "image"]
-    own, others = (rows.set_index(keys)[list(SCORES)] for rows in (truth, other))
+    truth, other = rows[rows["method"] == "GroundTruth"], marked[marked["dataset"].str.endswith("_other")]
+    own, others = (maps.set_index(keys)[list(SCORES)] for maps in (truth, other))
     both = own.join(others.add_suffix(" other")).dropna()
     records = [
         both.index.to_frame(index=False).assign(
@@ -228,20 +235,21 @@ def twin_test(truth: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return summary(found, "preferred", ["score", "model"]).drop(columns="std").reset_index()
 
 
-def ladder(rows: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
+def ladder(rows: pd.DataFrame, marked: pd.DataFrame) -> pd.DataFrame:
     """Measure how well each score orders maps of known order: Kendall's tau in [-1,1], image by image.
 
     A score that is the same for all maps has tau 0.
 
     Args:
-        rows: Rows of `truths` of the method GroundTruth on scenes with right and wrong masks.
-        random: Rows of `truths` of RandomCAM on the same scenes.
+        rows: Those of `truths`. The maps of the methods GroundTruth and RandomCAM are used.
+        marked: Those of the same scenes with masks that mark something else.
 
     Returns:
         One row per score and network: the mean tau over images with distractors, with its interval, and n.
     """
-    mark = rows["dataset"].str.split("_").str[2].fillna("")
-    both = pd.concat([rows.assign(rung=mark.map(_RUNGS)), random.assign(rung=LADDER[-1])])
+    both = pd.concat([rows[rows["method"].isin(["GroundTruth", "RandomCAM"])], marked])
+    mark = both["dataset"].str.split("_").str[2].fillna("")
+    both = both.assign(rung=mark.map(_RUNGS).mask(both["method"] == "RandomCAM", LADDER[-1]))
     both = both[(both["distractors"] != "0") & both["rung"].notna()]
     worth = dict(zip(LADDER, range(len(LADDER), 0, -1), strict=True))
     records = []
@@ -261,8 +269,8 @@ def method_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
     rows = rows[(rows["layer"] == 0) & rows["aggregate"].isin(BASE_AND_REFINED)]
     by = ["model", "method", "aggregate"]
-    table = summaries(rows, TRUTHS, [*by, "twin"])
-    wide = table.assign(cell=intervals(table), score=table["score"].map(title_of))
+    table = summaries(rows, list(TRUTHS), [*by, "twin"])
+    wide = table.assign(cell=intervals(table), score=table["score"].map(TRUTHS))
     wide = wide.pivot(index=by, columns=["twin", "score"], values="cell").rename(columns=str)
     order = table.drop_duplicates(by).set_index(by).index
     return wide.reindex(order).rename(index=NAMES, level="aggregate")
@@ -291,7 +299,7 @@ def refinement(rows: pd.DataFrame, by: Sequence[str] = ("model", "twin", "method
 def verdict_counts(tests: pd.DataFrame) -> pd.DataFrame:
     """Count the verdicts of `refinement`: one row per truth and condition."""
     counts = tests.groupby(["truth", "condition"], sort=False)["verdict"].value_counts()
-    return counts.unstack(fill_value=0).rename_axis(columns=None)
+    return counts.unstack(fill_value=0).rename_axis(columns=None).reindex(list(CONDITIONS), level="condition")
 
 
 def cards(models: Sequence[str]) -> dict[tuple[str, str], dict]:

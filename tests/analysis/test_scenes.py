@@ -50,8 +50,8 @@ def test_shares_count_correctly_classified_images_only():
     rows = scenes.certified(certificates({}, {"kept": 7}, {"correct": False}, {"condition": "small"}))
     table = scenes.pass_shares(rows).set_index(["condition", "part"])
     assert table.loc[("base", "c1"), "mean"] == 0.5 and table.loc[("base", "c1"), "n"] == 2
-    assert table.loc[("all", "c1"), "mean"] == pytest.approx(2 / 3)
-    assert list(table.index.get_level_values("condition").unique()) == ["base", "small", "all"]
+    assert table.loc[("all conditions", "c1"), "mean"] == pytest.approx(2 / 3)
+    assert list(table.index.get_level_values("condition").unique()) == ["base", "small", "all conditions"]
     interval = binomtest(1, 2).proportion_ci(method="wilson")
     assert table.loc[("base", "c1"), ["low", "high"]].tolist() == [interval.low, interval.high]
     text = scenes.pass_text(table.reset_index())
@@ -100,7 +100,7 @@ def test_exact_removal_is_the_mean_gap_of_its_own_curves():
 def test_a_score_that_ignores_the_network_prefers_the_truth_half_of_the_time():
     parts = []
     for twin, area in (("objects", 0.3), ("badges", 0.1)):
-        truth = scenes.truths(measured(dataset=f"scenes_{twin}", mean_activation=area))
+        truth = scenes.truths(measured(dataset=f"scenes_{twin}", mean_activation=area, method="GroundTruth"))
         other = scenes.truths(measured(dataset=f"scenes_{twin}_other", mean_activation=0.4 - area))
         parts.append((truth.assign(road=0.8), other.assign(road=0.1)))
     table = scenes.twin_test(*(pd.concat(both) for both in zip(*parts, strict=True))).set_index("score")
@@ -121,20 +121,28 @@ def test_the_methods_stand_beside_each_other_by_twin():
     objects, badges = measured(20, cosine=0.5), measured(20, dataset="scenes_badges", cosine=0.25)
     table = scenes.method_table(scenes.truths(pd.concat([objects, badges, objects.assign(aggregate="product")])))
     assert table.index.tolist() == [("net", "GradCAM++", "Base"), ("net", "GradCAM++", "RefineCAM")]
-    cosine = table.xs("cosine similarity to the truth", axis=1, level=1)
+    cosine = table.xs("cosine similarity to the mask", axis=1, level=1)
     assert cosine.loc[("net", "GradCAM++", "Base")].tolist() == ["0.50 [0.50, 0.50]", "0.25 [0.25, 0.25]"]
 
 
 def test_the_ladder_ranks_maps_of_known_order():
     rungs = {"": 0.9, "_half": 0.7, "_more": 0.5, "_distractors": 0.3}
     parts = [
-        scenes.truths(measured(12, dataset=f"scenes_objects{mark}", pearson=2 * value - 1, mean_activation=value))
+        scenes.truths(
+            measured(
+                12,
+                dataset=f"scenes_objects{mark}",
+                pearson=2 * value - 1,
+                mean_activation=value,
+                method="GroundTruth",
+            )
+        )
         for mark, value in rungs.items()
     ]
-    rows = pd.concat(parts)
-    rows.loc[rows["image"] == "3", "distractors"] = "0"
+    marked = pd.concat(parts[1:])
+    marked.loc[marked["image"] == "3", "distractors"] = "0"
     random = scenes.truths(measured(12, method="RandomCAM", pearson=-0.8, mean_activation=0.1))
-    table = scenes.ladder(rows, random).set_index("score")
+    table = scenes.ladder(pd.concat([parts[0], random]), marked).set_index("score")
     assert table.loc["coherency", "mean"] == pytest.approx(1) and (table["n"] == 11).all()
     assert table.loc["one_minus_complexity", "mean"] == pytest.approx(-1)
     figure = scene_figures.score_lines({"ladder": table.reset_index()}, {"ladder": 0.0})
@@ -146,7 +154,7 @@ def test_correlations_by_factor_are_those_of_the_conditions_rows():
     rows["condition"] = np.where(np.arange(60) % 2, "base", "small")
     kept = scenes.truths(rows.assign(aggregate="none", image=[str(k) for k in range(60)]))
     table = scenes.by_factor(kept, draws=20)
-    assert set(table["condition"]) == {"all", "base", "small"} and set(table["truth"]) == set(scenes.TRUTHS)
+    assert set(table["condition"]) == {"all conditions", "base", "small"} and set(table["truth"]) == set(scenes.TRUTHS)
     part = kept[kept["condition"] == "small"]
     own = table[(table["condition"] == "small") & (table["truth"] == "exact_removal")].set_index("score")
     assert own.loc["road", "value"] == pytest.approx(correlation(part["road"], part["exact_removal"], "spearman"))
