@@ -12,9 +12,9 @@ from tiny_networks import tiny_net
 from refinecam_lib.datasets.cutouts import CLASSES
 from refinecam_lib.datasets.scenes import LAYERS
 from refinecam_lib.errors import InputError, rng
-from refinecam_lib.explanation import BASE
+from refinecam_lib.explanation import BASE, CAMS, CONTROLS, OTHERS, TRIVIAL
 from refinecam_lib.networks import checkpoints, zoo
-from refinecam_lib.sweeps import measurements, shard
+from refinecam_lib.sweeps import experiments, measurements, shard
 from refinecam_lib.sweeps.certificate import REDRAWS, certify
 from refinecam_lib.sweeps.run import sweep
 
@@ -177,3 +177,19 @@ def _shares(dataset):
 def test_other_data_sets_have_no_certificate(network):
     with pytest.raises(InputError, match="Expected scenes for a certificate, got the data set 'toy'"):
         sweep(shard.plan("tiny", [""], 2, dataset="toy", measurement="certificate"))
+
+
+def test_plans_cover_both_twins_and_every_mark(network):
+    twins, marks = {"scenes_objects", "scenes_badges"}, {"other", "half", "more", "distractors"}
+    certificates = experiments.certificate_plan(["tiny"], 20)
+    assert {each.dataset for each in certificates} == twins and {each.measurement for each in certificates} == {
+        "certificate"
+    }
+    assert sorted(number for each in certificates for number in each.numbers) == sorted([*range(20)] * 2)
+    images = {}
+    for each in experiments.scenes_plan(["tiny"], 20, 2, 4):
+        images.setdefault(each.method, set()).update((each.dataset, number) for number in each.numbers)
+    wanted = dict.fromkeys([*CAMS, *TRIVIAL, *CONTROLS], 40) | dict.fromkeys(OTHERS, 8) | {"ScoreCAM": 4}
+    assert {method: len(found) for method, found in images.items()} == wanted
+    planned = {(each.dataset, each.method) for each in experiments.marks_plan(["tiny"], 20)}
+    assert planned == {(f"{twin}_{mark}", "GroundTruth") for twin in twins for mark in marks}
