@@ -142,20 +142,17 @@ def correlation(x: np.ndarray, y: np.ndarray, kind: str = "pearson") -> float:
     return float(test(x[both], y[both])[0])
 
 
-def correlations_with_first(table: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute every correlation of the first column of a table (n,1+S) with each other column: (S,) each.
+def correlations_with_first(table: np.ndarray, kinds: Sequence[str] = tuple(CORRELATIONS)) -> dict[str, np.ndarray]:
+    """Compute the correlations `kinds` of the first column of a table (n,1+S) with each other column: (S,) each.
 
     The numbers are those of `correlation`. It is many times faster, because it computes no p values. Rows with a value
     that is not finite are left out. NaN below 3 rows and for a constant column.
     """
     table = table[np.isfinite(table).all(1)]
     if len(table) < 3:
-        return {kind: np.full(table.shape[1] - 1, np.nan) for kind in CORRELATIONS}
-    if len(table) <= FEW:  # the signs of all pairs
-        kendall = _cosines(np.sign(table[:, None] - table[None]).reshape(-1, table.shape[1]))
-    else:
-        kendall = np.array([correlation(column, table[:, 0], "kendall") for column in table[:, 1:].T])
-    return {"pearson": _pearson(table), "spearman": spearman_with_first(table), "kendall": kendall}
+        return {kind: np.full(table.shape[1] - 1, np.nan) for kind in kinds}
+    functions = {"pearson": _pearson, "spearman": spearman_with_first, "kendall": _kendall}
+    return {kind: functions[kind](table) for kind in kinds}
 
 
 def spearman_with_first(table: np.ndarray) -> np.ndarray:
@@ -167,6 +164,12 @@ def spearman_with_first(table: np.ndarray) -> np.ndarray:
     if len(table) < 3:
         return np.full(table.shape[1] - 1, np.nan)
     return _pearson(scipy.stats.rankdata(table, axis=0))
+
+
+def _kendall(table: np.ndarray) -> np.ndarray:
+    if len(table) <= FEW:  # the signs of all pairs
+        return _cosines(np.sign(table[:, None] - table[None]).reshape(-1, table.shape[1]))
+    return np.array([correlation(column, table[:, 0], "kendall") for column in table[:, 1:].T])
 
 
 def _pearson(table: np.ndarray) -> np.ndarray:
@@ -189,6 +192,7 @@ def correlations(
     reference: str = "arcc",
     draws: int = 400,
     seed: int = 0,
+    kinds: Sequence[str] = tuple(CORRELATIONS),
 ) -> pd.DataFrame:
     """Correlate each score with the truth (Fig. 3), with intervals from a bootstrap over images.
 
@@ -200,9 +204,10 @@ def correlations(
         reference: The score that the others are compared with.
         draws: Draws of the bootstrap.
         seed: Seeds the draws.
+        kinds: Names in CORRELATIONS. Kendall's takes most of the time.
 
     Returns:
-        One row per level ("explanation": over all rows; "method mean": over the means of methods), kind (CORRELATIONS)
+        One row per level ("explanation": over all rows; "method mean": over the means of methods), kind
         and score: value, the mean over networks; std, over networks; low, high; difference, the reference's correlation
         minus the score's, with low_difference, high_difference; n rows. A network on which a score has no correlation
         is left out, unless the score has none on any network; then the value is NaN. A single image has no interval.
@@ -227,7 +232,7 @@ def correlations(
             own = pick[model[pick] == k]
             levels = {"explanation": values[own], "method mean": _group_means(values[own], method[own], len(names))}
             for level, table in levels.items():
-                for kind, row in correlations_with_first(table).items():
+                for kind, row in correlations_with_first(table, kinds).items():
                     found.setdefault((level, kind), []).append(row)
         return {key: np.array(tables) for key, tables in found.items()}
 

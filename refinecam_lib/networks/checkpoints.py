@@ -12,9 +12,12 @@ from torch import nn
 from .. import paths
 from ..errors import InputError
 
+SHIPPED = ("synthetic", "birds", "scenes_objects", "scenes_badges")
+"""The weights that files are shipped of: for the shapes, the birds, and the twins of the scenes."""
+
 
 def checkpoint_path(name: str, weights: str = "synthetic") -> Path:
-    """Return the path of a network's shipped weights, "synthetic" for the shapes or "birds"."""
+    """Return the path of a network's shipped weights, a name in SHIPPED."""
     return paths.CHECKPOINTS / (f"{name}.safetensors" if weights == "synthetic" else f"{name}_{weights}.safetensors")
 
 

@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
-from .checkpoints import checkpoint_path, read_checkpoint
+from .checkpoints import SHIPPED, checkpoint_path, read_checkpoint
 from .hub import from_timm
 from .layers import layers_of
 from .zoo import LARGER, MODELS, OWN, ModelSpec, spec_of
@@ -66,9 +66,10 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
 
     Args:
         name: A name in MODELS, LARGER or SMALL.
-        weights: "synthetic" for the shipped checkpoint of the 6 shapes, "birds" for that of the 50 birds, "imagenet"
-            for 1000 classes, "own" for a copy of a network in OWN, or the path of a .safetensors file with its card.
-            ImageNet weights are downloaded unless an installed package has them.
+        weights: "synthetic" for the shipped checkpoint of the 6 shapes, "birds" for that of the 50 birds,
+            "scenes_objects" or "scenes_badges" for those of the scenes, "imagenet" for 1000 classes, "own" for a copy of
+            a network in OWN, or the path of a .safetensors file with its card. ImageNet weights are downloaded unless
+            an installed package has them.
         device: Where to put it.
 
     Raises:
@@ -81,7 +82,7 @@ def load_model(name: str, weights: str | Path = "synthetic", device: str | torch
         with _downloading(name):
             model = spec.build(1000, True)
     else:
-        path = checkpoint_path(name, str(weights)) if weights in ("synthetic", "birds") else Path(weights)
+        path = checkpoint_path(name, str(weights)) if weights in SHIPPED else Path(weights)
         model, card = restore(name, path)
         if spec.learner and any(isinstance(module, NORMS) for module in model.modules()):
             with _Undrawn():

@@ -7,12 +7,15 @@ Arguments that several plans share are parameters of the notebooks:
     n_images: images per method. n_score_cam and n_captum: the same for ScoreCAM and for the methods of captum.
     seed: of everything random.
     data: a name in `registry.DATASETS`.
+    scene_models: networks that know the scenes. light_scene_models: those of them that are light, as above.
+    n_scenes: scenes per method, ten conditions in turn. n_scenes_slow: the same for slow methods.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from ..datasets.scenes import MARKS, TWINS
 from ..errors import one_of
 from ..explanation import BASE, CAMS, CONTROLS, METHODS, OTHERS, REFINED, SLOW, TRIVIAL, Variant, method_of
 from ..networks.zoo import spec_of
@@ -27,6 +30,10 @@ COMBINED = ("GradCAM", "GradCAM++", "LayerCAM", "ShapleyCAM", "GuidedGradCAM")
 """The methods whose layers are combined in every way."""
 FINALISTS = ("mean", "soft_and_0.2")
 """The best combination that averages maps, and the best that multiplies them, see `analysis.contest`. A test repeats it."""
+SCENES = tuple(f"scenes_{twin}" for twin in TWINS)
+"""The data sets of the twins, whose weights have the same names."""
+IMPUTED = ("GroundTruth", "CentreGaussian", "EdgeDetector", "RandomCAM", "GradCAM++", "LayerCAM")
+"""The methods on which imputers are compared."""
 NONE_FEW: Mapping[str, int] = {}
 POWERS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 
@@ -310,6 +317,62 @@ def rounding_plan(model: str, networks: Sequence[str], n_rounding: int, seed: in
         for method in methods
         if network == model or method not in SLOW
         for shard in plan(network, [method], n_rounding, [BASE, REFINED], size=4, seed=seed, measurement="rounding")
+    ]
+
+
+def certificate_plan(scene_models: Sequence[str], n_scenes: int, seed: int = 0) -> list[Shard]:
+    """Plan the certificate of both twins of the scenes."""
+    return [
+        shard
+        for model in scene_models
+        for dataset in SCENES
+        for shard in plan(model, [NO_METHOD], n_scenes, dataset=dataset, size=10, seed=seed, measurement="certificate")
+    ]
+
+
+def scenes_plan(
+    scene_models: Sequence[str],
+    n_scenes: int,
+    n_scenes_slow: int,
+    light_scene_models: Sequence[str] = (),
+    seed: int = 0,
+) -> list[Shard]:
+    """Plan Table 1, the trivial maps, the controls and two combinations on both twins of the scenes."""
+    shards: list[Shard] = []
+    for model in scene_models:
+        for dataset in SCENES:
+            for method in (*CAMS, *OTHERS, *TRIVIAL, *CONTROLS):
+                if method not in SLOW:
+                    shards += plan(model, [method], n_scenes, _scene_variants(model, dataset), dataset, seed=seed)
+                elif model not in light_scene_models:
+                    shards += plan(model, [method], n_scenes_slow, _scene_variants(model, dataset), dataset, 2, seed)
+    return shards
+
+
+def _scene_variants(model: str, dataset: str) -> list[Variant]:
+    """Return the shallowest layer's map and combinations, and the deepest map."""
+    deepest = len(spec_of(model, dataset).layers) - 1
+    return [BASE, REFINED, *(Variant(0, aggregate) for aggregate in FINALISTS), Variant(deepest)]
+
+
+def imputers_plan(scene_models: Sequence[str], n_imputed: int, seed: int = 0) -> list[Shard]:
+    """Plan ROAD with several imputers beside exact removal, on both twins of the scenes and on the shapes."""
+    return [
+        shard
+        for model in scene_models
+        for dataset in (*SCENES, "synthetic")
+        for shard in plan(model, IMPUTED, n_imputed, [BASE, REFINED], dataset, 10, seed, measurement="imputers")
+    ]
+
+
+def marks_plan(scene_models: Sequence[str], n_scenes: int, seed: int = 0) -> list[Shard]:
+    """Plan maps of known order on the scenes: masks that mark something else than the truth."""
+    names = [f"{dataset}_{mark}" for dataset in SCENES for mark in MARKS if mark != "truth"]
+    return [
+        shard
+        for model in scene_models
+        for name in names
+        for shard in plan(model, ["GroundTruth"], n_scenes, dataset=name, seed=seed)
     ]
 
 

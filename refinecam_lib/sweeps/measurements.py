@@ -17,14 +17,17 @@ from .. import metrics
 from ..baselines import faithfulness as rivals
 from ..capture import Capture
 from ..datasets.sample import PREDICTED, Sample, Samples, batch_of
+from ..datasets.scenes import TWINS, Scenes
 from ..datasets.shapes import SyntheticShapes
 from ..errors import InputError
 from ..explanation import Variant, explain, method_of
-from ..metrics import complexity, frame_of, measure, usable_maps
+from ..metrics import EXACT_FRACTIONS, complexity, frame_of, measure, usable_maps
 from ..networks.inference import forward
 from ..networks.loading import load_model, normalise, weights_hash
 from ..networks.zoo import ModelSpec
 from ..refinement import to_map
+from ..road import road_probabilities
+from .certificate import REDRAWS, certify
 from .published import instructions
 from .randomisation import cascade, similarity
 from .shard import Shard
@@ -173,6 +176,30 @@ def faithfulness(work: Work) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def imputers(work: Work) -> pd.DataFrame:
+    """Compare exact removal with imputers, at the shares of exact removal and over the same order of pixels.
+
+    Columns exact (removed pixels show what lies behind the truth), linear (ROAD's noisy linear imputation), mean (the
+    image's mean colour), blur (the blurred image) and black hold mean(LeRF - MoRF), in [-1,1]; higher is better.
+    """
+    if work.without is None:
+        raise InputError(f"Expected images with a known background, got the data set {work.shard.dataset!r}.")
+    black = normalise(torch.zeros_like(work.inputs), work.spec)
+    fillings = {"exact": work.without, "linear": None, "mean": rivals.grey_of(work.inputs)}
+    fillings |= {"blur": rivals.blurred(work.inputs), "black": black}
+    capture, frames = work.capture, []
+    for variant in work.shard.variants:
+        usable, status = usable_maps(explain(capture, work.shard.method, variant).maps)
+        place = capture.classifier, capture.inputs, capture.target, usable, capture.seeds_of("road"), EXACT_FRACTIONS
+        columns = {}
+        for name, filling in fillings.items():
+            morf, lerf = road_probabilities(*place, without=filling)
+            columns[name] = (lerf - morf).mean(1)
+        frame = frame_of(columns, capture, status).assign(target=work.target.numpy())
+        frames.append(pd.concat([names_of(work.shard, variant, work.samples), frame], axis=1))
+    return pd.concat(frames, ignore_index=True)
+
+
 def predictions(work: Work) -> pd.DataFrame:
     """Measure the predicted class and the probability of the image's own class."""
     logits = forward(work.model, work.inputs).cpu()
@@ -259,14 +286,37 @@ def rounding(work: Work) -> pd.DataFrame:
     return plain[[*KEYS, "seed", "correct", "status"]].assign(moved=table.max(axis=1), column=table.idxmax(axis=1))
 
 
+def certificate(work: Work) -> pd.DataFrame:
+    """Measure the certificate of each scene, see `certificate.certify`. Other data sets have none."""
+    if not isinstance(data := work.dataset, Scenes):
+        raise InputError(f"Expected scenes for a certificate, got the data set {work.shard.dataset!r}.")
+    layer, classes = TWINS[data.twin]
+
+    def logits_of(images: Tensor) -> Tensor:
+        inputs = normalise(images.to(work.inputs.device), work.spec)
+        if work.rounding is not None:
+            inputs = rounded(inputs, work.rounding)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return torch.cat([forward(work.model, few) for few in inputs.split(REDRAWS)]).cpu()
+
+    found = [
+        certify(logits_of, data.scene(number), layer, classes, sample.id)
+        for number, sample in zip(work.shard.numbers, work.samples, strict=True)
+    ]
+    names = names_of(work.shard, Variant(), work.samples)
+    return pd.concat([names, pd.DataFrame(found)], axis=1).assign(status="ok")
+
+
 MEASUREMENTS: dict[str, Callable[[Work], pd.DataFrame]] = {
     "scores": scores,
     "agreement": agreement,
     "faithfulness": faithfulness,
+    "imputers": imputers,
     "predictions": predictions,
     "maps": maps,
     "randomisation": randomisation,
     "rounding": rounding,
+    "certificate": certificate,
 }
 """Name -> function of a shard's work that returns its rows. `shard.RESULTS_VERSION` has their versions."""
 

@@ -1,7 +1,7 @@
 """The data sets that sweeps know, by name. Each describes itself."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -13,6 +13,7 @@ import pandas as pd
 from ..capture import Capture
 from ..datasets.photographs import SOURCES, available, photographs, write_listing
 from ..datasets.sample import Samples
+from ..datasets.scenes import MARKS, TWINS, Scenes
 from ..datasets.shapes import ShiftedShapes, SyntheticShapes
 from ..errors import InputError, seed_of
 from ..explanation import Explanation
@@ -31,7 +32,7 @@ class DataSet:
     Attributes:
         name: its name in DATASETS and in rows.
         samples: (n, seed, spec) -> the first n samples, as the network of `spec` takes them.
-        weights: the weights that explain it: "synthetic", "birds" or "imagenet".
+        weights: the weights that explain it: "imagenet" or a name in checkpoints.SHIPPED.
         masked: whether its samples have ground-truth masks.
         exact: whether exact removal is measured, which takes 14 of a map's 23 forward passes.
     """
@@ -140,6 +141,31 @@ class LabelledBirdSet(BirdSet):
         return None
 
 
+class SceneSet(DataSet):
+    """Scenes. With two objects, a row is correct if the class of its object is one of the two highest."""
+
+    def columns(
+        self, samples: Samples, capture: Capture, numbers: Sequence[int], key: str
+    ) -> Callable[[Explanation], pd.DataFrame]:
+        own = capture.logits.gather(1, capture.target[:, None])
+        higher = (capture.logits > own).sum(1).tolist()
+        shown = [len(samples[k].info["compatible"].split(",")) for k in numbers]
+        correct = pd.DataFrame({"correct": [h < s for h, s in zip(higher, shown, strict=True)]})
+        return lambda explanation: correct
+
+
+def _scene_sets() -> Iterator[DataSet]:
+    for twin in TWINS:
+        for mark in MARKS:
+            weights = f"scenes_{twin}"
+            name = weights if mark == "truth" else f"{weights}_{mark}"
+            yield SceneSet(name, partial(_scenes, twin, mark), weights)
+
+
+def _scenes(twin: str, mark: str, n: int, seed: int, spec: ModelSpec) -> Samples:
+    return Scenes("test", n, twin, marked=mark)
+
+
 DATASETS: dict[str, DataSet] = {
     data.name: data
     for data in (
@@ -152,6 +178,7 @@ DATASETS: dict[str, DataSet] = {
         DataSet("synthetic_published", lambda n, seed, spec: ShiftedShapes(SyntheticShapes("train", n, seed=1))),
         BirdSet("birds", lambda n, seed, spec: BirdImages(n, seed), "birds"),
         LabelledBirdSet("birds_labelled", lambda n, seed, spec: BirdImages(n, seed, labelled=True), "birds"),
+        *_scene_sets(),
         *(PhotographSet(source, partial(_photographs, source), "imagenet", masked=False) for source in SOURCES),
     )
 }
@@ -159,7 +186,9 @@ DATASETS: dict[str, DataSet] = {
 
 validation: images on other scenes, for choices that are reported on test images. raw, imputed: every test image has this
 kind of background. leaked: test images on training scenes (D1). shifted: images are cropped but masks are not, as in the
-published code (D11). published: leaked and shifted. The seed orders birds and photographs.
+published code (D11). published: leaked and shifted. The seed orders birds and photographs. scenes_objects and
+scenes_badges: the same images with two truths, ten conditions in turn. scenes_objects_half and so on have wrong masks, see
+`scenes.MARKS`.
 """
 LIBRARY_DATASETS = dict(DATASETS)
 """The data sets of this library, whatever is registered later."""

@@ -1,4 +1,4 @@
-"""Train a network on the shapes or the birds: python -m refinecam_lib.training --model resnet18
+"""Train a network on the shapes, the birds or the scenes: python -m refinecam_lib.training --model resnet18
 
 The test set is read once, with the finished fp16 file. A stopped run continues when the same command is given. On few
 cores put `OMP_WAIT_POLICY=passive` before it. Busy-waiting threads take the core of the process that draws items.
@@ -93,8 +93,10 @@ def train(
         earlier = read_checkpoint(Path(recipe.weights))[1]
         same = ("model", "task", "architecture", "classes", "data", "task_data", "versions", "bytes")
         card["started_from"] = {name: fact for name, fact in earlier.items() if name not in same}
-        for name in ("images_in_all", "seconds_in_all", "test_readings"):
+        for name in ("images_in_all", "seconds_in_all"):
             card[name] += earlier.get(name, 0)
+        if earlier.get("task", "synthetic") == recipe.task:  # else it read another test set
+            card["test_readings"] += earlier.get("test_readings", 0)
     card = write_checkpoint(model, out, card)
     if not tested:
         return card

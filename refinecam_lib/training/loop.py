@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .. import paths
+from ..datasets import backdrops, scenes, shapes
 from ..datasets.sample import Sample, Samples, batch_of
-from ..datasets.shapes import BACKGROUNDS, CLASSES, SIZES
 from ..errors import InputError, rng, seed_of
 from ..networks.checkpoints import checkpoint_path, read_checkpoint
 from ..networks.loading import normalise, on_device, restore
@@ -36,6 +36,16 @@ SAVE_SECONDS = 60
 """Seconds between two saved states."""
 SET_BY = 256
 """Number of training items that initialise a network with layer norms."""
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "size": tuple(shapes.SIZES),
+    "class": (*shapes.CLASSES, *scenes.CLASSES, *scenes.BADGES),
+    "background": (*shapes.BACKGROUNDS, *backdrops.KINDS),
+    "hidden": ("0", "25", "50"),
+    "distractors": ("0", "2", "5"),
+    "objects": ("1", "2"),
+}
+"""Columns of `info` whose values are counted apart."""
 
 Batch = tuple[Tensor, Tensor, list[dict[str, str]]]
 
@@ -51,14 +61,14 @@ def evaluate(model: nn.Module, dataset: Samples, spec: ModelSpec, batch: int = 5
 
     Args:
         model: The network. It runs on the device of its weights.
-        dataset: Samples with size, class and background in `info`.
+        dataset: Samples with columns of PARTS in `info`. A class that "compatible" lists there is right too.
         spec: The network's specification.
         batch: Images per forward pass.
         workers: Processes that draw the samples.
 
     Returns:
-        "n", "accuracy" in [0,1] and its 95 % Wilson "interval". "size", "class" and "background" hold the same for each
-        size, class and background.
+        "n", "accuracy" in [0,1] and its 95 % Wilson "interval". "size", "class", "background" and so on hold the same
+        for each size, class and background.
     """
     from scipy.stats import binomtest  # slow to import
 
@@ -70,7 +80,9 @@ def evaluate(model: nn.Module, dataset: Samples, spec: ModelSpec, batch: int = 5
     with torch.inference_mode():
         for images, target, of_batch in loader:
             inputs = normalise(images.to(device, memory_format=torch.channels_last), spec)
-            right += (model(inputs).argmax(1).cpu() == target).tolist()
+            found = model(inputs).argmax(1).tolist()
+            allowed = [i.get("compatible", str(t)).split(",") for i, t in zip(of_batch, target.tolist(), strict=True)]
+            right += [str(one) in classes for one, classes in zip(found, allowed, strict=True)]
             infos += of_batch
 
     def score(chosen: list[bool]) -> dict:
@@ -79,7 +91,7 @@ def evaluate(model: nn.Module, dataset: Samples, spec: ModelSpec, batch: int = 5
         return {"n": len(chosen), "accuracy": sum(chosen) / len(chosen), "interval": bounds}
 
     result = score(right)
-    for key, names in (("size", SIZES), ("class", CLASSES), ("background", BACKGROUNDS)):
+    for key, names in PARTS.items():
         parts = {name: [r for r, info in zip(right, infos, strict=True) if info.get(key) == name] for name in names}
         if any(parts.values()):
             result[key] = {name: score(part) for name, part in parts.items() if part}
@@ -144,11 +156,21 @@ def _start(recipe: Recipe, task: Task, spec: ModelSpec) -> nn.Module:
     if recipe.weights in ("imagenet", "none"):
         return spec.build(classes, recipe.weights == "imagenet")
     model, card = restore(recipe.model, Path(recipe.weights))
+    if card.get("task", "synthetic") == "synthetic" != recipe.task:
+        return _with_new_classifier(model, spec, classes)
     if len(card["classes"]) != classes:
         raise InputError(
             f"weights {Path(recipe.weights).name} of {len(card['classes'])} classes; allowed: of {classes}"
         )
     return model
+
+
+def _with_new_classifier(model: nn.Module, spec: ModelSpec, classes: int) -> nn.Module:
+    """Build the network for other classes. It has the weights of `model`, except in the classifier."""
+    new = spec.build(classes, False)
+    own, known = new.state_dict(), model.state_dict()
+    new.load_state_dict(own | {key: value for key, value in known.items() if own[key].shape == value.shape})
+    return new
 
 
 def _freeze(model: nn.Module, last: str) -> list[nn.Module]:

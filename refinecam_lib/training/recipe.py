@@ -24,7 +24,7 @@ class Recipe:
     model: str = "efficientnet_lite0"
     """A name in MODELS or SMALL."""
     task: str = "synthetic"
-    """"synthetic" for the shapes, or "birds"."""
+    """A name in TASKS: "synthetic" for the shapes, "birds", "scenes_objects" or "scenes_badges"."""
     weights: str = "imagenet"
     """"imagenet", "none", or a .safetensors file to start from."""
     freeze: bool = True
@@ -46,7 +46,7 @@ class Recipe:
     stages: tuple[tuple[int, float], ...] = ((128, 0.6), (224, 0.4))
     """Windows in pixels, each with its share of the images, in order."""
     shares: tuple[float, float, float] = (2, 1, 1)
-    """How often small, medium and large shapes come."""
+    """How often small, medium and large shapes or objects come."""
     faint: float = 0.0
     """Share of the images over which the background's contrast grows from 0 to its own. ResNet18 and VGG11 need it to
     learn from random weights."""

@@ -1,4 +1,4 @@
-"""What a network learns and is tested on: the shapes of the synthetic set, or the birds.
+"""What a network learns and is tested on: the shapes of the synthetic set, the birds, or the twins of the scenes.
 
 >>> task = task_of("birds", seed=0)
 >>> task.item(7, side=128).image.shape, len(task.validation(500, side=64))
@@ -18,6 +18,7 @@ from torch import nn
 
 from ..datasets import shapes as synthetic
 from ..datasets.sample import Sample, Samples
+from ..datasets.scenes import SIZE, TWINS, Scenes
 from ..datasets.shapes import SyntheticShapes
 from ..errors import InputError, one_of, rng
 from ..funnybirds import drawing as birds
@@ -199,8 +200,59 @@ class FreshBirds(Sequence[Sample]):
         return sample_of(birds.draw(bird), bird, f"fresh-{index:06d}")
 
 
-Task = Shapes | Birds
-TASKS: dict[str, type[Shapes] | type[Birds]] = {"synthetic": Shapes, "birds": Birds}
+class SceneObjects:
+    """The class of a scene's object, in windows that hold as much of the object as fits.
+
+    With two objects, each class is half of the target. Windows smaller than the image show scenes with one object.
+
+    Args:
+        seed: Another seed draws other training and fresh items.
+        shares: How often small, medium and large objects come.
+    """
+
+    twin: ClassVar[str] = "objects"
+    classes: ClassVar[tuple[str, ...]] = TWINS[twin][1]
+    side: ClassVar[int] = SIZE
+    task_data = "own scenes"
+
+    def __init__(self, seed: int = 0, shares: tuple[float, float, float] = (1, 1, 1)):
+        self.seed, self.data = seed, f"scenes on crowds, photographs and mosaics; classes: {self.twin}"
+        self.training = {
+            condition: Scenes("train", 10**9, self.twin, condition, seed, shares) for condition in ("mixed", "single")
+        }
+
+    def item(self, index: int, side: int) -> Sample:
+        """Return training item `index` in a window of `side` px. Each index gives a new one."""
+        items = self.training["mixed" if side == self.side else "single"]
+        return _window(items[index], side, rng("window", self.seed, index))
+
+    def validation(self, n: int, side: int) -> list[Sample]:
+        """Return the first n validation items in windows of `side` px."""
+        items = Scenes("validation", n, self.twin, "mixed" if side == self.side else "single")
+        return [_window(items[i], side, rng("exam", i)) for i in range(n)]
+
+    def tests(self) -> dict[str, Samples]:
+        """Return the test sets by name, as Shapes do."""
+        return {
+            "test": Scenes("test", TEST_ITEMS, self.twin, "mixed"),
+            "fresh": Scenes("test", FRESH_ITEMS, self.twin, "mixed", self.seed + 1),
+        }
+
+
+class SceneBadges(SceneObjects):
+    """The kind of a scene's badge, in windows that hold the badge. The images are those of SceneObjects."""
+
+    twin: ClassVar[str] = "badges"
+    classes: ClassVar[tuple[str, ...]] = TWINS[twin][1]
+
+
+Task = Shapes | Birds | SceneObjects
+TASKS: dict[str, type[Shapes] | type[Birds] | type[SceneObjects]] = {
+    "synthetic": Shapes,
+    "birds": Birds,
+    "scenes_objects": SceneObjects,
+    "scenes_badges": SceneBadges,
+}
 """Task by name. The weights that a task gives have the same name."""
 
 
@@ -210,14 +262,16 @@ def task_of(name: str, seed: int = 0, **options: object) -> Task:
     Args:
         name: A name in TASKS.
         seed: Another seed draws other items.
-        options: Those of Shapes. The birds ignore scenes and shares.
+        options: Those of Shapes. The scenes use only `shares`, and the birds none.
 
     Raises:
-        InputError: The name is unknown, or the birds should have a transfer test.
+        InputError: The name is unknown, or another task than the shapes should have a transfer test.
     """
-    one_of("task", name, TASKS)
-    if name == "birds":
-        if options.get("transfer"):
-            raise InputError("a transfer test of birds; allowed: of the task synthetic")
+    kind = TASKS[one_of("task", name, TASKS)]
+    if kind is Shapes:
+        return Shapes(seed, **options)  # type: ignore[arg-type]
+    if options.get("transfer"):
+        raise InputError(f"a transfer test of {name}; allowed: of the task synthetic")
+    if kind is Birds:
         return Birds(seed)
-    return Shapes(seed, **options)  # type: ignore[arg-type]
+    return kind(seed, options.get("shares", (1, 1, 1)))  # type: ignore[arg-type, call-arg]
