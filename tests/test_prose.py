@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from refinecam_lib import paths
-from refinecam_lib.analysis import contest, ratings
+from refinecam_lib.analysis import contest, ratings, scene_tables
 from refinecam_lib.analysis.conventions import winner
 from refinecam_lib.analysis.plots import TITLES, title_of
 from refinecam_lib.analysis.statistics import correlation, correlations, paired_test
@@ -420,6 +420,34 @@ def scores_compared():
         yield cells(title_of(score), *each)
 
 
+TWIN = {"objects": "A, objects", "badges": "B, badges"}
+
+
+@functools.cache
+def scene_certificates():
+    return scene_tables.certified(planned_rows("15_scenes", experiments.certificate_plan))
+
+
+def scenes():
+    tested, every = scene_certificates(), scene_tables.EVERY
+    shares = scene_tables.pass_shares(tested).set_index(["model", "twin", "condition", "part"])["mean"]
+    for (model, twin), card in scene_tables.cards(tested["model"].unique()).items():
+        test, own = card["test"], shares[model, twin, every]
+        accuracy = test["accuracy"], test["hidden"]["0"]["accuracy"], test["size"]["small"]["accuracy"]
+        yield cells(f"{NETWORKS[model]} {TWIN[twin]}", *(f"{100 * a:.1f} %" for a in accuracy))
+        yield cells(f"{NETWORKS[model]} {TWIN[twin]}", *(f"{own[part]:.0%}" for part in scene_tables.PARTS))
+    row = scene_tables.fresh_failures(tested).set_index("model").loc["all"]
+    yield (
+        f"{row['failures']} of {row['fresh redraws']:,} fresh redraws of {row['images']:,} scenes changed the prediction, "
+        f"{row['share']:.2%}, with a 95 % upper bound of {row['upper bound']:.2%}."
+    )
+    change = scene_tables.after_redraws(tested)["change"].groupby("layer_redrawn").agg(lambda c: c.abs().max())
+    yield (
+        f"Another badge changes A's accuracy by {100 * change['badge']:.1f} points, and another object B's by "
+        f"{100 * change['object']:.1f}."
+    )
+
+
 def rounding():
     table = pd.read_csv(STANDARD / "table_rounding.csv")
     table["moved"] = (table["share"] * table["rows"]).round().astype(int)
@@ -513,6 +541,7 @@ FINDINGS = [
     combinations,
     finals,
     scores_compared,
+    scenes,
     rounding,
     audit,
     photographs,
@@ -589,6 +618,15 @@ def test_the_networks_have_the_accuracy_of_their_cards():
         )
         (row,) = (row for row in rows if row.startswith(f"| {NETWORKS[name]} |"))
         assert cells in row
+
+
+def test_the_networks_of_the_scenes_have_the_accuracy_of_their_cards():
+    rows = page("docs/training.md").splitlines()
+    for (model, twin), card in scene_tables.cards(["efficientnet_lite0"]).items():
+        fresh = card["fresh"]
+        parts = fresh, fresh["hidden"]["0"], fresh["hidden"]["50"], fresh["size"]["small"]
+        each = [f"{100 * part['accuracy']:.1f} %" for part in parts]
+        assert cells(NETWORKS[model], twin, *each, f"{card['seconds'] / 3600:.1f} h") in rows
 
 
 def test_every_command_of_the_pages_names_existing_notebooks_and_parameters():

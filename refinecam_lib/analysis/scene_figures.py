@@ -90,16 +90,17 @@ def lines(tables: dict[str, pd.DataFrame], middle: dict[str, float], rows: str =
     return note(figure, MEAN_AND_INTERVAL)
 
 
-def condition_sheet(numbers: Sequence[int] = (0, 2)) -> Figure:
-    """Draw test scenes of every condition with the outlines of both twins' truths: one row per scene."""
-    grid: list[list[Cell]] = []
-    for number in numbers:
-        scenes = [Scenes("test", number + 1, condition=name).scene(number) for name in CONDITIONS]
-        truths = [scene.visible("object") | scene.visible("badge") for scene in scenes]
-        grid.append([(s.drawn() / 255, None, truth.astype(float)) for s, truth in zip(scenes, truths, strict=True)])
-    titles = [name.replace(", ", ",\n") for name in CONDITIONS]
-    figure = image_grid(grid, titles, [f"scene {number}" for number in numbers])
-    figure.set_dpi(60)  # crowds compress badly
+def condition_sheet(number: int = 2, columns: int = 5) -> Figure:
+    """Draw a test scene in every condition with the outlines of both twins' truths."""
+    scenes = {name: Scenes("test", number + 1, condition=name).scene(number) for name in CONDITIONS}
+    cells: list[Cell] = [
+        (scene.drawn() / 255, None, (scene.visible("object") | scene.visible("badge")).astype(float))
+        for scene in scenes.values()
+    ]
+    rows = range(0, len(cells), columns)
+    grid, names = [cells[k : k + columns] for k in rows], [list(scenes)[k : k + columns] for k in rows]
+    figure = image_grid(grid, [""] * columns, [""] * len(grid), notes=names)
+    figure.set_dpi(90)
     return figure
 
 
@@ -125,5 +126,5 @@ def redraw_sheet(scene: Scene, twin: str = "objects", count: int = 6) -> Figure:
         [*(f"{other} drawn again" for other in alone), *[""] * (count - len(alone))],
     ]
     figure = image_grid(rows, [""] * count, ["C1", "C2", "C3"], notes=notes)
-    figure.set_dpi(60)
+    figure.set_dpi(90)
     return figure

@@ -389,6 +389,7 @@ PLANS: dict[str, Sequence[Plan]] = {
     "10_model_randomisation": (randomisation_plan,),
     "13_combinations": (parameter_plan, combination_plan, finalist_plan),
     "14_scores": (choice_plan, finalist_plan, faithfulness_plan),
+    "15_scenes": (certificate_plan,),
 }
 """Notebook -> its plans. A plan's arguments are parameters of the notebook with the same names."""
 

@@ -188,7 +188,7 @@ def test_cards_become_a_table():
 
 
 def test_sheets_show_every_condition_and_every_redraw():
-    figure = scene_figures.condition_sheet([0])
+    figure = scene_figures.condition_sheet(0)
     assert len(figure.axes) == len(CONDITIONS)
     scene = Scenes("test", 3, condition="hidden").scene(2)
     figure = scene_figures.redraw_sheet(scene, count=5)
