@@ -430,11 +430,11 @@ def scene_certificates():
 
 def scenes():
     tested, every = scene_certificates(), scene_tables.EVERY
-    shares = scene_tables.pass_shares(tested).set_index(["model", "twin", "condition", "part"])["mean"]
+    shares = scene_tables.pass_shares(tested).set_index(["model", "twin", "condition", "part"])["mean"].sort_index()
     for (model, twin), card in scene_tables.cards(tested["model"].unique()).items():
         test, own = card["test"], shares[model, twin, every]
         accuracy = test["accuracy"], test["hidden"]["0"]["accuracy"], test["size"]["small"]["accuracy"]
-        yield cells(f"{NETWORKS[model]} {TWIN[twin]}", *(f"{100 * a:.1f} %" for a in accuracy))
+        yield cells(f"{NETWORKS[model]} {TWIN[twin]}", *(f"{100 * a:.1f}%" for a in accuracy))
         yield cells(f"{NETWORKS[model]} {TWIN[twin]}", *(f"{own[part]:.0%}" for part in scene_tables.PARTS))
     row = scene_tables.fresh_failures(tested).set_index("model").loc["all"]
     yield (
@@ -626,7 +626,7 @@ def test_the_networks_of_the_scenes_have_the_accuracy_of_their_cards():
         fresh = card["fresh"]
         parts = fresh, fresh["hidden"]["0"], fresh["hidden"]["50"], fresh["size"]["small"]
         each = [f"{100 * part['accuracy']:.1f} %" for part in parts]
-        assert cells(NETWORKS[model], twin, *each, f"{card['seconds'] / 3600:.1f} h") in rows
+        assert cells(f"{NETWORKS[model]}, {twin}", *each, f"{card['seconds'] / 3600:.1f} h") in rows
 
 
 def test_every_command_of_the_pages_names_existing_notebooks_and_parameters():
