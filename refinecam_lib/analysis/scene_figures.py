@@ -100,7 +100,7 @@ def condition_sheet(number: int = 2, columns: int = 5) -> Figure:
     rows = range(0, len(cells), columns)
     grid, names = [cells[k : k + columns] for k in rows], [list(scenes)[k : k + columns] for k in rows]
     figure = image_grid(grid, [""] * columns, [""] * len(grid), notes=names)
-    figure.set_dpi(72)
+    figure.set_dpi(64)
     return figure
 
 
@@ -126,5 +126,5 @@ def redraw_sheet(scene: Scene, twin: str = "objects", count: int = 6) -> Figure:
         [*(f"{other} drawn again" for other in alone), *[""] * (count - len(alone))],
     ]
     figure = image_grid(rows, [""] * count, ["C1", "C2", "C3"], notes=notes)
-    figure.set_dpi(72)
+    figure.set_dpi(64)
     return figure
