@@ -38,11 +38,14 @@ def complexity(maps: Tensor) -> Tensor:
 
 
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
-    """Compute the average precision of each map's pixels (B,H,W) against a mask: (B,) in [0,1], higher is better."""
+    """Compute the average precision of a map's pixels (B,H,W) against a mask: (B,) in [0,1], NaN for an empty mask.
+
+    Higher is better.
+    """
     from sklearn.metrics import average_precision_score
 
     pairs = zip(masks.flatten(1).bool().cpu().numpy(), maps.flatten(1).cpu().numpy())
-    return torch.tensor([average_precision_score(mask, values) for mask, values in pairs])
+    return torch.tensor([average_precision_score(*pair) if pair[0].any() else float("nan") for pair in pairs])
 
 
 def mass_on_truth(maps: Tensor, masks: Tensor) -> Tensor:

@@ -171,6 +171,7 @@ def test_average_precision_and_the_truth_covered():
     masks[:, :2] = True
     maps = torch.stack([masks[0].float(), 1 - masks[0].float()])
     assert average_precision(maps, masks).tolist() == pytest.approx([1.0, 0.5])
+    assert average_precision(maps, torch.zeros_like(masks)).isnan().all()
     half = torch.full((1, 4, 4), 0.25)
     assert truth_covered(torch.cat([maps[:1], half]), masks).tolist() == [1.0, 0.25]
 
