@@ -191,7 +191,9 @@ def leads(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: The result of `by_factor`.
     """
-    parts = {condition: truths.leads(part) for condition, part in table.groupby("condition", sort=False)}
+    parts = {
+        name: truths.leads(part).drop(columns="condition") for name, part in table.groupby("condition", sort=False)
+    }
     return pd.concat(parts, names=["condition"])
 
 
