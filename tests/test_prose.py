@@ -14,6 +14,7 @@ from refinecam_lib.analysis import contest, ratings, scene_tables
 from refinecam_lib.analysis.conventions import winner
 from refinecam_lib.analysis.plots import TITLES, title_of
 from refinecam_lib.analysis.statistics import correlation, correlations, paired_test
+from refinecam_lib.analysis.tables import COMPARED
 from refinecam_lib.analysis.truths import correlated
 from refinecam_lib.analysis.verdicts import in_networks, word_of
 from refinecam_lib.explanation import CAMS, TRIVIAL
@@ -423,6 +424,10 @@ def scores_compared():
 TWIN = {"objects": "A, objects", "badges": "B, badges"}
 
 
+def scene_values():
+    return parameters.chosen("standard", ["16_scene_scores"])[1]["16_scene_scores"]
+
+
 @functools.cache
 def scene_certificates():
     return scene_tables.certified(planned_rows("15_scenes", experiments.certificate_plan))
@@ -446,6 +451,46 @@ def scenes():
         f"Another badge changes A's accuracy by {100 * change['badge']:.1f} points, and another object B's by "
         f"{100 * change['object']:.1f}."
     )
+
+
+def scene_scores():
+    tables = {name: pd.read_csv(STANDARD / f"table_scene_{name}.csv") for name in ("factors", "twins", "imputers")}
+    every = tables["factors"].query("level == 'pooled' and condition == @scene_tables.EVERY")
+    wide = every.groupby(["score", "truth"])["value"].mean().unstack()[list(scene_tables.TRUTHS)]
+    twins = tables["twins"].groupby("score")[["mean twin test", "mean ladder"]].mean()
+    for score, row in wide.join(twins).loc[list(COMPARED)].iterrows():
+        yield cells(title_of(score), *(number(value) for value in row))
+    leads = pd.read_csv(STANDARD / "table_scene_leads.csv").query("condition == @scene_tables.EVERY")
+    for truth, title in scene_tables.TRUTHS.items():
+        own = leads[(leads["truth"] == truth) & (leads["level"] == "pooled")]
+        yield f"By {title} ARCC's lead is shown in {in_networks(own['shown'])} networks."
+    close = tables["imputers"].groupby(["measure", "imputer"])["mean"].mean()
+    for name in scene_tables.IMPUTERS:
+        yield cells(name, *(number(close[measure, name]) for measure in scene_tables.IMPUTER_MEASURES))
+
+
+@functools.cache
+def scene_finals():
+    values = scene_values()
+    rows = planned_rows("16_scene_scores", experiments.scenes_plan)
+    own = scene_tables.only_certified(rows, scene_certificates(), values["part"])
+    return contest.rated(scene_tables.apart(own[own["method"].isin(CAMS)]))
+
+
+def scene_combinations():
+    means = contest.averages(scene_finals()).groupby(["aggregate", "score"])["mean"].mean().unstack()
+    names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
+    for name, title in names.items():
+        row = means.loc[name, ["average_precision", "exact_road", "road", "arcc_0", "mass_on_truth", "blank"]]
+        yield cells(title, *(number(value) for value in row))
+    found = pd.read_csv(STANDARD / "table_scene_combinations_outcome.csv").set_index(["measure", "aggregate"])
+    for measure, title in {"average_precision": "average precision", "exact_road": "exact removal"}.items():
+        row = found.loc[(measure, "mean")]
+        yield (
+            f"By {title} the mean is better than the product in {row['> product']:.0f} of {row['tests']:.0f} networks and "
+            f"worse in {row['< product']:.0f}; against the deepest map it is {row['> deepest']:.0f} and "
+            f"{row['< deepest']:.0f}."
+        )
 
 
 def rounding():
@@ -542,6 +587,8 @@ FINDINGS = [
     finals,
     scores_compared,
     scenes,
+    scene_scores,
+    scene_combinations,
     rounding,
     audit,
     photographs,

@@ -390,6 +390,7 @@ PLANS: dict[str, Sequence[Plan]] = {
     "13_combinations": (parameter_plan, combination_plan, finalist_plan),
     "14_scores": (choice_plan, finalist_plan, faithfulness_plan),
     "15_scenes": (certificate_plan,),
+    "16_scene_scores": (scenes_plan, marks_plan, certificate_plan, imputers_plan),
 }
 """Notebook -> its plans. A plan's arguments are parameters of the notebook with the same names."""
 
