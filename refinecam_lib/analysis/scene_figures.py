@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..datasets.scenes import CONDITIONS, LAYERS, TWINS, Scene, Scenes
 from .grids import Cell, image_grid
-from .plots import MEAN_AND_INTERVAL, TITLES, legend, new_figure, note, title_of, unique
+from .plots import MEAN_AND_INTERVAL, TITLES, legend, new_figure, note, palette_of, title_of, unique
 from .scene_tables import EVERY, PARTS, TRUTHS
 from .tables import COMPARED
 
@@ -46,6 +46,7 @@ def factor_figure(table: pd.DataFrame) -> Figure:
     """
     conditions, truths = unique(table["condition"]), unique(table["truth"])
     pooled = table[table["level"] == "pooled"].groupby(["truth", "score", "condition"])["value"].mean()
+    scenes = table.drop_duplicates(["condition", "model"]).groupby("condition")["images"].sum()
     figure, axes = new_figure(1, len(truths), 0.62 * len(conditions) + 2.6, 0.34 * len(COMPARED) + 1.0)
     for axis, truth in zip(axes[:, 0], truths, strict=True):
         own = pooled[truth].unstack("condition").reindex(index=list(COMPARED), columns=conditions)
@@ -58,10 +59,13 @@ def factor_figure(table: pd.DataFrame) -> Figure:
             axis.text(j, i, text, ha="center", va="center", size=7.5, color=colour, weight="bold" if best else "normal")
         axis.set(yticks=range(len(COMPARED)), xticks=range(len(conditions)))
         axis.set_yticklabels([title_of(score) for score in COMPARED], fontsize=8)
-        axis.set_xticklabels([name.replace(", ", ",\n").replace(" ", "\n") for name in conditions], fontsize=7.5)
+        names = [f"{name.replace(', ', ',').replace(' ', chr(10))}\nn = {scenes[name]}" for name in conditions]
+        axis.set_xticklabels(names, fontsize=7.5)
         axis.set_title(f"truth: {TRUTHS[truth]}", fontsize=9.5)
         axis.grid(False)
-    return note(figure, "Spearman's correlation over maps, mean over networks and twins. Bold: a column's highest.")
+    return note(
+        figure, "Spearman's correlation over maps, mean over networks and twins. Bold: a column's highest. n: scenes."
+    )
 
 
 def lines(tables: dict[str, pd.DataFrame], middle: dict[str, float], rows: str = "score") -> Figure:
@@ -74,14 +78,14 @@ def lines(tables: dict[str, pd.DataFrame], middle: dict[str, float], rows: str =
     """
     names = unique(next(iter(tables.values()))[rows])
     figure, axes = new_figure(len(tables), 1, 3.4, 0.34 * len(names) + 1.1, sharey=True)
-    places = np.arange(len(names))[::-1]
+    places, colours = np.arange(len(names))[::-1], palette_of()
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
         models = unique(table["model"])
         for k, model in enumerate(models):
             own = table[table["model"] == model].set_index(rows).reindex(names)
             y = places + 0.12 * ((len(models) - 1) / 2 - k)
-            axis.hlines(y, own["low"], own["high"], color=f"C{k}", lw=2)
-            axis.plot(own["mean"], y, "osD^vP"[k % 6], color=f"C{k}", ms=5, label=model)
+            axis.hlines(y, own["low"], own["high"], color=colours[k], lw=2)
+            axis.plot(own["mean"], y, "osD^vP"[k % 6], color=colours[k], ms=5, label=model)
         axis.axvline(middle[title], color="0.4", lw=0.8)
         axis.set(yticks=places, yticklabels=[title_of(name) if name in TITLES else name for name in names])
         axis.set_title(title, fontsize=9.5)

@@ -27,6 +27,8 @@ TRUTHS = {
 """Columns that scores are compared with, and their names. Higher is better."""
 EVERY = "all conditions"
 """The name of all conditions together."""
+FEW_SCENES = 10
+"""With fewer scenes of a condition there is no correlation. Verdicts need more."""
 IMPUTERS = ("linear", "mean", "blur", "black")
 """What a removed pixel shows instead of what lies behind the truth, see `measurements.imputers`."""
 IMPUTER_MEASURES = ("rank correlation with exact removal", "mean distance from exact removal")
@@ -170,6 +172,8 @@ def after_redraws(rows: pd.DataFrame) -> pd.DataFrame:
 def by_factor(rows: pd.DataFrame, draws: int = 100) -> pd.DataFrame:
     """Correlate each score with each truth, condition by condition (Fig. 3a), see `truths.agreement`.
 
+    A network has no correlation in conditions with fewer than FEW_SCENES scenes.
+
     Args:
         rows: Scored rows with twin. The shallowest layer's Base maps are used.
         draws: Draws of the bootstrap over images.
@@ -180,6 +184,7 @@ def by_factor(rows: pd.DataFrame, draws: int = 100) -> pd.DataFrame:
     rows, parts = apart(rows), []
     for condition in (EVERY, *CONDITIONS):
         part = rows if condition == EVERY else rows[rows["condition"] == condition]
+        part = part[part.groupby("model")["image"].transform("nunique") >= FEW_SCENES]
         if len(part):
             parts.append(truths.agreement(part, draws, truths=tuple(TRUTHS)).assign(condition=condition))
     return pd.concat(parts, ignore_index=True)
@@ -229,7 +234,8 @@ def imputer_table(rows: pd.DataFrame, draws: int = 100) -> pd.DataFrame:
 def twin_test(rows: pd.DataFrame, marked: pd.DataFrame) -> pd.DataFrame:
     """Measure how often a score prefers the truth to the other twin's truth. Ties count one half.
 
-    A score that ignores the network prefers the same mask on both twins, so its mean over twins is one half.
+    A score that ignores the network prefers the same mask on both twins, so its mean over twins is one half. Only scenes
+    that both twins have count.
 
     Args:
         rows: Scored rows with twin. The maps of the method GroundTruth are used.
@@ -242,6 +248,7 @@ def twin_test(rows: pd.DataFrame, marked: pd.DataFrame) -> pd.DataFrame:
     truth, other = rows[rows["method"] == "GroundTruth"], marked[marked["dataset"].str.endswith("_other")]
     own, others = (maps.set_index(keys)[list(COMPARED)] for maps in (truth, other))
     both = own.join(others.add_suffix(" other")).dropna()
+    both = both[both.groupby(["model", "image"])["arcc"].transform("size") == len(TWINS)]
     records = [
         both.index.to_frame(index=False).assign(
             score=score, preferred=((np.sign(both[score] - both[f"{score} other"]) + 1) / 2).to_numpy()

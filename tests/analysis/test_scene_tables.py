@@ -105,6 +105,9 @@ def test_a_score_that_ignores_the_network_prefers_the_truth_half_of_the_time():
     assert table.loc["one_minus_complexity", "mean"] == 0.5 and table.loc["road", "mean"] == 1
     assert table.loc["coherency", "mean"] == 0.5, "ties count one half"
     assert (table["n"] == 80).all()
+    one = [pd.concat(both) for both in zip(*parts, strict=True)]
+    table = scenes.twin_test(one[0][(one[0]["twin"] == "objects") | (one[0]["image"] != "3")], one[1])
+    assert (table["n"] == 78).all(), "scenes of one twin alone do not count"
 
 
 def test_only_certified_scenes_are_scored_twins():
@@ -162,7 +165,10 @@ def test_correlations_by_factor_are_those_of_the_conditions_rows():
     others = own.drop("arcc")["value"]
     lead = own.loc["arcc", "value"] - others.max()
     assert best["score"] == others.idxmax() and best["difference"] == pytest.approx(lead)
-    assert len(scene_figures.factor_figure(table).axes) == 4
+    figure = scene_figures.factor_figure(table)
+    assert len(figure.axes) == 4 and figure.axes[0].get_xticklabels()[1].get_text() == "base\nn = 30"
+    few = scenes.by_factor(kept[(kept["condition"] == "base") | (kept.index < 18)], draws=20)
+    assert set(few["condition"]) == {"all conditions", "base"}
 
 
 def test_imputers_are_ranked_by_their_distance_from_exact_removal():
