@@ -464,9 +464,12 @@ def scene_scores():
     for truth, title in scene_tables.TRUTHS.items():
         own = leads[(leads["truth"] == truth) & (leads["level"] == "pooled")]
         yield f"By {title} ARCC's lead is shown in {in_networks(own['shown'])} networks."
-    close = tables["imputers"].groupby(["measure", "imputer"])["mean"].mean()
+    close = tables["imputers"]
+    close = close.assign(shapes=close["model"].str.endswith("synthetic"))
+    close = close.groupby(["shapes", "measure", "imputer"])["mean"].mean()
+    kinds = list(itertools.product((False, True), scene_tables.IMPUTER_MEASURES))
     for name in scene_tables.IMPUTERS:
-        yield cells(name, *(number(close[measure, name]) for measure in scene_tables.IMPUTER_MEASURES))
+        yield cells(name, *(number(close[shapes, measure, name]) for shapes, measure in kinds))
 
 
 @functools.cache
@@ -477,15 +480,20 @@ def scene_finals():
     return contest.rated(scene_tables.apart(own[own["method"].isin(CAMS)]))
 
 
+def scene_outcome():
+    """How often the mean of the layers is better on scenes, by measure."""
+    table = pd.read_csv(STANDARD / "table_scene_combinations_outcome.csv").set_index(["aggregate", "measure"])
+    return table.sort_index().loc["mean"]
+
+
 def scene_combinations():
     means = contest.averages(scene_finals()).groupby(["aggregate", "score"])["mean"].mean().unstack()
     names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
     for name, title in names.items():
         row = means.loc[name, ["average_precision", "exact_road", "road", "arcc_0", "mass_on_truth", "blank"]]
         yield cells(title, *(number(value) for value in row))
-    found = pd.read_csv(STANDARD / "table_scene_combinations_outcome.csv").set_index(["measure", "aggregate"])
     for measure, title in {"average_precision": "average precision", "exact_road": "exact removal"}.items():
-        row = found.loc[(measure, "mean")]
+        row = scene_outcome().loc[measure]
         yield (
             f"By {title} the mean is better than the product in {row['> product']:.0f} of {row['tests']:.0f} networks and "
             f"worse in {row['< product']:.0f}; against the deepest map it is {row['> deepest']:.0f} and "
@@ -571,6 +579,14 @@ def summary():
     yield (
         f"better than the product on {measures['> product'].min()} of {measures['tests'].max()} networks by ARCC, ROAD, exact "
         "removal and average precision"
+    )
+    leads = pd.read_csv(STANDARD / "table_scene_leads.csv").query("condition == @scene_tables.EVERY")
+    exact = leads[(leads["truth"] == "exact_road") & (leads["level"] == "pooled")]
+    measures = scene_outcome().loc[["exact_road", "average_precision"]]
+    yield (
+        f"ARCC agrees best with exact removal on {(exact['shown'] == 1).sum()} of {len(exact)} networks, and the mean is "
+        f"better than the product on {measures['> product'].min():.0f} of {measures['tests'].max():.0f} by exact removal and "
+        "average precision"
     )
 
 

@@ -59,7 +59,7 @@ def factor_figure(table: pd.DataFrame) -> Figure:
             axis.text(j, i, text, ha="center", va="center", size=7.5, color=colour, weight="bold" if best else "normal")
         axis.set(yticks=range(len(COMPARED)), xticks=range(len(conditions)))
         axis.set_yticklabels([title_of(score) for score in COMPARED], fontsize=8)
-        names = [f"{name.replace(', ', ',').replace(' ', chr(10))}\nn = {scenes[name]}" for name in conditions]
+        names = [f"{name.replace(' ', chr(10))}\nn = {scenes[name]}" for name in conditions]
         axis.set_xticklabels(names, fontsize=7.5)
         axis.set_title(f"truth: {TRUTHS[truth]}", fontsize=9.5)
         axis.grid(False)
