@@ -15,12 +15,16 @@ DATA = {
     "synthetic_shifted": "2c5f545afdd061fd",
     "birds": "522fa2ba015accfd",
     "birds_labelled": "633b5ec7482db090",
+    "scenes_objects": "08d2231398b42af1",
+    "scenes_badges": "75a6c71d4e11dc9b",
+    "scenes_badges_half": "532e12529ae7f4c7",
     "imagenet": "165dee462889a39f",
     "bundled": "1d3308cf3c6176ef",
 }
 MEASUREMENTS = {
     "agreement": "7d3ff763ff087dcc",
     "faithfulness": "36bd34a717c3cf1e",
+    "imputers": "1747c853d4cd5462",
     "scores": "1f9d7be945644515",
     "predictions": "40c1835b88bd17e2",
     "maps": "45e610fd22461bb3",
