@@ -23,14 +23,14 @@ def certificate_figure(table: pd.DataFrame) -> Figure:
     conditions = [name for name in [*CONDITIONS, EVERY] if name in set(table["condition"])]
     figure, axes = new_figure(len(PARTS), 1, 2.6, 0.36 * len(conditions) + 1.1, sharey=True)
     networks = list(dict.fromkeys(zip(table["model"], table["twin"], strict=True)))
-    places = np.arange(len(conditions))[::-1]
+    places, colours = np.arange(len(conditions))[::-1], palette_of()
     for axis, (part, title) in zip(axes[0], PARTS.items(), strict=True):
         for k, (model, twin) in enumerate(networks):
             own = table[(table["part"] == part) & (table["model"] == model) & (table["twin"] == twin)]
             own = own.set_index("condition").reindex(conditions)
             y = places - 0.18 * (k - (len(networks) - 1) / 2)
-            axis.hlines(y, own["low"], own["high"], color=f"C{k}", lw=2)
-            axis.plot(own["mean"], y, "osD^"[k % 4], color=f"C{k}", ms=4, label=f"{model}, {twin}")
+            axis.hlines(y, own["low"], own["high"], color=colours[k], lw=2)
+            axis.plot(own["mean"], y, "osD^"[k % 4], color=colours[k], ms=4, label=f"{model}, {twin}")
         axis.set(xlim=(-0.03, 1.03), yticks=places, yticklabels=conditions)
         axis.set_title(title, fontsize=9)
         axis.grid(axis="y", visible=False)
@@ -64,7 +64,8 @@ def factor_figure(table: pd.DataFrame) -> Figure:
         axis.set_title(f"truth: {TRUTHS[truth]}", fontsize=9.5)
         axis.grid(False)
     return note(
-        figure, "Spearman's correlation over maps, mean over networks and twins. Bold: a column's highest. n: scenes."
+        figure,
+        "Spearman's correlation over maps, mean over networks and twins. Bold: a column's highest. n: base scenes, summed over networks.",
     )
 
 

@@ -12,6 +12,7 @@ import scipy
 
 from ..datasets.scenes import CONDITIONS, LAYERS, TWINS
 from ..errors import one_of
+from ..explanation import CAMS
 from ..networks.checkpoints import checkpoint_path, read_checkpoint
 from . import truths
 from .plots import NAMES
@@ -31,6 +32,8 @@ FEW_SCENES = 10
 """With fewer scenes of a condition there is no correlation. Verdicts need more."""
 IMPUTERS = ("linear", "mean", "blur", "black")
 """What a removed pixel shows instead of what lies behind the truth, see `measurements.imputers`."""
+IMPUTER_MAPS = ("CAMs", "controls")
+"""Maps that explain the network, and maps that do not."""
 IMPUTER_MEASURES = ("rank correlation with exact removal", "mean distance from exact removal")
 LADDER = ("truth", "half of it", "truth and distractors", "distractors", "random")
 """Maps of known order, from the best to the worst."""
@@ -89,9 +92,14 @@ def only_certified(rows: pd.DataFrame, certificates: pd.DataFrame, part: str = "
     return rows.assign(twin=twin_of(rows["dataset"])).merge(passed, on=keys)
 
 
-def apart(rows: pd.DataFrame) -> pd.DataFrame:
-    """Name the twins of a network apart in the column model: "resnet18, objects"."""
-    return rows.assign(model=rows["model"] + ", " + rows["twin"])
+def by_base_scene(rows: pd.DataFrame) -> pd.DataFrame:
+    """Name networks by their data set in the column model ("resnet18, objects"), and images by their base scene.
+
+    Scene number 7 has the same object, badge and place in most conditions. So conditions are no independent images, and
+    tables over all conditions draw base scenes.
+    """
+    number = rows["image"].str.rsplit("-", n=1).str[-1]
+    return rows.assign(model=rows["model"] + ", " + rows["twin"], image=number)
 
 
 def _wilson(passed: int, n: int) -> tuple[float, float]:
@@ -179,9 +187,11 @@ def by_factor(rows: pd.DataFrame, draws: int = 100) -> pd.DataFrame:
         draws: Draws of the bootstrap over images.
 
     Returns:
-        The rows of `truths.agreement` with the column condition. EVERY is one of the conditions.
+        The rows of `truths.agreement` with the column condition. EVERY is one of the conditions. "within methods" is
+        within a method and condition.
     """
-    rows, parts = apart(rows), []
+    rows, parts = by_base_scene(rows), []
+    rows = rows.assign(method=rows["method"] + ", " + rows["condition"])
     for condition in (EVERY, *CONDITIONS):
         part = rows if condition == EVERY else rows[rows["condition"] == condition]
         part = part[part.groupby("model")["image"].transform("nunique") >= FEW_SCENES]
@@ -210,25 +220,24 @@ def imputer_table(rows: pd.DataFrame, draws: int = 100) -> pd.DataFrame:
         draws: Draws of the bootstrap over images.
 
     Returns:
-        One row per data set and network (both in the column model), measure and imputer: mean, with its 95 % interval
-        low, high over images, and n maps. Measures: "rank correlation with exact removal" (Spearman over all maps, higher
-        is better) and "mean distance from exact removal" (lower is better).
+        One row per kind of map (IMPUTER_MAPS), network and data set (both in the column model), measure and imputer: mean,
+        with its 95 % interval low, high over images, and n maps. Measures: "rank correlation with exact removal" (Spearman,
+        higher is better) and "mean distance from exact removal" (lower is better).
     """
     rows = correct(rows)
-    rows = rows.assign(model=rows["model"] + ", " + rows["dataset"].str.removeprefix("scenes_"))
+    data = rows["dataset"].str.removeprefix("scenes_").replace("synthetic", "shapes")
+    maps = np.where(rows["method"].isin(CAMS), *IMPUTER_MAPS)
+    rows = rows.assign(model=rows["model"] + ", " + data, maps=maps, method=rows["method"] + " " + rows["aggregate"])
     parts = []
-    for model, part in rows.groupby("model", sort=False):
-        part = part.assign(method=part["method"] + " " + part["aggregate"])
+    for (maps, model), part in rows.groupby(["maps", "model"], sort=False):
         alike = correlations(part, IMPUTERS, "exact", "linear", draws, kinds=["spearman"])
         alike = alike[alike["level"] == "explanation"].rename(columns={"value": "mean"})
-        parts.append(alike[["score", "mean", "low", "high", "n"]].assign(model=model, measure=IMPUTER_MEASURES[0]))
         gaps = part.assign(**{name: (part[name] - part["exact"]).abs() for name in IMPUTERS})
-        far = summaries(gaps, IMPUTERS, ["model"])[["score", "mean", "low", "high", "n", "model"]]
-        parts.append(far.assign(measure=IMPUTER_MEASURES[1]))
-    table = pd.concat(parts, ignore_index=True).rename(columns={"score": "imputer"})
-    return table[["model", "measure", "imputer", "mean", "low", "high", "n"]].sort_values(
-        "measure", key=lambda names: names.map(IMPUTER_MEASURES.index), kind="stable", ignore_index=True
-    )
+        far = summaries(gaps, IMPUTERS, ["model"])
+        for measure, table in zip(IMPUTER_MEASURES, (alike, far), strict=True):
+            table = table[["score", "mean", "low", "high", "n"]].rename(columns={"score": "imputer"})
+            parts.append(table.assign(maps=maps, model=model, measure=measure))
+    return pd.concat(parts, ignore_index=True)[["maps", "model", "measure", "imputer", "mean", "low", "high", "n"]]
 
 
 def twin_test(rows: pd.DataFrame, marked: pd.DataFrame) -> pd.DataFrame:

@@ -40,12 +40,12 @@ def certify(
     Returns:
         logit, probability, correct: of the layer's class in the scene as it is.
         redraws: how often each part was drawn again.
-        kept, kept_fresh: how often the prediction stayed (C1), in two independent sets of redraws.
+        kept, kept_fresh: how often the class was predicted (C1), in two independent sets of redraws.
         probability_without, logit_without: after removing the truth (C2).
         swapped: how often the prediction became the class that took the place (C2).
         moved_<layer>: the largest change of the logit when this layer was drawn again (C3). NaN if the scene has no such
             layer, or it is the truth's.
-        kept_<layer>: how often the prediction then stayed. NaN in the same places.
+        kept_<layer>: how often the class was then predicted. NaN in the same places.
     """
     target = classes.index(scene.kind(layer))
     shown = 2 if layer == "object" and scene.things["second"] else 1

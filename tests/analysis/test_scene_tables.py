@@ -151,7 +151,7 @@ def test_the_ladder_ranks_maps_of_known_order():
 
 
 def test_correlations_by_factor_are_those_of_the_conditions_rows():
-    rows = measured(60, image=[str(k) for k in range(60)])
+    rows = measured(60, image=[f"test-{k % 2}-{k // 2:06d}" for k in range(60)])
     rows["condition"] = np.where(np.arange(60) % 2, "base", "small")
     kept = scored_twins(rows)
     table = scenes.by_factor(kept, draws=20)
@@ -169,6 +169,8 @@ def test_correlations_by_factor_are_those_of_the_conditions_rows():
     assert len(figure.axes) == 4 and figure.axes[0].get_xticklabels()[1].get_text() == "base\nn = 30"
     few = scenes.by_factor(kept[(kept["condition"] == "base") | (kept.index < 18)], draws=20)
     assert set(few["condition"]) == {"all conditions", "base"}
+    every = table[table["condition"] == "all conditions"]
+    assert (every["images"] == 30).all() and (every["n"] == 60).all(), "base scenes are drawn"
 
 
 def test_imputers_are_ranked_by_their_distance_from_exact_removal():
@@ -177,6 +179,9 @@ def test_imputers_are_ranked_by_their_distance_from_exact_removal():
     rows = measured(40, exact=exact, dataset="scenes_badges", **values)
     table = scenes.imputer_table(rows, draws=20).set_index(["measure", "imputer"])["mean"]
     alike, far = (table[name] for name in scenes.IMPUTER_MEASURES)
+    assert scenes.imputer_table(rows, draws=20)["maps"].unique() == ["CAMs"]
+    controls = scenes.imputer_table(rows.assign(method="CentreGaussian"), draws=20)
+    assert controls["maps"].unique() == ["controls"]
     assert alike[["linear", "mean", "blur"]].tolist() == pytest.approx([1, -1, 1])
     assert far[["linear", "blur"]].tolist() == pytest.approx([0.1, 0.2]) and far["black"] > 0.2
     assert scenes.imputer_table(rows, draws=20)["model"].unique().tolist() == ["net, badges"]
