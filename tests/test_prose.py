@@ -443,7 +443,7 @@ def scenes():
         yield cells(f"{NETWORKS[model]} {TWIN[twin]}", *(f"{own[part]:.0%}" for part in scene_tables.PARTS))
     row = scene_tables.fresh_failures(tested).set_index("model").loc["all"]
     yield (
-        f"{row['failures']} of {row['fresh redraws']:,} fresh redraws of {row['images']:,} scenes changed the prediction, "
+        f"{row['failures']} of {row['fresh redraws']:,} changed the prediction, "
         f"{row['share']:.2%}, with a 95 % upper bound of {row['upper bound']:.2%}."
     )
     change = scene_tables.after_redraws(tested)["change"].groupby("layer_redrawn").agg(lambda c: c.abs().max())
@@ -453,23 +453,22 @@ def scenes():
     )
 
 
+def scene_correlations():
+    """Spearman's correlation of each score with each truth over all conditions, averaged over the two networks."""
+    every = pd.read_csv(STANDARD / "table_scene_factors.csv")
+    every = every.query("level == 'pooled' and condition == @scene_tables.EVERY")
+    return every.groupby(["score", "truth"])["value"].mean().unstack()[list(scene_tables.TRUTHS)]
+
+
 def scene_scores():
-    tables = {name: pd.read_csv(STANDARD / f"table_scene_{name}.csv") for name in ("factors", "twins", "imputers")}
-    every = tables["factors"].query("level == 'pooled' and condition == @scene_tables.EVERY")
-    wide = every.groupby(["score", "truth"])["value"].mean().unstack()[list(scene_tables.TRUTHS)]
-    twins = tables["twins"].groupby("score")[["mean twin test", "mean ladder"]].mean()
-    for score, row in wide.join(twins).loc[list(COMPARED)].iterrows():
+    twins = pd.read_csv(STANDARD / "table_scene_twins.csv").groupby("score")[["mean twin test", "mean ladder"]].mean()
+    for score, row in scene_correlations().join(twins).loc[list(COMPARED)].iterrows():
         yield cells(title_of(score), *(number(value) for value in row))
-    leads = pd.read_csv(STANDARD / "table_scene_leads.csv").query("condition == @scene_tables.EVERY")
-    for truth, title in scene_tables.TRUTHS.items():
-        own = leads[(leads["truth"] == truth) & (leads["level"] == "pooled")]
-        yield f"By {title} ARCC's lead is shown in {in_networks(own['shown'])} networks."
-    close = tables["imputers"]
-    close = close.assign(shapes=close["model"].str.endswith("synthetic"))
-    close = close.groupby(["shapes", "measure", "imputer"])["mean"].mean()
-    kinds = list(itertools.product((False, True), scene_tables.IMPUTER_MEASURES))
+    close = pd.read_csv(STANDARD / "table_scene_imputers.csv")
+    close = close[close["measure"] == scene_tables.IMPUTER_MEASURES[1]].set_index(["maps", "model", "imputer"])["mean"]
+    data = [f"efficientnet_lite0, {name}" for name in ("objects", "badges", "shapes")]
     for name in scene_tables.IMPUTERS:
-        yield cells(name, *(number(close[shapes, measure, name]) for shapes, measure in kinds))
+        yield cells(name, *(number(close[maps, model, name]) for maps in scene_tables.IMPUTER_MAPS for model in data))
 
 
 @functools.cache
@@ -477,28 +476,19 @@ def scene_finals():
     values = scene_values()
     rows = planned_rows("16_scene_scores", experiments.scenes_plan)
     own = scene_tables.only_certified(rows, scene_certificates(), values["part"])
-    return contest.rated(scene_tables.apart(own[own["method"].isin(CAMS)]))
+    return contest.rated(scene_tables.by_base_scene(own[own["method"].isin(CAMS)]))
 
 
-def scene_outcome():
-    """How often the mean of the layers is better on scenes, by measure."""
-    table = pd.read_csv(STANDARD / "table_scene_combinations_outcome.csv").set_index(["aggregate", "measure"])
-    return table.sort_index().loc["mean"]
+@functools.cache
+def scene_means():
+    return contest.averages(scene_finals()).groupby(["aggregate", "score"])["mean"].mean().unstack()
 
 
 def scene_combinations():
-    means = contest.averages(scene_finals()).groupby(["aggregate", "score"])["mean"].mean().unstack()
     names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
     for name, title in names.items():
-        row = means.loc[name, ["average_precision", "exact_road", "road", "arcc_0", "mass_on_truth", "blank"]]
+        row = scene_means().loc[name, ["average_precision", "exact_road", "road", "arcc_0", "mass_on_truth", "blank"]]
         yield cells(title, *(number(value) for value in row))
-    for measure, title in {"average_precision": "average precision", "exact_road": "exact removal"}.items():
-        row = scene_outcome().loc[measure]
-        yield (
-            f"By {title} the mean is better than the product in {row['> product']:.0f} of {row['tests']:.0f} networks and "
-            f"worse in {row['< product']:.0f}; against the deepest map it is {row['> deepest']:.0f} and "
-            f"{row['< deepest']:.0f}."
-        )
 
 
 def rounding():
@@ -580,13 +570,10 @@ def summary():
         f"better than the product on {measures['> product'].min()} of {measures['tests'].max()} networks by ARCC, ROAD, exact "
         "removal and average precision"
     )
-    leads = pd.read_csv(STANDARD / "table_scene_leads.csv").query("condition == @scene_tables.EVERY")
-    exact = leads[(leads["truth"] == "exact_road") & (leads["level"] == "pooled")]
-    measures = scene_outcome().loc[["exact_road", "average_precision"]]
+    exact, means = scene_correlations()["exact_road"], scene_means()["average_precision"]
     yield (
-        f"ARCC agrees best with exact removal on {(exact['shown'] == 1).sum()} of {len(exact)} networks, and the mean is "
-        f"better than the product on {measures['> product'].min():.0f} of {measures['tests'].max():.0f} by exact removal and "
-        "average precision"
+        f"{title_of(exact.idxmax())} has the highest correlation with exact removal, {number(exact.max())}, and the mean has "
+        f"an average precision of {number(means['mean'])}, the product {number(means['product'])}"
     )
 
 
