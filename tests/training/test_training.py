@@ -14,6 +14,7 @@ from toys import TINY_RECIPE as TINY
 
 from refinecam_lib import paths
 from refinecam_lib.datasets.sample import Sample
+from refinecam_lib.datasets.scenes import TWINS, Scenes
 from refinecam_lib.datasets.shapes import CLASSES, SyntheticShapes
 from refinecam_lib.errors import InputError, rng
 from refinecam_lib.funnybirds import drawing as birds
@@ -438,14 +439,18 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_p
     assert not [path for path in tmp_path.iterdir() if path.name != "birds"]  # the list of the birds' scenes
 
 
-SHIPPED = [path for path in sorted(paths.CHECKPOINTS.glob("*.safetensors")) if not path.stem.endswith("_birds")]
 SHIPPED_FOR_BIRDS = sorted(paths.CHECKPOINTS.glob("*_birds.safetensors"))
+SHIPPED_FOR_SCENES = sorted(paths.CHECKPOINTS.glob("*_scenes_*.safetensors"))
+SHIPPED = sorted({*paths.CHECKPOINTS.glob("*.safetensors")}.difference(SHIPPED_FOR_BIRDS, SHIPPED_FOR_SCENES))
 
 
-@pytest.mark.parametrize("path", SHIPPED + SHIPPED_FOR_BIRDS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SHIPPED + SHIPPED_FOR_BIRDS + SHIPPED_FOR_SCENES, ids=lambda p: p.stem)
 def test_the_recipes_of_a_shipped_network_are_those_of_its_card(path):
     card, recipes = json.loads(path.with_suffix(".json").read_text()), shipped_recipes(path.stem)
-    assert recipes[0].weights in ("imagenet", "none") and [r.seed for r in recipes] == list(range(len(recipes)))
+    assert recipes[0].weights in ("imagenet", "none")
+    for task in {recipe.task for recipe in recipes}:
+        seeds = [recipe.seed for recipe in recipes if recipe.task == task]
+        assert seeds == list(range(len(seeds))), "no training item is seen twice"
     for recipe in reversed(recipes):
         known = json.loads(json.dumps(asdict(recipe)))
         assert card["hyper_parameters"] == {key: known[key] for key in card["hyper_parameters"]}
@@ -465,6 +470,25 @@ def test_shipped_network_for_birds_is_what_its_card_says(path):
     unseen = tasks.FreshBirds(seed=1000)
     found = fit.evaluate(loading.load_model(name, "birds"), [unseen[i] for i in range(60)], zoo.spec_of(name, "birds"))
     assert found["accuracy"] >= 0.9
+
+
+@pytest.mark.parametrize("path", SHIPPED_FOR_SCENES, ids=lambda p: p.stem)
+def test_shipped_network_for_scenes_is_what_its_card_says(path):
+    name, _, twin = path.stem.rpartition("_scenes_")
+    weights, card = f"scenes_{twin}", checkpoints.read_checkpoint(path)[1]
+    assert card["model"] == name and card["task"] == weights and card["classes"] == list(TWINS[twin][1])
+    assert card["test"]["n"] == 600 and card["fresh"]["n"] == 6000 and card["test_readings"] == 1
+    assert card["test"]["accuracy"] >= 0.9 and card["test"]["hidden"]["0"]["accuracy"] >= 0.97
+    unseen = Scenes("test", 60, twin, "mixed", seed=1000)
+    found = fit.evaluate(loading.load_model(name, weights), unseen, zoo.spec_of(name, weights))
+    assert found["accuracy"] >= 0.85
+
+
+def test_both_twins_ship():
+    names = sorted({path.stem.rpartition("_scenes_")[0] for path in SHIPPED_FOR_SCENES})
+    assert [path.stem for path in SHIPPED_FOR_SCENES] == [
+        f"{name}_scenes_{twin}" for name in names for twin in sorted(TWINS)
+    ]
 
 
 def test_the_four_families_ship_for_the_birds():
