@@ -65,7 +65,8 @@ def factor_figure(table: pd.DataFrame) -> Figure:
         axis.grid(False)
     return note(
         figure,
-        "Spearman's correlation over maps, mean over networks and twins. Bold: a column's highest. n: base scenes, summed over networks.",
+        "Spearman's correlation over maps, mean over networks and twins. Bold: a column's highest. "
+        "n: base scenes, summed over networks.",
     )
 
 

@@ -16,7 +16,7 @@ from ..explanation import CAMS
 from ..networks.checkpoints import checkpoint_path, read_checkpoint
 from . import truths
 from .plots import NAMES
-from .statistics import correlations, summary
+from .statistics import accuracy, correlations, summary
 from .tables import BASE_AND_REFINED, COMPARED, correct, intervals, summaries
 
 TRUTHS = {
@@ -102,11 +102,6 @@ def by_base_scene(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(model=rows["model"] + ", " + rows["twin"], image=number)
 
 
-def _wilson(passed: int, n: int) -> tuple[float, float]:
-    low, high = scipy.stats.binomtest(passed, n).proportion_ci(method="wilson")
-    return float(low), float(high)
-
-
 def pass_shares(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the share of correctly classified images that pass each part, with its 95 % Wilson interval.
 
@@ -117,15 +112,11 @@ def pass_shares(rows: pd.DataFrame) -> pd.DataFrame:
         One row per network, twin, condition (also EVERY) and part: mean, low, high, n.
     """
     rows = rows[rows["correct"].astype(bool)]
-    both = pd.concat([rows, rows.assign(condition=EVERY)])
-    records = []
-    for (model, twin, condition), group in both.groupby(["model", "twin", "condition"], sort=False):
-        for part in PARTS:
-            low, high = _wilson(int(group[part].sum()), len(group))
-            record = {"model": model, "twin": twin, "condition": condition, "part": part, "mean": group[part].mean()}
-            records.append(record | {"low": low, "high": high, "n": len(group)})
+    both = pd.concat([rows, rows.assign(condition=EVERY)]).drop(columns="correct")
+    by = ["model", "twin", "condition"]
+    passed = both.melt(by, list(PARTS), "part", "correct")
+    table = accuracy(passed, [*by, "part"]).reset_index().rename(columns={"accuracy": "mean"})
     order = {name: place for place, name in enumerate([*CONDITIONS, EVERY])}
-    table = pd.DataFrame(records)
     return table.sort_values("condition", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
