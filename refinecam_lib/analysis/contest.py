@@ -38,6 +38,8 @@ MEASURES = (*ARCC, "road", "exact_road", "average_precision", "cosine", "mass_on
 
 FIRST = ("none", "deepest", "product")
 """The maps that stand above the finalists in tables and figures."""
+SEEN = ("arcc_0", "road", "exact_road", "average_precision")
+"""The measures of `data_means` that its figure shows."""
 
 
 def candidates(rows: pd.DataFrame, measure: str = "average_precision") -> pd.Series:
@@ -181,3 +183,34 @@ def outcome(tests: pd.DataFrame) -> pd.DataFrame:
     """Count what the result of `contests` shows: one row per measure and combination, see `won_and_lost`."""
     parts = {measure: won_and_lost(part) for measure, part in tests.groupby("measure", sort=False)}
     return pd.concat(parts, names=["measure"])
+
+
+def joined(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the rated rows of several data sets, with networks named like "birds: small_vgg".
+
+    Args:
+        parts: Data set -> rows of its finalists. A measure that a data set does not have is NaN there.
+    """
+    tables = [
+        rated(rows).assign(model=lambda own, name=name: f"{name}: " + own["model"]) for name, rows in parts.items()
+    ]
+    return pd.concat(tables, ignore_index=True).reindex(columns=list(dict.fromkeys(c for t in tables for c in t)))
+
+
+def data_of(models: pd.Series) -> pd.Series:
+    """Return the data sets of `joined`'s networks."""
+    return models.str.split(": ").str[0].rename("data")
+
+
+def data_means(long: pd.DataFrame) -> pd.DataFrame:
+    """Average the result of `averages` over networks: one row per data set and combination, and n networks."""
+    by = [data_of(long["model"]), "aggregate"]
+    wide = long.pivot_table(index=by, columns="score", values="mean", sort=False)[unique(long["score"])]
+    return wide.rename_axis(columns=None).assign(networks=long.groupby(by, sort=False)["model"].nunique())
+
+
+def data_outcome(tests: pd.DataFrame) -> pd.DataFrame:
+    """Count what `contests` of `joined` rows shows, data set by data set, see `outcome`."""
+    return pd.concat(
+        {name: outcome(part) for name, part in tests.groupby(data_of(tests["model"]), sort=False)}, names=["data"]
+    )

@@ -45,6 +45,7 @@ def image_grid(
         notes: A text below each cell.
     """
     from matplotlib.colors import PowerNorm
+    from matplotlib.patheffects import withStroke
 
     figure, axes = new_figure(len(columns), len(rows), 1.6, 1.65 + 0.2 * (notes is not None))
     figure.set_dpi(70)  # keeps the notebook's file small; saved files have their own resolution
@@ -60,7 +61,8 @@ def image_grid(
                 scale = PowerNorm(GAMMA, vmin=0, vmax=1)  # faint maps stay visible
                 axis.imshow(heat, cmap=HEAT, norm=scale, alpha=None if picture is None else 0.55)
             if mask:
-                axis.contour(mask[0], levels=[0.5], colors="#56b4e9", linewidths=0.7)
+                outline = axis.contour(mask[0], levels=[0.5], colors="#0173b2", linewidths=1.2)
+                outline.set_path_effects([withStroke(linewidth=2.8, foreground="white")])
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             if notes is not None:
@@ -134,6 +136,31 @@ def finalist_dots(table: pd.DataFrame) -> Figure:
         axis.set(yticks=places, yticklabels=[NAMES.get(name, name.replace("_", " ")) for name in names])
     legend(figure, axes[0, 0], 5, "outside upper center")
     return note(figure, "Mean over methods, then images; bar: 95 % interval over images.")
+
+
+def data_dots(table: pd.DataFrame, measures: Sequence[str]) -> Figure:
+    """Draw measures of combinations on several data sets: one panel per measure, one small dot per network.
+
+    Args:
+        table: The result of `contest.averages` for `contest.joined` rows, in the order of lines.
+        measures: The panels' columns.
+    """
+    data, names = table["model"].str.split(": ").str[0], unique(table["aggregate"])
+    figure, axes = new_figure(len(measures), 1, 2.7, 0.62 * len(names) + 1.1, sharey=True)
+    places, colours, kinds = np.arange(len(names))[::-1], palette_of(), unique(data)
+    for axis, measure in zip(axes[0], measures):
+        for k, kind in enumerate(kinds):
+            own = table[(table["score"] == measure) & (data == kind)].pivot(
+                index="aggregate", columns="model", values="mean"
+            )
+            own, y = own.reindex(names), places + 0.17 * ((len(kinds) - 1) / 2 - k)
+            for model in own:
+                axis.plot(own[model], y, ".", color=colours[k], ms=3, alpha=0.6)
+            axis.plot(own.mean(axis=1), y, "osD^v"[k % 5], color=colours[k], ms=6, label=kind)
+        axis.set_title(textwrap.fill(TITLES[measure], 26), fontsize=9)
+        axis.set(yticks=places, yticklabels=[NAMES.get(name, name.replace("_", " ")) for name in names])
+    legend(figure, axes[0, 0], len(kinds), "outside upper center")
+    return note(figure, "Marker: mean over networks; dot: one network. Mean over methods, then images.")
 
 
 def verdict_grid(table: pd.DataFrame) -> Figure:

@@ -46,6 +46,8 @@ PARTS = {
     "certified": "certified",
 }
 """Parts of the certificate, as `certified` adds them."""
+C3_MOVE = 0.05
+"""C3: the largest move of the logit, as a share of what removing the truth moves it."""
 
 
 def twin_of(dataset: pd.Series) -> pd.Series:
@@ -53,7 +55,7 @@ def twin_of(dataset: pd.Series) -> pd.Series:
     return dataset.str.split("_").str[1]
 
 
-def certified(rows: pd.DataFrame, fall: float = 0.5, move: float = 0.05) -> pd.DataFrame:
+def certified(rows: pd.DataFrame, fall: float = 0.5, move: float = C3_MOVE) -> pd.DataFrame:
     """Add which parts of the certificate each image passes. Only correctly classified images can pass.
 
     Args:
@@ -150,21 +152,48 @@ def fresh_failures(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
+def by_layer(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what drawing one layer again does to a network, and all layers but the truth's together.
+
+    Args:
+        rows: Those of `certified`. Only correctly classified images count.
+
+    Returns:
+        One row per network, twin and layer ("all together": C1's redraws): the share of redraws in which the prediction
+        stays, its 95 % interval over images and n images; of single layers also "passes C3", the share of images that this
+        layer alone lets pass, and the median of what it moves the logit, as a share of what removing the truth moves it.
+    """
+    rows = rows[rows["correct"].astype(bool)]
+    effect, parts = (rows["logit"] - rows["logit_without"]).clip(lower=0), []
+    for layer in ("all together", *LAYERS):
+        kept, moved = ("kept", None) if layer == "all together" else (f"kept_{layer}", rows[f"moved_{layer}"])
+        own = rows.assign(layer=layer, stays=rows[kept] / rows["redraws"])
+        if moved is not None:
+            own = own.assign(passes=(moved <= C3_MOVE * effect).astype(float), share=moved / effect.replace(0, np.nan))
+        parts.append(own[own["stays"].notna()])
+    both, by = pd.concat(parts, ignore_index=True), ["model", "twin", "layer"]
+    table = summary(both, "stays", by).drop(columns="std").rename(columns={"mean": "prediction stays"})
+    more = both.groupby(by, sort=False).agg(passes=("passes", "mean"), moved=("share", "median"))
+    return table.join(more.rename(columns={"passes": "passes C3", "moved": "median move"}))
+
+
 def after_redraws(rows: pd.DataFrame) -> pd.DataFrame:
     """Compare each twin's accuracy with that after the other twin's layer is drawn again.
 
     Returns:
-        One row per network and twin: the layer, n, accuracy, accuracy after, and the change with its interval.
+        One row per network and twin: the layer, n, accuracy, accuracy after, the change with its interval, and how many of
+        the redraws turn a right prediction wrong (lost) and a wrong one right (gained), as shares of all.
     """
     parts = []
     for twin, layer in (("objects", "badge"), ("badges", "object")):
         own = rows[twin_of(rows["dataset"]) == twin].assign(twin=twin, layer_redrawn=layer)
-        after = own[f"kept_{layer}"] / own["redraws"]
-        parts.append(own.assign(before=own["correct"].astype(float), after=after))
+        before, after = own["correct"].astype(float), own[f"kept_{layer}"] / own["redraws"]
+        lost, gained = before * (1 - after), (1 - before) * after
+        parts.append(own.assign(before=before, after=after, lost=lost, gained=gained))
     both = pd.concat(parts, ignore_index=True)
     by = ["model", "twin", "layer_redrawn"]
     change = summary(both.assign(change=both["after"] - both["before"]), "change", by)
-    means = both.groupby(by, sort=False)[["before", "after"]].mean()
+    means = both.groupby(by, sort=False)[["before", "after", "lost", "gained"]].mean()
     return means.join(change.drop(columns="std").rename(columns={"mean": "change"}))
 
 

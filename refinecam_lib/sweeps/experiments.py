@@ -245,9 +245,33 @@ def combination_plan(networks: Sequence[str], n_combined: int, seed: int = 0) ->
     return _combined(networks, n_combined, seed) + [shard for network in networks for shard in rival(network)]
 
 
-def finalist_plan(networks: Sequence[str], n_finalists: int, seed: int = 0) -> list[Shard]:
-    """Plan all scores of Base, the product, the finalists and the deepest Base map, for Table 1's methods in COMBINED."""
-    return _final(networks, n_finalists, seed)
+def finalist_plan(
+    networks: Sequence[str], n_finalists: int, few_finalists: Mapping[str, int] = NONE_FEW, seed: int = 0
+) -> list[Shard]:
+    """Plan all scores of Base, the product, the finalists and the deepest Base map, for Table 1's methods in COMBINED.
+
+    Args:
+        few_finalists: network -> its number of images, where that is smaller than n_finalists.
+    """
+    return _final(networks, n_finalists, seed, few=few_finalists)
+
+
+def elsewhere_plan(
+    bird_models: Sequence[str],
+    n_birds: int,
+    photo_models: Sequence[str],
+    n_photographs: int,
+    scene_models: Sequence[str],
+    n_scenes: int,
+    seed: int = 0,
+) -> dict[str, list[Shard]]:
+    """Plan the maps of `finalist_plan` on birds, on photographs and on both twins of the scenes."""
+    scenes = (_final(scene_models, n_scenes, seed, data=dataset) for dataset in SCENES)
+    return {
+        "birds": _final(bird_models, n_birds, seed, data="birds"),
+        "photographs": _final(photo_models, n_photographs, seed, data="imagenet"),
+        "scenes": [shard for shards in scenes for shard in shards],
+    }
 
 
 def faithfulness_plan(networks: Sequence[str], n_finalists: int, seed: int = 0) -> list[Shard]:
@@ -262,14 +286,24 @@ def choice_plan(choosing_network: str, n_validation: int) -> dict[str, list[Shar
 
 
 def _final(
-    networks: Sequence[str], images: int, seed: int, measurement: str = "scores", data: str = "synthetic"
+    networks: Sequence[str],
+    images: int,
+    seed: int,
+    measurement: str = "scores",
+    data: str = "synthetic",
+    few: Mapping[str, int] = NONE_FEW,
 ) -> list[Shard]:
     methods, shards = [method for method in COMBINED if method in CAMS], []
     for network in networks:
-        deepest = Variant(len(spec_of(network).layers) - 1)
-        variants = [BASE, REFINED, *(Variant(0, aggregate) for aggregate in FINALISTS), deepest]
-        shards += plan(network, methods, images, variants, data, seed=seed, measurement=measurement)
+        n, variants = min(images, few.get(network, images)), _final_variants(network, DATASETS[data].weights)
+        shards += plan(network, methods, n, variants, data, seed=seed, measurement=measurement)
     return shards
+
+
+def _final_variants(network: str, weights: str) -> list[Variant]:
+    """Return the shallowest layer's map, product and finalists, and the deepest map."""
+    deepest = Variant(len(spec_of(network, weights).layers) - 1)
+    return [BASE, REFINED, *(Variant(0, aggregate) for aggregate in FINALISTS), deepest]
 
 
 def _combined(networks: Sequence[str], images: int, seed: int = 0, data: str = "synthetic") -> list[Shard]:
@@ -342,17 +376,12 @@ def scenes_plan(
     for model in scene_models:
         for dataset in SCENES:
             for method in (*CAMS, *OTHERS, *TRIVIAL, *CONTROLS):
+                variants = _final_variants(model, dataset)
                 if method not in SLOW:
-                    shards += plan(model, [method], n_scenes, _scene_variants(model, dataset), dataset, seed=seed)
+                    shards += plan(model, [method], n_scenes, variants, dataset, seed=seed)
                 elif model not in light_scene_models:
-                    shards += plan(model, [method], n_scenes_slow, _scene_variants(model, dataset), dataset, 2, seed)
+                    shards += plan(model, [method], n_scenes_slow, variants, dataset, 2, seed)
     return shards
-
-
-def _scene_variants(model: str, dataset: str) -> list[Variant]:
-    """Return the shallowest layer's map and combinations, and the deepest map."""
-    deepest = len(spec_of(model, dataset).layers) - 1
-    return [BASE, REFINED, *(Variant(0, aggregate) for aggregate in FINALISTS), Variant(deepest)]
 
 
 def imputers_plan(scene_models: Sequence[str], n_imputed: int, seed: int = 0) -> list[Shard]:
@@ -387,7 +416,7 @@ PLANS: dict[str, Sequence[Plan]] = {
     "08_aggregation_ablation": (table2_plan,),
     "09_conventions_audit": (convention_plan, claims_plan, published_plan, audit_plan, birds_plan, rounding_plan),
     "10_model_randomisation": (randomisation_plan,),
-    "13_combinations": (parameter_plan, combination_plan, finalist_plan),
+    "13_combinations": (parameter_plan, combination_plan, finalist_plan, elsewhere_plan, certificate_plan),
     "14_scores": (choice_plan, finalist_plan, faithfulness_plan),
     "15_scenes": (certificate_plan,),
     "16_scene_scores": (scenes_plan, marks_plan, certificate_plan, imputers_plan),

@@ -7,17 +7,22 @@ import pandas as pd
 
 from refinecam_lib.analysis.contest import (
     MEASURES,
+    SEEN,
     averages,
     candidates,
     chosen,
     contenders,
     contests,
+    data_means,
+    data_outcome,
     finalists,
+    joined,
     outcome,
     ranking,
     rated,
     scoreboard,
 )
+from refinecam_lib.analysis.grids import data_dots
 from refinecam_lib.refinement import AGGREGATES, COMBINATIONS
 
 
@@ -136,3 +141,26 @@ def test_finalists_are_rated_under_every_convention():
     assert (counts.loc["exact_road", "tests"] == 1).all()
     one = tests[tests["measure"] == "exact_road"]
     assert (one["p_holm"] == 1).all() and not one["shown"].any()
+
+
+def test_data_sets_stand_beside_each_other_with_what_they_have():
+    shapes = scores_of(field())
+    photographs = shapes.drop(
+        columns=["average_precision", "cosine", "mass_on_truth", "exact_morf_20", "exact_lerf_20"]
+    )
+    photographs = photographs[photographs["model"] == "a"]
+    rows = joined({"shapes": shapes, "photographs": photographs})
+    assert set(rows["model"]) == {"shapes: a", "shapes: b", "photographs: a"}
+    means = data_means(averages(rows))
+    assert means["networks"].groupby("data").first().to_dict() == {"shapes": 2, "photographs": 1}
+    assert means.loc[("photographs", "mean"), ["average_precision", "exact_road"]].isna().all()
+    assert np.isclose(means.loc[("shapes", "mean"), "average_precision"], 0.6, atol=0.01)
+    assert means.loc[("photographs", "mean"), "arcc_0"] == means.loc[("shapes", "mean"), "arcc_0"]
+    tests = contests(rows, ["arcc_0", "average_precision"])
+    counts = data_outcome(tests)
+    assert counts.loc[("shapes", "average_precision", "mean"), ["> product", "tests"]].tolist() == [2, 2]
+    assert counts.loc[("photographs", "arcc_0", "mean"), ["> product", "tests"]].tolist() == [1, 1]
+    assert ("photographs", "average_precision") not in counts.index.droplevel("aggregate")
+    figure = data_dots(averages(rows), SEEN)
+    assert next(axis.get_title() for axis in figure.axes).startswith("ARCC") and len(figure.axes) == len(SEEN)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["shapes", "photographs"]

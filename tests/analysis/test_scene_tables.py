@@ -76,6 +76,20 @@ def test_the_accuracy_after_the_other_layer_is_drawn_again():
     table = scenes.after_redraws(pd.concat([objects, badges]))
     assert table.loc[("net", "objects", "badge"), ["before", "after", "change"]].tolist() == [0.5, 0.75, 0.25]
     assert table.loc[("net", "badges", "object"), ["before", "after", "change"]].tolist() == [1, 0.25, -0.75]
+    assert table["lost"].tolist() == [0, 0.75] and table["gained"].tolist() == [0.25, 0]
+
+
+def test_each_layer_tells_what_drawing_it_again_does():
+    one = {"kept_background": 4, "moved_background": 0.5, "moved_badge": 2.0}
+    rows = scenes.certified(
+        certificates(one, {"kept": 6, "kept_background": 8, "moved_background": 1.5}, {"correct": False})
+    )
+    table = scenes.by_layer(rows).loc["net", "objects"]
+    assert table.index.tolist() == ["all together", "background", "badge"], "layers that no scene has are left out"
+    assert table["prediction stays"].tolist() == [14 / 16, 12 / 16, 1] and (table["n"] == 2).all()
+    assert table.loc["background", ["passes C3", "median move"]].tolist() == [0.5, pytest.approx(0.1)]
+    assert table.loc["badge", ["passes C3", "median move"]].tolist() == [0.5, pytest.approx(0.105)]
+    assert np.isnan(table.loc["all together", "passes C3"])
 
 
 def scored_twins(rows):

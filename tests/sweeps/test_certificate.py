@@ -198,6 +198,11 @@ def test_plans_cover_both_twins_and_every_mark(network):
     assert light == every.difference(SLOW)
     planned = {(each.dataset, each.method) for each in experiments.marks_plan(["tiny"], 20)}
     assert planned == {(f"{twin}_{mark}", "GroundTruth") for twin in twins for mark in marks}
+    finalists = experiments.elsewhere_plan([], 1, [], 1, ["tiny"], 20)["scenes"]
+    every = experiments.scenes_plan(["tiny"], 20, 2)
+    assert {each.setup for each in finalists} < {each.setup for each in every}, "notebooks 13 and 16 share rows"
+    pairs = {(each.setup, pair) for each in every for pair in each.pairs}
+    assert all((each.setup, pair) in pairs for each in finalists for pair in each.pairs)
     imputers = experiments.imputers_plan(["tiny"], 20)
     assert {each.dataset for each in imputers} == {*twins, "synthetic"}
 
