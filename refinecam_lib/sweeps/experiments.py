@@ -28,6 +28,8 @@ EIGHTH_ROOT = "GradCAM++^0.125"
 """The map of Fig. 4: Grad-CAM++ raised to 1/8, so its pixels have the same order and other values."""
 COMBINED = ("GradCAM", "GradCAM++", "LayerCAM", "ShapleyCAM", "GuidedGradCAM")
 """The methods whose layers are combined in every way."""
+RIVALS = ("GuidedFilter", "FullGrad", "PolyCAM")
+"""Methods that fuse layers in their own way."""
 FINALISTS = ("mean", "soft_and_0.2")
 """The best combination that averages maps, and the best that multiplies them, see `analysis.contest`. A test repeats it."""
 SCENES = tuple(f"scenes_{twin}" for twin in TWINS)
@@ -239,10 +241,22 @@ def parameter_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
     return _combined(networks, n_validation, data="synthetic_validation")
 
 
-def combination_plan(networks: Sequence[str], n_combined: int, seed: int = 0) -> list[Shard]:
-    """Plan the agreement of every combination with the masks, with the guided filter beside them."""
-    rival = partial(plan, methods=["GuidedFilter"], images=n_combined, seed=seed, measurement="agreement")
-    return _combined(networks, n_combined, seed) + [shard for network in networks for shard in rival(network)]
+def combination_plan(
+    networks: Sequence[str], n_combined: int, slow_networks: Sequence[str] = (), n_slow: int = 1, seed: int = 0
+) -> list[Shard]:
+    """Plan the agreement of every combination with the masks, with methods that fuse layers in their own way beside them.
+
+    Args:
+        slow_networks: networks that also get ScoreCAM's combinations and PolyCAM, on n_slow images.
+    """
+    shards = _combined(networks, n_combined, seed) + _combined(
+        slow_networks, n_slow, seed, methods=["ScoreCAM"], size=2
+    )
+    for method in RIVALS:
+        own, n, size = (slow_networks, n_slow, 2) if method in SLOW else (networks, n_combined, 8)
+        for network in own:
+            shards += plan(network, [method], n, size=size, seed=seed, measurement="agreement")
+    return shards
 
 
 def finalist_plan(
@@ -306,13 +320,20 @@ def _final_variants(network: str, weights: str) -> list[Variant]:
     return [BASE, REFINED, *(Variant(0, aggregate) for aggregate in FINALISTS), deepest]
 
 
-def _combined(networks: Sequence[str], images: int, seed: int = 0, data: str = "synthetic") -> list[Shard]:
-    """Plan five methods: Base, the deepest Base map, and every combination from the shallowest layer on."""
+def _combined(
+    networks: Sequence[str],
+    images: int,
+    seed: int = 0,
+    data: str = "synthetic",
+    methods: Sequence[str] = COMBINED,
+    size: int = 8,
+) -> list[Shard]:
+    """Plan Base, the deepest Base map, and every combination from the shallowest layer on."""
     shards = []
     for network in networks:
         variants = [BASE, Variant(len(spec_of(network).layers) - 1)]
         variants += [Variant(0, aggregate) for aggregate in (*AGGREGATES, *COMBINATIONS)]
-        shards += plan(network, COMBINED, images, variants, data, seed=seed, measurement="agreement")
+        shards += plan(network, methods, images, variants, data, size, seed, measurement="agreement")
     return shards
 
 
