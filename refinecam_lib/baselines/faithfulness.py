@@ -29,7 +29,7 @@ from ..networks.inference import forward, forward_chunk
 from ..road import removal_order, road_probabilities
 
 STEPS = 20
-"""How often deletion and insertion look at the probability, beside the whole image."""
+"""Forward passes of deletion, and of insertion. The unchanged image needs none."""
 BLUR = 0.05
 """Insertion starts from the image under a Gaussian blur of this share of its height, 11 of 224 pixels."""
 GRID = 9
@@ -125,7 +125,11 @@ def _pixels(squares: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _probabilities(capture: Capture, images: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Return the probability of the targets of some images (n,C,H,W): (n,) in float64. One number serves all."""
+    """Return the target's probability for images (n,C,H,W): (n,) in float64.
+
+    Args:
+        numbers: Their positions in the batch; a single one applies to all.
+    """
     logits = torch.cat([forward(capture.classifier, part) for part in images.split(forward_chunk(images.device))])
     return _of_target(logits, capture.target[list(numbers)].expand(len(images)))
 

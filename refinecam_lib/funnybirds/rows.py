@@ -69,8 +69,8 @@ def logits_of(model: nn.Module, birds: FunnyBirds, number: int, device: torch.de
         key: Names the network, its precision and the set. Stored logits of another key are not used.
 
     Returns:
-        Logits (32 + objects, classes) in the network's precision. Row s is for subset s of the parts. The rows after 31
-        are for the removal of each background object.
+        Logits (32 + objects, classes) in the network's precision. Row s is for subset s of the parts. Row 32 + i
+        is for the image without background object i.
     """
     path = paths.RESULTS / "bird_logits" / key / f"{number:06d}.npy"
     if path.is_file():
@@ -100,9 +100,8 @@ class SeenBirds:
         places: Positions in `images`.
         key: See `logits_of`.
         framework: Measure as FunnyBirds' framework does: pixels near both eyes, feet or wings count twice, and drops
-            follow the label's logit. For the framework's numbers, also explain the label with signed maps, see
-            `columns_of`. Rows of wrongly classified birds then differ in PC and DC, for which the framework explains
-            the prediction.
+            follow the label's logit. To get the framework's numbers, also pass signed maps for the label to
+            `columns_of`. PC and DC of misclassified birds still differ: there the framework explains the prediction.
     """
 
     def __init__(self, capture: Capture, images: BirdImages, places: Sequence[int], key: str, framework: bool = False):
@@ -138,7 +137,7 @@ class SeenBirds:
     def columns_of(self, maps: torch.Tensor, again: Callable[[Capture], torch.Tensor]) -> pd.DataFrame:
         """Return one row per bird with the columns of `facts`, `importances` and target sensitivity (ts_*).
 
-        Departs from the paper's repository, which compares a map with itself. As in FunnyBirds' framework, maps are made
+        Departs from the published code, which compares a map with itself. As in FunnyBirds' framework, maps are made
         for both classes of the pair.
 
         Args:

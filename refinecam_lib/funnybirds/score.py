@@ -1,10 +1,10 @@
 """The FunnyBirds score (Hesse et al. 2023, https://arxiv.org/abs/2308.06248): does a map find the parts a network uses?
 
->>> rows = importances(maps, masks).assign(**pd.DataFrame([facts(*each, classes) for each in logits]))
+>>> rows = seen.columns(explain(capture, "LayerCAM"))           # seen: a rows.SeenBirds
 >>> summary(rows.assign(model=..., method=..., layer=..., aggregate=...))
 
 There is one row per explanation. All scores are computed from its columns. A set of parts is a frozenset of names in
-PARTS. In an integer column, bit k stands for PARTS[k]. In a set of subsets, bit s stands for subset s.
+PARTS. As an integer, a set of parts has bit k for PARTS[k], and a set of subsets has bit s for subset s.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -115,10 +115,11 @@ def facts(
         of_label: Follow the label's logit instead of the prediction's.
 
     Returns:
-        target: the predicted class. correct: whether it is the label. keeps: bit s is set if subset s has the same
-        prediction. drop_*: how far the logit falls without a part. irrelevant: bits 0-4 are parts, bits 5+i are objects.
-        Without them the logit rises, or changes by less than 5 %. objects: n. distinguishing: bit s is set if subset s
-        is in `distinguishing`. ts_kept: the label has a `sensitivity_pair`, and its logits fall as expected.
+        label: as given. target: the predicted class. correct: whether both are equal. keeps: bit s is set if subset s
+        has the same prediction. drop_*: how far the logit falls without a part. irrelevant: bits 0-4 are parts, bits
+        5+i are objects; a bit is set if the logit without that part or object rises, or changes by less than 5 %.
+        objects: n. distinguishing: bit s is set if subset s is in `distinguishing`. ts_kept: the label has a
+        `sensitivity_pair`, and its logits fall as expected.
 
     Raises:
         InputError: Shapes or the label do not fit the classes.
@@ -172,14 +173,14 @@ def scores(rows: pd.DataFrame, thresholds: Sequence[float] | np.ndarray = THRESH
         dc: 1 if the prediction changes without the important parts.
         d: 1 minus the important share of irrelevant parts and objects. NaN if nothing is irrelevant.
         sd: Spearman's rank correlation of drops and importances, scaled to [0,1]. NaN for constant values.
-        ts: The share of two comparisons that hold: A is more important for class 1, and B for class 2. NaN if not kept.
+        ts: The share of two comparisons that hold: A is more important for class 1, and B for class 2. NaN unless ts_kept.
 
     Raises:
         InputError: A column is missing.
     """
     missing = [name for name in NEEDED if name not in rows]
     if missing:
-        raise InputError(f"Expected rows with the columns of `importances` and `facts`, missing: {', '.join(missing)}.")
+        raise InputError(f"Expected rows of `SeenBirds.columns_of`, got rows without the columns {', '.join(missing)}.")
     number = {name: rows[name].to_numpy(float) for name in NEEDED if name.startswith(("part", "obj", "drop", "ts_"))}
     keeps, irrelevant, subsets = (
         rows[n].to_numpy(np.int64)[:, None] for n in ("keeps", "irrelevant", "distinguishing")
@@ -212,7 +213,7 @@ def scores(rows: pd.DataFrame, thresholds: Sequence[float] | np.ndarray = THRESH
 def threshold(rows: pd.DataFrame) -> float:
     """Find t*, where (CSDC+PC+DC)/3 + D of the means is largest, for the rows of one method and network.
 
-    Of several the smallest is taken. Terms that no row has are left out. It is NaN if no map is finite.
+    On a tie it is the smallest t. Terms that are NaN in all rows are left out. It is NaN if no map is finite.
     """
     return _at_best(_means(scores(rows)))[1]
 

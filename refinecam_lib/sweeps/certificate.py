@@ -1,8 +1,8 @@
 """The certificate of a ground truth: draw a scene again and watch the network, without imputing anything.
 
 C1, sufficiency: everything but the visible pixels V of the truth is drawn again. The prediction should stay.
-C2, necessity: the truth is removed, so that what lies behind it shows. The probability should fall. Another class takes
-its place. The prediction should follow.
+C2, necessity: if the truth is removed, so that what lies behind it shows, the probability should fall. If another class is
+drawn in its place, that class should be predicted.
 C3, irrelevance: each other layer is drawn again alone. The logit should move little, compared with C2.
 """
 
@@ -26,8 +26,8 @@ def certify(
 ) -> dict[str, float]:
     """Measure the certificate of one scene. It sets no threshold.
 
-    A class counts as predicted if it is among as many classes as the scene shows objects of the layer's kind: the
-    highest one, or the two highest with a second object.
+    A class counts as predicted if its logit is the highest. For the object of a scene with two objects, it may also be the
+    second highest.
 
     Args:
         logits_of: The network.
@@ -40,12 +40,12 @@ def certify(
     Returns:
         logit, probability, correct: of the layer's class in the scene as it is.
         redraws: how often each part was drawn again.
-        kept, kept_fresh: how often the class was predicted (C1), in two independent sets of redraws.
+        kept, kept_fresh: the number of redraws in which the class was predicted (C1), in two independent sets.
         probability_without, logit_without: after removing the truth (C2).
-        swapped: how often the prediction became the class that took the place (C2).
-        moved_<layer>: the largest change of the logit when this layer was drawn again (C3). NaN if the scene has no such
-            layer, or it is the truth's.
-        kept_<layer>: how often the class was then predicted. NaN in the same places.
+        swapped: the number of redraws in which the class drawn in its place was predicted (C2).
+        moved_<layer>: the largest change of the logit when this layer was drawn again (C3). NaN for the truth's
+            layer and for empty layers.
+        kept_<layer>: the number of these redraws in which the class was predicted. NaN in the same places.
     """
     target = classes.index(scene.kind(layer))
     shown = 2 if layer == "object" and scene.things["second"] else 1
