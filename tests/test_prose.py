@@ -446,6 +446,11 @@ def scenes():
         f"{row['failures']} of {row['fresh redraws']:,} changed the prediction, "
         f"{row['share']:.2%}, with a 95 % upper bound of {row['upper bound']:.2%}."
     )
+    stays = scene_tables.by_layer(tested)["prediction stays"].loc["efficientnet_lite0", "objects"]
+    yield (
+        f"In single redraws A's prediction stays in {stays['all together']:.0%}, and in {stays['occluder']:.0%} if only the "
+        "occluder is drawn again."
+    )
     change = scene_tables.after_redraws(tested)["change"].groupby("layer_redrawn").agg(lambda c: c.abs().max())
     yield (
         f"Another badge changes A's accuracy by {100 * change['badge']:.1f} points, and another object B's by "
@@ -464,6 +469,10 @@ def scene_scores():
     twins = pd.read_csv(STANDARD / "table_scene_twins.csv").groupby("score")[["mean twin test", "mean ladder"]].mean()
     for score, row in scene_correlations().join(twins).loc[list(COMPARED)].iterrows():
         yield cells(title_of(score), *(number(value) for value in row))
+    leads = pd.read_csv(STANDARD / "table_scene_leads.csv").query("level == 'pooled'")
+    for truth, title in scene_tables.TRUTHS.items():
+        own = leads[(leads["truth"] == truth) & (leads["condition"] == scene_tables.EVERY)]
+        yield f"Networks (A and B) in which ARCC's lead in {title} is shown: {in_networks(own['shown'])}."
     close = pd.read_csv(STANDARD / "table_scene_imputers.csv")
     close = close[close["measure"] == scene_tables.IMPUTER_MEASURES[1]].set_index(["maps", "model", "imputer"])["mean"]
     data = [f"efficientnet_lite0, {name}" for name in ("objects", "badges", "shapes")]
@@ -484,11 +493,46 @@ def scene_means():
     return contest.averages(scene_finals()).groupby(["aggregate", "score"])["mean"].mean().unstack()
 
 
+@functools.cache
+def scene_counts():
+    """How often the mean of the layers is better on scenes, by measure."""
+    table = pd.read_csv(STANDARD / "table_scene_combinations_outcome.csv").set_index(["aggregate", "measure"])
+    return table.sort_index().loc["mean"].astype(int)
+
+
 def scene_combinations():
     names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
     for name, title in names.items():
         row = scene_means().loc[name, ["average_precision", "exact_road", "road", "arcc_0", "mass_on_truth", "blank"]]
         yield cells(title, *(number(value) for value in row))
+    titles = {"average_precision": "average precision", "exact_road": "exact removal", "arcc_0": "ARCC", "road": "ROAD"}
+    for measure, title in titles.items():
+        row = scene_counts().loc[measure]
+        yield (
+            f"By {title} the mean is better than the product in {row['> product']} of {row['tests']} networks and worse in "
+            f"{row['< product']}; against the deepest map it is {row['> deepest']} and {row['< deepest']}."
+        )
+
+
+DATA = ("shapes", "birds", "photographs", "scenes")
+
+
+def contest_data():
+    means = pd.read_csv(STANDARD / "contest_data.csv").set_index(["data", "aggregate"])
+    names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
+    for data in DATA:
+        for name, title in names.items():
+            row = means.loc[(data, name)]
+            values = ["-" if pd.isna(row[m]) else number(row[m]) for m in (*contest.SEEN, "blank")]
+            yield cells(f"{data}, {row['networks']:.0f}", title, *values)
+    counts = pd.read_csv(STANDARD / "contest_data_counts.csv").set_index(["data", "measure", "aggregate"]).sort_index()
+    for measure, title in {"arcc_0": "ARCC", "road": "ROAD"}.items():
+        rows = {data: counts.loc[(data, measure, "mean")] for data in DATA}
+        for against in ("product", "deepest"):
+            better = listed(f"{row[f'> {against}']:.0f} of {row['tests']:.0f} on {data}" for data, row in rows.items())
+            worse = listed(f"{row[f'< {against}']:.0f}" for row in rows.values())
+            name = "deepest map" if against == "deepest" else against
+            yield f"Networks in which the mean is better than the {name} by {title}: {better}; worse: {worse}."
 
 
 def rounding():
@@ -588,6 +632,7 @@ FINDINGS = [
     table1,
     combinations,
     finals,
+    contest_data,
     scores_compared,
     scenes,
     scene_scores,
