@@ -19,7 +19,7 @@ from ..sweeps.experiments import EIGHTH_ROOT
 from ..sweeps.run import sweep
 from ..sweeps.shard import Shard
 from .plots import FEWEST, unique
-from .statistics import holm, middle, spearman_with_first
+from .statistics import holm, middle, with_first
 from .tables import scored, shown
 from .verdicts import in_networks, word_of
 
@@ -76,7 +76,7 @@ class Draw:
         methods = [method for method in CAMS + OTHERS if (method, "none") in self.series]
         names = ["arcc", *TERMS]
         table = [np.concatenate([self.of(name, method) for method in methods]) for name in ("cosine", *names)]
-        return dict(zip(names, spearman_with_first(np.stack(table, 1)).tolist()))
+        return dict(zip(names, with_first(np.stack(table, 1)).tolist()))
 
     def moved(self, score: str) -> float:
         """Return the mean absolute change of a score when the map is raised to the power 1/8 (Fig. 4)."""

@@ -17,7 +17,7 @@ import pandas as pd
 from ..errors import rng
 from ..sweeps.version import KEYS
 from .plots import NAMES, unique
-from .statistics import middle, spearman_with_first
+from .statistics import middle, with_first
 from .tables import COMPARED, scored
 
 RIVALS = {
@@ -80,7 +80,7 @@ def complete(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 def _agreement(own: pd.DataFrame, pair: Sequence[str], truths: Sequence[str]) -> float:
     """Return Spearman's correlation of the pair's mean rank with each truth, averaged over truths."""
     ranks = own[list(pair)].rank().mean(axis=1).to_numpy()
-    return float(np.mean([spearman_with_first(np.column_stack([ranks, own[truth]]))[0] for truth in truths]))
+    return float(np.mean([with_first(np.column_stack([ranks, own[truth]]))[0] for truth in truths]))
 
 
 def best_pair(table: pd.Series) -> tuple[str, str]:

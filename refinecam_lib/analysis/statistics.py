@@ -8,8 +8,7 @@ import scipy
 
 from ..errors import InputError, one_of, rng
 
-CORRELATIONS = {"pearson": "pearsonr", "spearman": "spearmanr", "kendall": "kendalltau"}
-"""Correlation -> its function in scipy.stats, which is imported on first use."""
+CORRELATIONS = ("pearson", "spearman", "kendall")
 FEW = 100
 """Up to this many rows Kendall's correlation is computed from all pairs, which is faster."""
 
@@ -134,42 +133,23 @@ def correlation(x: np.ndarray, y: np.ndarray, kind: str = "pearson") -> float:
     Returns:
         The correlation in [-1,1]; NaN below 3 pairs and for a constant.
     """
-    test = getattr(scipy.stats, CORRELATIONS[one_of("correlation", kind, CORRELATIONS)])
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    both = np.isfinite(x) & np.isfinite(y)
-    if both.sum() < 3 or np.ptp(x[both]) == 0 or np.ptp(y[both]) == 0:
-        return float("nan")
-    return float(test(x[both], y[both])[0])
+    return float(with_first(np.column_stack([np.asarray(x, float), np.asarray(y, float)]), kind)[0])
 
 
-def correlations_with_first(table: np.ndarray, kinds: Sequence[str] = tuple(CORRELATIONS)) -> dict[str, np.ndarray]:
-    """Compute the correlations `kinds` of the first column of a table (n,1+S) with each other column: (S,) each.
+def with_first(table: np.ndarray, kind: str = "spearman") -> np.ndarray:
+    """Compute a correlation in CORRELATIONS of the first column of a table (n,1+S) with each other column: (S,).
 
-    The numbers are those of `correlation`. It is many times faster, because it computes no p values. Rows with a value
-    that is not finite are left out. NaN below 3 rows and for a constant column.
-    """
-    table = table[np.isfinite(table).all(1)]
-    if len(table) < 3:
-        return {kind: np.full(table.shape[1] - 1, np.nan) for kind in kinds}
-    functions = {"pearson": _pearson, "spearman": spearman_with_first, "kendall": _kendall}
-    return {kind: functions[kind](table) for kind in kinds}
-
-
-def spearman_with_first(table: np.ndarray) -> np.ndarray:
-    """Compute Spearman's correlation of the first column of a table (n,1+S) with each other column: (S,).
-
-    Rows with a value that is not finite are left out. NaN below 3 rows and for a constant column.
+    It is faster than scipy.stats, because it computes no p values. Rows with a value that is not finite are left out. NaN
+    below 3 rows and for a constant column.
     """
     table = table[np.isfinite(table).all(1)]
     if len(table) < 3:
         return np.full(table.shape[1] - 1, np.nan)
-    return _pearson(scipy.stats.rankdata(table, axis=0))
-
-
-def _kendall(table: np.ndarray) -> np.ndarray:
+    if one_of("correlation", kind, CORRELATIONS) != "kendall":
+        return _pearson(scipy.stats.rankdata(table, axis=0) if kind == "spearman" else table)
     if len(table) <= FEW:  # the signs of all pairs
         return _cosines(np.sign(table[:, None] - table[None]).reshape(-1, table.shape[1]))
-    return np.array([correlation(column, table[:, 0], "kendall") for column in table[:, 1:].T])
+    return np.array([scipy.stats.kendalltau(column, table[:, 0])[0] for column in table[:, 1:].T])
 
 
 def _pearson(table: np.ndarray) -> np.ndarray:
@@ -192,7 +172,7 @@ def correlations(
     reference: str = "arcc",
     draws: int = 400,
     seed: int = 0,
-    kinds: Sequence[str] = tuple(CORRELATIONS),
+    kinds: Sequence[str] = CORRELATIONS,
 ) -> pd.DataFrame:
     """Correlate each score with the truth (Fig. 3), with intervals from a bootstrap over images.
 
@@ -232,8 +212,8 @@ def correlations(
             own = pick[model[pick] == k]
             levels = {"explanation": values[own], "method mean": _group_means(values[own], method[own], len(names))}
             for level, table in levels.items():
-                for kind, row in correlations_with_first(table, kinds).items():
-                    found.setdefault((level, kind), []).append(row)
+                for kind in kinds:
+                    found.setdefault((level, kind), []).append(with_first(table, kind))
         return {key: np.array(tables) for key, tables in found.items()}
 
     generator = rng("correlations", seed)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..errors import rng
 from .plots import FEWEST, unique
-from .statistics import middle, spearman_with_first
+from .statistics import middle, with_first
 from .tables import COMPARED, shallow_base
 
 TRUTHS = ("cosine", "average_precision", "mass_on_truth", "exact_road")
@@ -76,10 +76,10 @@ def _by_image(rows: pd.DataFrame, names: list[str]) -> np.ndarray:
 
 def _levels(table: np.ndarray) -> np.ndarray:
     """Return the correlations (levels, scores) of a table (images, methods, 1 + scores)."""
-    within = np.stack([spearman_with_first(table[:, k]) for k in range(table.shape[1])])
+    within = np.stack([with_first(table[:, k]) for k in range(table.shape[1])])
     counts = np.isfinite(within).sum(axis=0)
     mean = np.where(counts > 0, np.nansum(within, axis=0) / np.maximum(counts, 1), np.nan)
-    return np.stack([spearman_with_first(table.reshape(-1, table.shape[2])), mean])
+    return np.stack([with_first(table.reshape(-1, table.shape[2])), mean])
 
 
 def leads(table: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from ..cams import grad_cam
 from ..capture import Capture, Maps
 from ..errors import InputError, rng, seed_of
 from ..networks.deep_lift import deep_lift_copy
+from ..networks.hooks import hooked
 from ..networks.inference import forward
 from ..networks.layers import evaluating
 
@@ -57,20 +58,10 @@ def _channel_sum(attributions: Tensor) -> Maps:
     return [attributions.detach().sum(1).abs()]
 
 
-@contextmanager
-def _guided(model: nn.Module) -> Iterator[None]:
-    """Let only positive gradients through the ReLU modules of `model`. No hook outlives the context."""
-
-    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(torch.relu)
-
-    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, nn.ReLU)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _guide(module: nn.Module, args: tuple, output: Tensor) -> None:
+    """Let only positive gradients through a module (a forward hook)."""
+    if output.requires_grad:
+        output.register_hook(torch.relu)
 
 
 def guided_gradient(capture: Capture) -> Tensor:
@@ -82,7 +73,8 @@ def guided_gradient(capture: Capture) -> Tensor:
     Source: Springenberg et al. 2015, https://arxiv.org/abs/1412.6806
     """
     inputs = leaf(capture)
-    with differentiable(capture) as model, _guided(model):
+    relus = (module for module in capture.model.modules() if isinstance(module, nn.ReLU))
+    with differentiable(capture) as model, hooked(relu.register_forward_hook(_guide) for relu in relus):
         score = model(inputs).gather(1, capture.target[:, None]).sum()
         return torch.autograd.grad(score, inputs)[0]
 
@@ -151,14 +143,11 @@ def deep_lift(capture: Capture) -> Maps:
         explain = DeepLift(deep_lift_copy(model, capture.inputs[:1])).attribute
         # One image at a time, because captum's rule for max-pools uses the first image's gradient for all of a batch.
         for x, target, seed in zip(leaf(capture), capture.target, capture.seeds):
-            baseline = 1e-3 * _normal(x, seed_of(seed, "DeepLift"))
+            # By NumPy, because the last bits of torch.randn depend on the processor.
+            noise = rng(seed_of(seed, "DeepLift")).standard_normal(tuple(x.shape), dtype="float32")
+            baseline = 1e-3 * torch.from_numpy(noise).to(x)
             each.append(explain(x[None], baseline[None], target=target).detach())
     return _channel_sum(torch.cat(each))
-
-
-def _normal(like: Tensor, seed: int) -> Tensor:
-    """Draw standard normal noise in the shape of `like`. The last bits of torch.randn would depend on the processor."""
-    return torch.from_numpy(rng(seed).standard_normal(tuple(like.shape), dtype="float32")).to(like)
 
 
 def superpixels(image: Tensor, n_segments: int = 100) -> Tensor:
@@ -181,14 +170,6 @@ def superpixels(image: Tensor, n_segments: int = 100) -> Tensor:
     return torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(labels.shape)).long()
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global CPU generator, which captum uses, and restore it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def _over_superpixels(capture: Capture, method: Callable, name: str, samples: int, chunk: int) -> Maps:
     """Return the absolute weight of each pixel's superpixel, by captum's Lime or a class like it."""
     if samples < 2:
@@ -198,7 +179,8 @@ def _over_superpixels(capture: Capture, method: Callable, name: str, samples: in
     with torch.no_grad():
         for x, target, seed in zip(capture.inputs, capture.target, capture.seeds):
             mask = superpixels(x).to(x.device)
-            with _seeded(seed_of(seed, name)):
+            with torch.random.fork_rng(devices=[]):  # captum uses the global CPU generator
+                torch.default_generator.manual_seed(seed_of(seed, name))
                 weights = attribute(
                     x[None],
                     target=target,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..capture import Capture, Maps
+from ..networks.hooks import hooked
 from ..refinement import min_max, resized
 from .captum_methods import differentiable, leaf
 
@@ -35,13 +36,9 @@ def contributions(capture: Capture) -> list[Tensor]:
 
     with differentiable(capture) as model:
         biases = {module: bias for module in model.modules() if (bias := _bias(module)) is not None}
-        hooks = [module.register_forward_hook(record) for module in biases]
-        try:
+        with hooked(module.register_forward_hook(record) for module in biases):
             inputs = leaf(capture)
             score = model(inputs).gather(1, capture.target[:, None]).sum()
-        finally:
-            for hook in hooks:
-                hook.remove()
         gradients = torch.autograd.grad(score, [inputs, *outputs])
     return [factor * gradient for factor, gradient in zip([inputs.detach(), *factors], gradients, strict=True)]
 

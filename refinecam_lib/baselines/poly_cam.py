@@ -1,10 +1,10 @@
 """PolyCAM: bring the deepest map of ScoreCAM to the resolution of the shallowest layer, layer by layer."""
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from ..cams import score_cam
 from ..capture import Capture, Maps
+from ..refinement import resized
 
 
 def poly_cam(capture: Capture) -> Maps:
@@ -25,19 +25,7 @@ def poly_cam(capture: Capture) -> Maps:
     *shallow, deepest = score_cam(capture)
     maps = [deepest]
     for layer in reversed(shallow):
-        maps.append(_locally_normalised(layer, _size(maps[-1])) * _up(maps[-1], _size(layer)))
+        (height, width), (h, w) = layer.shape[-2:], maps[-1].shape[-2:]
+        mean = resized(F.adaptive_avg_pool2d(layer, (h, w)), (height, width))  # 0 where it is 0
+        maps.append(layer / mean.clamp_min(1e-12) * resized(maps[-1], (height, width)))
     return maps[::-1]
-
-
-def _size(maps: Tensor) -> tuple[int, int]:
-    return maps.shape[-2], maps.shape[-1]
-
-
-def _up(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-
-
-def _locally_normalised(maps: Tensor, coarse: tuple[int, int]) -> Tensor:
-    """Divide maps (B,h,w) by themselves at a coarser grid; 0 where that is 0."""
-    mean = _up(F.adaptive_avg_pool2d(maps, coarse), _size(maps))
-    return maps / mean.clamp_min(1e-12)

@@ -6,6 +6,7 @@
 The splits share no crowd and no photograph. The bytes are equal on every machine: Pillow decodes and resizes in integers.
 """
 
+from collections.abc import Collection
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -77,7 +78,7 @@ def backdrop(kind: str, split: str, generator: np.random.Generator) -> Backdrop:
         top, left = generator.integers(len(whole) - SIZE + 1, size=2)
         source, pixels = f"crowd-{split}-{index}", whole[top : top + SIZE, left : left + SIZE]
     elif kind == "photograph":
-        source = _one(generator, PHOTOGRAPHS[split])
+        source = one(generator, PHOTOGRAPHS[split])
         pixels = _crop(photograph(source), generator, (SIZE, 500), (SIZE, SIZE))
     else:
         source, pixels = "mosaic", _mosaic(split, generator)
@@ -86,8 +87,8 @@ def backdrop(kind: str, split: str, generator: np.random.Generator) -> Backdrop:
     return Backdrop(source, (turned * gains.astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
 
 
-def _one(generator: np.random.Generator, names: tuple[str, ...]) -> str:
-    return names[int(generator.integers(len(names)))]
+def one(generator: np.random.Generator, names: Collection[str]) -> str:
+    return tuple(names)[int(generator.integers(len(names)))]
 
 
 def _crop(
@@ -105,7 +106,7 @@ def _mosaic(split: str, generator: np.random.Generator) -> np.ndarray:
     rows, columns = (_cuts(generator) for _ in range(2))
     for top, bottom in pairwise(rows):
         for left, right in pairwise(columns):
-            whole = photograph(_one(generator, PHOTOGRAPHS[split]))
+            whole = photograph(one(generator, PHOTOGRAPHS[split]))
             pixels[top:bottom, left:right] = _crop(whole, generator, (40, 180), (right - left, bottom - top))
     return pixels
 

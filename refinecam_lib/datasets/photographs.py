@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import scipy.io
 import torch
@@ -203,19 +204,22 @@ def _read(source: str, root: Path) -> Sequence[Photograph]:
     return found
 
 
-@lru_cache
-def wnids() -> dict[str, int]:
-    """Map WordNet ids to class indices of ImageNet's 1000 classes."""
+@cache
+def _info() -> Any:
     from timm.data import ImageNetInfo
 
-    return {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    return ImageNetInfo("imagenet-1k")  # reads files
+
+
+@cache
+def wnids() -> dict[str, int]:
+    """Map WordNet ids to class indices of ImageNet's 1000 classes."""
+    return {wnid: index for index, wnid in enumerate(_info().label_names())}
 
 
 def class_name(index: int) -> str:
     """Return the English name of an ImageNet class: its first synonym."""
-    from timm.data import ImageNetInfo
-
-    return ImageNetInfo("imagenet-1k").index_to_description(index).split(",")[0]
+    return _info().index_to_description(index).split(",")[0]
 
 
 def _imagenet(root: Path) -> tuple[Photograph, ...]:

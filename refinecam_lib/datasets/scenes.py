@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError, one_of, rng
-from .backdrops import EMPTY, KINDS, PHOTOGRAPHS, SIZE, Backdrop, backdrop
+from .backdrops import EMPTY, KINDS, PHOTOGRAPHS, SIZE, Backdrop, backdrop, one
 from .cutouts import BADGES, CLASSES, DISTRACTORS, Cutout, badge, cut_out, pictures
 from .sample import Sample, tensor_of
 
@@ -177,8 +177,8 @@ class Scene:
         (thing,) = self.things[layer]
         generator = rng("scenes", "swap", layer, *seed)
         taken = {thing.kind, self.kind("second")}
-        kind = _one(generator, [name for name in (BADGES if layer == "badge" else CLASSES) if name not in taken])
-        name = "" if layer == "badge" else _one(generator, pictures(kind))
+        kind = one(generator, [name for name in (BADGES if layer == "badge" else CLASSES) if name not in taken])
+        name = "" if layer == "badge" else one(generator, pictures(kind))
         return replace(self, things={**self.things, layer: (replace(thing, kind=kind, name=name),)})
 
     def kept_on(self, other: "Scene", layer: str) -> np.ndarray:
@@ -193,13 +193,9 @@ def draw_scene(split: str, levels: Levels, *seed: object) -> Scene:
     return Scene(split, levels).redrawn(LAYERS, split, *seed)
 
 
-def _one(generator: np.random.Generator, names: Collection[str]) -> str:
-    return tuple(names)[int(generator.integers(len(names)))]
-
-
 def _thing(generator: np.random.Generator, group: str, sizes: tuple[int, int]) -> Thing:
     """Draw a picture of a group, without a place."""
-    name, size = _one(generator, pictures(group)), int(generator.integers(*sizes))
+    name, size = one(generator, pictures(group)), int(generator.integers(*sizes))
     angle, flipped = int(generator.integers(-TURN, TURN + 1)), bool(generator.integers(2))
     red, green, blue = (int(gain) for gain in generator.integers(236, 277, 3))
     return Thing(group, name, size, angle, flipped, (red, green, blue))
@@ -223,7 +219,7 @@ def _placed(generator: np.random.Generator, thing: Thing, taken: np.ndarray) -> 
 
 
 def _object(scene: Scene, generator: np.random.Generator) -> tuple[Thing, ...]:
-    group = _one(generator, [name for name in CLASSES if name != scene.kind("second")])
+    group = one(generator, [name for name in CLASSES if name != scene.kind("second")])
     thing = _thing(generator, group, SIZES[scene.levels.size])
     return (_placed(generator, thing, scene.covered("second", "badge")),)
 
@@ -231,20 +227,20 @@ def _object(scene: Scene, generator: np.random.Generator) -> tuple[Thing, ...]:
 def _second(scene: Scene, generator: np.random.Generator) -> tuple[Thing, ...]:
     if scene.levels.objects == 1:
         return ()
-    group = _one(generator, [name for name in CLASSES if name != scene.kind("object")])
+    group = one(generator, [name for name in CLASSES if name != scene.kind("object")])
     thing = _thing(generator, group, SIZES[min(scene.levels.size, "medium", key=lambda name: SIZES[name])])
     return (_placed(generator, thing, scene.covered("object", "badge")),)
 
 
 def _badge(scene: Scene, generator: np.random.Generator) -> tuple[Thing, ...]:
-    kind, size = _one(generator, BADGES), int(generator.integers(*BADGE_SIZES[scene.levels.badge]))
+    kind, size = one(generator, BADGES), int(generator.integers(*BADGE_SIZES[scene.levels.badge]))
     red, green, blue = (int(part) for part in generator.integers(0, 130, 3))
     thing = Thing(kind, "", size, 0, False, (red, green, blue))
     return (_placed(generator, thing, scene.covered("object", "second")),)
 
 
 def _distractors(scene: Scene, generator: np.random.Generator) -> tuple[Thing, ...]:
-    groups = [_one(generator, DISTRACTORS) for _ in range(scene.levels.distractors)]
+    groups = [one(generator, DISTRACTORS) for _ in range(scene.levels.distractors)]
     things = [_thing(generator, group, (28, 81)) for group in groups]
     return tuple(replace(thing, x=int(x), y=int(y)) for thing in things for x, y in [generator.integers(SIZE, size=2)])
 
@@ -257,7 +253,7 @@ def _occluder(scene: Scene, generator: np.random.Generator) -> tuple[Thing, ...]
     covered = thing.footprint()
     best, miss = None, 2.0
     for _ in range(6):
-        found = _thing(generator, _one(generator, DISTRACTORS), (thing.size * 9 // 10, thing.size * 14 // 10))
+        found = _thing(generator, one(generator, DISTRACTORS), (thing.size * 9 // 10, thing.size * 14 // 10))
         down, right = (int(step) for step in generator.integers(-8, 9, 2))
         for step in range(0, 2 * thing.size, 2) if down or right else ():
             longest = max(abs(down), abs(right))

@@ -34,7 +34,7 @@ from ..reproduce.products import PRODUCTS, products_folder
 from ..scoring import CONVENTIONS, scores
 from ..toolbox.extras import of_extra
 from ..toolbox.pictures import blend
-from .workbench import NETWORKS, Choice, Explained, Load, Workbench, class_options, score_table, watched
+from .workbench import NETWORKS, Choice, Explained, Load, Workbench, class_options, score_table
 
 with of_extra("notebooks"):
     import ipywidgets as widgets
@@ -251,7 +251,8 @@ class Explorer:
         self.stop.disabled, self.progress.layout.display = False, None
         try:
             self.status.value = f"loading {choice.network}" if choice.network not in self.bench._loaded else "..."
-            with watched(self.bench.network(choice.network)[1], tick):
+            network = self.bench.network(choice.network)[1]
+            with network.register_forward_pre_hook(lambda module, args: tick(len(args[0]))):
                 shown = self.bench.explain(self._complete(choice), say)
             if not halt.is_set():
                 self.shown = shown

@@ -5,10 +5,9 @@
 >>> score_table(bench.explain(Choice("holiday.jpg", "efficientnet_lite0", 285, 0, pairs)).rows)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..analysis.plots import NAMES, TITLES
 from ..cams import score_cam
 from ..capture import Capture
-from ..datasets.photographs import open_picture
+from ..datasets.photographs import class_name, open_picture
 from ..explanation import Explanation, Variant, explain, method_of
 from ..metrics import measure
 from ..networks.inference import forward
@@ -37,16 +36,6 @@ NETWORKS: dict[str, Load] = {
     for name in sorted(MODELS, key=lambda name: name != "efficientnet_lite0")  # first the one that needs no download
 }
 """Name -> function that loads a network with ImageNet weights."""
-
-
-@contextmanager
-def watched(model: nn.Module, tick: Callable[[int], None]) -> Iterator[None]:
-    """Call `tick(number of images)` before each forward pass inside. An exception of `tick` stops the pass."""
-    handle = model.register_forward_pre_hook(lambda module, args: tick(len(args[0])))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -217,17 +206,9 @@ class Workbench:
         return "\n".join(lines)
 
 
-@cache
-def _imagenet() -> list[str]:
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet-1k")  # reads files, so once for all names
-    return [info.index_to_description(index).split(",")[0] for index in range(1000)]
-
-
 def name_of(index: int, classes: int) -> str:
     """Return a class's name. A network with 1000 classes is taken to have ImageNet's."""
-    return _imagenet()[index] if classes == 1000 else f"class {index}"
+    return class_name(index) if classes == 1000 else f"class {index}"
 
 
 def class_options(probabilities: Tensor, k: int = 5) -> tuple[list[tuple[str, int]], dict[str, int]]:

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from .hooks import lock_of
+from .hooks import hooked, lock_of
 
 
 class _CallByCall(nn.Module):
@@ -68,11 +68,8 @@ def deep_lift_copy(model: nn.Module, inputs: Tensor) -> nn.Module:
     def count(module: nn.Module, args: tuple) -> None:
         calls[module] += 1
 
-    handles = [module.register_forward_pre_hook(count) for module in calls]
-    with torch.no_grad():
+    with torch.no_grad(), hooked(module.register_forward_pre_hook(count) for module in calls):
         twin(inputs)
-    for handle in handles:
-        handle.remove()
     fresh = {module: _CallByCall(module, n) for module, n in calls.items() if n}
     for parent in list(twin.modules()):
         for name, child in parent._modules.items():  # by every name, because a module may have two

@@ -2,12 +2,13 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
 
@@ -30,6 +31,15 @@ def tensor_of(returned: object) -> Tensor | None:
     if isinstance(returned, tuple) and sum(isinstance(value, Tensor) for value in returned) == 1:
         returned = returned[0]
     return returned if isinstance(returned, Tensor) else None
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end, also after an exception."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
+        yield
 
 
 @contextmanager
@@ -60,12 +70,8 @@ def recording(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Ten
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(record(name)) for name in layers]
-    try:
+    with hooked(model.get_submodule(name).register_forward_hook(record(name)) for name in layers):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -90,12 +96,8 @@ def sound_norms(model: nn.Module) -> Iterator[None]:
 
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     handles = [norm.register_forward_pre_hook(before) for norm in norms]
-    handles += [norm.register_forward_hook(after) for norm in norms]
-    try:
+    with hooked([*handles, *(norm.register_forward_hook(after) for norm in norms)]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def double_copy(model: nn.Module) -> nn.Module:

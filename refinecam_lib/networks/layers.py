@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, one_of
 from .classifier import Classifier, channels_of, find_logits, like_weights
-from .hooks import lock_of, sound_norms, tensor_of
+from .hooks import hooked, lock_of, sound_norms, tensor_of
 from .layout import layer_map
 from .places import check_order, places_of
 
@@ -74,7 +74,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Put `model` in evaluation mode. After a call of `fast_pointwise`, also speed up its 1x1 convolutions."""
     with in_evaluation_mode(model):
         # Inside, because in training mode reading a parametrised weight changes its state.
-        pointwise = _pointwise(model) if _fast_pointwise and torch.get_num_threads() == 1 else []
+        every = model.modules() if _fast_pointwise and torch.get_num_threads() == 1 else ()
+        plain = [m for m in every if isinstance(m, nn.Conv2d) and m.kernel_size == m.dilation == (1, 1)]
+        pointwise = [m for m in plain if m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
         try:
             for convolution in pointwise:
                 convolution.dilation = (2, 2)
@@ -82,12 +84,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for convolution in pointwise:
                 convolution.dilation = (1, 1)
-
-
-def _pointwise(model: nn.Module) -> list[nn.Conv2d]:
-    """Return the 1x1 convolutions in float32 on the CPU that have no dilation."""
-    plain = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == m.dilation == (1, 1)]
-    return [m for m in plain if m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
 
 
 def named_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
@@ -162,9 +158,10 @@ def layers_of(
             inputs = inputs.mean(1, keepdim=True).expand(-1, channels, -1, -1).contiguous()
             seen = _probe(model, classifier, inputs)
         with evaluating(model):
-            names = [end.name for end in _declared_ends(model, seen)[-count:]] or _chosen(model, seen, count)
+            declared = [end.name for end in _declared_ends(model, seen)[-count:]]
+            names = declared or _chosen(model, seen, count)
             check_order(model, classifier, inputs[:1], [name for name in names if seen[name].tokens])
-            if not _declared_ends(model, seen):
+            if not declared:
                 names = _chosen(model, _local(model, classifier, inputs[:1], seen, names), count)
     if not names:
         raise InputError(
@@ -242,21 +239,14 @@ def _probe(model: nn.Module, classifier: Classifier, inputs: Tensor) -> dict[str
 
         return hook
 
-    handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in model.named_modules()
-        if name and not isinstance(module, _NOT_STAGES)
-    ]
+    stages = [(n, m) for n, m in model.named_modules() if n and not isinstance(m, _NOT_STAGES)]
     generator = torch.Generator().manual_seed(0)
-    try:
-        with torch.enable_grad(), evaluating(model):
-            inputs = inputs.clone().requires_grad_()
-            logits = classifier(inputs)
-            weights = torch.randn(logits.shape, generator=generator).to(logits)
-            torch.autograd.grad((logits * weights).sum(), inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    handles = [module.register_forward_hook(watch(name)) for name, module in stages]
+    with hooked(handles), torch.enable_grad(), evaluating(model):
+        inputs = inputs.clone().requires_grad_()
+        logits = classifier(inputs)
+        weights = torch.randn(logits.shape, generator=generator).to(logits)
+        torch.autograd.grad((logits * weights).sum(), inputs)
     seen = {}
     for order, (name, found) in enumerate(shapes.items()):
         if len(found) == 1 and found[0] is not None:
@@ -325,11 +315,7 @@ def _blocks(model: nn.Module, seen: dict[str, _Seen], count: int, least: int) ->
 
     blocks = max((names for names in kinds.values() if len(names) >= count), key=size, default=[])
     itself = [name for name in blocks if name in seen and seen[name].live and not seen[name].tokens]
-    return (
-        [name if name in itself else _first_inside(name, held[name]) for name in blocks] if size(blocks) > least else []
-    )
-
-
-def _first_inside(block: str, held: list[_Seen]) -> str:
-    """Return the first map with a gradient inside a block, or the block itself if there is none."""
-    return next((each.name for each in held if each.name != block), block)
+    if size(blocks) <= least:
+        return []
+    # a block itself, else the first map with a gradient inside it
+    return [name if name in itself else next((m.name for m in held[name] if m.name != name), name) for name in blocks]

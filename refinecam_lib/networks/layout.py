@@ -24,7 +24,8 @@ def layer_map(network: nn.Module, name: str, output: Tensor, image_size: tuple[i
     Raises:
         InputError: The output is no map.
     """
-    around = _around(network, name)
+    parts = name.split(".")  # the layer and the modules around it, from the inside out
+    around = [network.get_submodule(".".join(parts[:length])) for length in range(len(parts), -1, -1)]
     if not output.is_meta:
         output = output.to(torch.promote_types(output.dtype, torch.float32))  # sums in float16 lose their digits
     for depth, module in enumerate(around):
@@ -43,12 +44,6 @@ def layer_map(network: nn.Module, name: str, output: Tensor, image_size: tuple[i
         next((each for each in prefixes if isinstance(each, int)), None),
         _works_on_the_last_axis(around[0]) if channels_last is None else channels_last,
     )
-
-
-def _around(network: nn.Module, name: str) -> list[nn.Module]:
-    """Return the layer `name` and the modules around it, from the inside out."""
-    parts = name.split(".")
-    return [network.get_submodule(".".join(parts[:length])) for length in range(len(parts), -1, -1)]
 
 
 def _declared_channels_last(module: nn.Module) -> bool | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
-from .hooks import tensor_of
+from .hooks import hooked, tensor_of
 from .layout import layer_map
 
 _PARTS = ((0, 2), (2, 0), (1, 3), (3, 1))
@@ -74,13 +74,8 @@ def places_of(
 
         return hook
 
-    handles = [network.get_submodule(name).register_forward_hook(watch(name)) for name in layers]
-    try:
-        with torch.no_grad():
-            classify(image + changes.to(image))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), hooked(network.get_submodule(name).register_forward_hook(watch(name)) for name in layers):
+        classify(image + changes.to(image))
     return found
 
 

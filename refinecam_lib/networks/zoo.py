@@ -123,7 +123,12 @@ def _efficientnet_lite(number: int) -> Callable[[int, bool], nn.Module]:
     return build
 
 
-_LITE_LAYERS = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")
+def _lite(number: int, size: int, resize: int) -> ModelSpec:
+    layers, build = ("blocks.1", "blocks.2", "blocks.4", "blocks.6"), _efficientnet_lite(number)
+    options: dict = {"size": size, "resize": resize, "interpolation": "bicubic"}
+    return ModelSpec(f"efficientnet_lite{number}", build, layers, *HALF, **options)
+
+
 _PAPER = (
     ModelSpec("resnet18", _torchvision("resnet18"), ("layer1", "layer2", "layer3", "layer4")),
     ModelSpec(
@@ -149,30 +154,12 @@ _PAPER = (
         resize=236,
         learner=_convnext_tiny_to_train,
     ),
-    ModelSpec(
-        "efficientnet_lite0",
-        _efficientnet_lite(0),
-        _LITE_LAYERS,
-        *HALF,
-        resize=256,
-        interpolation="bicubic",
-    ),
+    _lite(0, 224, 256),
 )
 MODELS = {spec.name: spec for spec in _PAPER}
 """Name -> the paper's networks and EfficientNet-Lite0."""
 
-LARGER = {
-    f"efficientnet_lite{number}": ModelSpec(
-        f"efficientnet_lite{number}",
-        _efficientnet_lite(number),
-        _LITE_LAYERS,
-        *HALF,
-        size=size,
-        resize=resize,
-        interpolation="bicubic",
-    )
-    for number, size, resize in ((1, 240, 272), (2, 260, 292))
-}
+LARGER = {spec.name: spec for spec in (_lite(1, 240, 272), _lite(2, 260, 292))}
 """Name -> larger networks for photographs. There are no weights for the shapes."""
 
 

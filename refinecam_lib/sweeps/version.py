@@ -38,7 +38,8 @@ def sources_of(module: str) -> dict[str, str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level:
                 base = importlib.util.resolve_name("." * node.level + (node.module or ""), found.parent or "")
-                waiting += [base, *(f"{base}.{alias.name}" for alias in node.names if not node.module)]
+                package = (importlib.util.find_spec(base) or found).submodule_search_locations
+                waiting += [base, *(f"{base}.{alias.name}" for alias in node.names if package)]
             body = getattr(node, "body", None)
             if isinstance(body, list):
                 kept = [p for p in body if not (isinstance(p, ast.Expr) and isinstance(p.value, ast.Constant))]

@@ -168,7 +168,7 @@ def _maps_of(explainer: Any, capture: Capture) -> Tensor:
             own = explainer(target.tolist(), explainer.model(inputs))
             raw = own[0] if len(own) == 1 else explainer.fuse_cams(own)
         elif hasattr(explainer, "activations_and_grads"):  # grad-cam
-            raw = explainer(inputs, targets=[_Logit(int(c)) for c in target])
+            raw = explainer(inputs, targets=[lambda output, c=int(c): output[..., c] for c in target])
         elif callable(explainer):
             raw = explainer(inputs, target)
         else:
@@ -182,13 +182,3 @@ def _maps_of(explainer: Any, capture: Capture) -> Tensor:
     known = maps[torch.isfinite(maps)]
     scaled = known.numel() and 0 <= float(known.min()) and float(known.max()) <= 1
     return maps if scaled or maps.ndim != 3 else to_map(maps.to(inputs.dtype), capture.size)
-
-
-class _Logit:
-    """The target of the package grad-cam: the logit of one class."""
-
-    def __init__(self, number: int):
-        self.number = number
-
-    def __call__(self, output: Tensor) -> Tensor:
-        return output[..., self.number]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..networks.hooks import hooked
 from ..networks.layout import layer_map
 from ..networks.loading import load_model, normalise
 from ..networks.zoo import ModelSpec, spec_of
@@ -91,8 +92,5 @@ def maps_of(model: nn.Module, layers: Sequence[str]) -> Iterator[list[Tensor]]:
 
     handles = [model.register_forward_pre_hook(enter)]
     handles += [model.get_submodule(name).register_forward_hook(partial(leave, name)) for name in layers]
-    try:
+    with hooked(handles):
         yield maps
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
+from ..networks.hooks import hooked
+
 NOISE = 0.01
 """Added to the variances before whitening. A quarter of a patch's components vary less than this."""
 BRANCH = 0.2
@@ -56,9 +58,8 @@ def set_by_images(model: nn.Module, images: Tensor) -> nn.Module:
             if name.endswith(".qkv"):
                 deviation = torch.tensor([MATCH, MATCH, 1.0]).repeat_interleave(layer.in_features)
             hooks.append(layer.register_forward_hook(partial(_rescale, deviation)))
-        model(images)
-        for hook in hooks:
-            hook.remove()
+        with hooked(hooks):
+            model(images)
     return model
 
 

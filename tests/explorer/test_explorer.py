@@ -21,7 +21,7 @@ from refinecam_lib.datasets.photographs import BUNDLED, open_picture
 from refinecam_lib.errors import InputError
 from refinecam_lib.explanation import METHODS, Explainer, Variant, explain
 from refinecam_lib.explorer.widget import Explorer, explore
-from refinecam_lib.explorer.workbench import NETWORKS, Choice, Workbench, class_options, score_table, watched
+from refinecam_lib.explorer.workbench import NETWORKS, Choice, Workbench, class_options, score_table
 from refinecam_lib.metrics import measure
 from refinecam_lib.networks.loading import load_classifier, normalise, transform_of
 from refinecam_lib.networks.zoo import ModelSpec
@@ -78,6 +78,11 @@ def test_the_table_says_which_is_better_and_what_is_undefined(explorer):
         assert bold == ([f"<b>{best:.2f}</b>"] if base != refined else [])
     negative = rows.assign(pearson=-0.5)
     assert list(score_table(negative, "paper").loc["ARCC ↑", ["Base", "RefineCAM"]]) == ["undefined", "undefined"]
+
+
+def watched(model, tick):
+    """Call `tick(number of images)` before each forward pass inside."""
+    return model.register_forward_pre_hook(lambda module, args: tick(len(args[0])))
 
 
 def test_a_new_convention_or_opacity_runs_nothing(explorer):

@@ -112,6 +112,7 @@ def test_the_code_version_covers_what_measures_rows():
     assert {"refinecam_lib.metrics", "refinecam_lib.road", "refinecam_lib.cams", "refinecam_lib.datasets.crowd"} <= set(
         parts
     )
+    assert {"refinecam_lib.baselines.captum_methods", "refinecam_lib.networks.deep_lift"} <= set(parts)
     assert not {
         "refinecam_lib.analysis.plots",
         "refinecam_lib.reproduce",
