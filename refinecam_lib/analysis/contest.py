@@ -194,7 +194,8 @@ def joined(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     tables = [
         rated(rows).assign(model=lambda own, name=name: f"{name}: " + own["model"]) for name, rows in parts.items()
     ]
-    return pd.concat(tables, ignore_index=True).reindex(columns=list(dict.fromkeys(c for t in tables for c in t)))
+    rows = pd.concat(tables, ignore_index=True)
+    return rows.reindex(columns=[*rows, *(name for name in MEASURES if name not in rows)])
 
 
 def data_of(models: pd.Series) -> pd.Series:
