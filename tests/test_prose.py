@@ -465,10 +465,10 @@ def scene_correlations():
     return every.groupby(["score", "truth"])["value"].mean().unstack()[list(scene_tables.TRUTHS)]
 
 
-def scene_leads(truth):
+def scene_leads(truth, level="pooled"):
     """ARCC's lead over the best other score over all conditions, network by network."""
     table = pd.read_csv(STANDARD / "table_scene_leads.csv")
-    return table.query("level == 'pooled' and condition == @scene_tables.EVERY and truth == @truth")
+    return table.query("level == @level and condition == @scene_tables.EVERY and truth == @truth")
 
 
 def scene_scores():
@@ -476,7 +476,7 @@ def scene_scores():
     for score, row in scene_correlations().join(twins).loc[list(COMPARED)].iterrows():
         yield cells(title_of(score), *(number(value) for value in row))
     for truth, title in scene_tables.TRUTHS.items():
-        yield f"Networks (A and B) in which ARCC's lead in {title} is shown: {in_networks(scene_leads(truth)['shown'])}."
+        yield cells(title, *(in_networks(scene_leads(truth, level)["shown"]) for level in ("pooled", "within methods")))
     close = pd.read_csv(STANDARD / "table_scene_imputers.csv")
     close = close[close["measure"] == scene_tables.IMPUTER_MEASURES[1]].set_index(["maps", "model", "imputer"])["mean"]
     data = [f"efficientnet_lite0, {name}" for name in ("objects", "badges", "shapes")]
@@ -521,6 +521,12 @@ def scene_combinations():
 DATA = ("shapes", "birds", "photographs", "scenes")
 
 
+def better_in(row, against):
+    """Say in how many networks a combination is better than another map, such as "2 of 4 (worse in 1)"."""
+    worse = f" (worse in {row[f'< {against}']:.0f})" if row[f"< {against}"] else ""
+    return f"{row[f'> {against}']:.0f} of {row['tests']:.0f}{worse}"
+
+
 def data_counts():
     """How often a combination is better than another map, by data set, measure and combination."""
     return pd.read_csv(STANDARD / "contest_data_counts.csv").set_index(["data", "measure", "aggregate"]).sort_index()
@@ -535,13 +541,10 @@ def contest_data():
             values = ["-" if pd.isna(row[m]) else number(row[m]) for m in (*contest.SEEN, "blank")]
             yield cells(f"{data}, {row['networks']:.0f}", title, *values)
     counts = data_counts()
-    for measure, title in {"arcc_0": "ARCC", "road": "ROAD"}.items():
-        rows = {data: counts.loc[(data, measure, "mean")] for data in DATA}
-        for against in ("product", "deepest"):
-            better = listed(f"{row[f'> {against}']:.0f} of {row['tests']:.0f} on {data}" for data, row in rows.items())
-            worse = listed(f"{row[f'< {against}']:.0f}" for row in rows.values())
-            name = "deepest map" if against == "deepest" else against
-            yield f"Networks in which the mean is better than the {name} by {title}: {better}; worse: {worse}."
+    for data in DATA:
+        rows = {measure: counts.loc[(data, measure, "mean")] for measure in ("arcc_0", "road")}
+        against = itertools.product(("product", "deepest"), rows.values())
+        yield cells(data, *(better_in(row, name) for name, row in against))
 
 
 def rounding():
