@@ -91,12 +91,12 @@ def bird_dots(table: pd.DataFrame) -> Figure:
     return note(figure, "CSDC, PC, DC, D: Completeness; SD: Correctness; TS: Contrastivity. Mean over the networks.")
 
 
-def combination_dots(table: pd.DataFrame, measure: str = "average_precision") -> Figure:
-    """Draw a measure of each combination: one panel per network, one line per combination, one dot per method.
+def combination_dots(table: pd.DataFrame, blank: pd.Series) -> Figure:
+    """Draw the average precision of each combination: one panel per network, one line per combination, one dot per method.
 
     Args:
         table: Columns model, method, aggregate and mean, in the order of the lines.
-        measure: What the mean is of, a name in TITLES.
+        blank: The share of blank maps of each combination.
     """
     models, names = unique(table["model"]), unique(table["aggregate"])
     figure, axes = new_figure(len(models), 1, 2.1, 0.3 * len(names) + 1.1, sharey=True)
@@ -106,11 +106,11 @@ def combination_dots(table: pd.DataFrame, measure: str = "average_precision") ->
         for k, method in enumerate(unique(table["method"])):
             axis.plot(wide[method], places, "osD^v"[k % 5], color=colours[k % 10], ms=4, alpha=0.7, label=method)
         axis.plot(wide.mean(axis=1), places, "|", color="0.1", ms=14, mew=2, label="mean of the methods")
-        axis.set(
-            title=model, xlim=(-0.02, 1), yticks=places, yticklabels=[NAMES.get(n, n.replace("_", " ")) for n in names]
-        )
+        axis.set(title=model, xlim=(-0.02, 1), yticks=places)
+        axis.set_yticklabels([f"{NAMES.get(n, n.replace('_', ' '))} ({blank[n]:.0%})" for n in names])
     legend(figure, axes[0, 0], 6, "outside upper center")
-    return note(figure, f"{title_of(measure)}, mean over images; higher is better.")
+    text = "Average precision, mean over images; higher is better. In parentheses: share of blank maps. "
+    return note(figure, text + "Each combination takes one forward and one backward pass for all layers.")
 
 
 def finalist_dots(table: pd.DataFrame) -> Figure:

@@ -22,7 +22,7 @@ from refinecam_lib.analysis.contest import (
     rated,
     scoreboard,
 )
-from refinecam_lib.analysis.grids import data_dots
+from refinecam_lib.analysis.grids import combination_dots, data_dots
 from refinecam_lib.refinement import AGGREGATES, COMBINATIONS
 
 
@@ -106,6 +106,9 @@ def test_the_ranking_counts_what_is_shown_against_the_product_and_the_deepest_ma
     assert table.loc["mean", ["> product", "< product", "> deepest", "< deepest", "tests"]].tolist() == [2, 0, 0, 2, 2]
     assert len(contests(rows, by=["model", "method"])) == (9 + 8) * 4
     assert table.loc["none", "< product"] == 2 and table.loc["none", "blank"] == 0.25
+    means = rows.groupby(["model", "method", "aggregate"], as_index=False)["average_precision"].mean()
+    axis = combination_dots(means.rename(columns={"average_precision": "mean"}), table["blank"]).axes[0]
+    assert "Base (25%)" in [label.get_text() for label in axis.get_yticklabels()]
     few = contests(rows[rows["image"] < 20])
     assert (few["shown"] == 0).all(), "no difference is shown on fewer than 30 images"
 
