@@ -446,10 +446,11 @@ def scenes():
         f"{row['failures']} of {row['fresh redraws']:,} changed the prediction, "
         f"{row['share']:.2%}, with a 95 % upper bound of {row['upper bound']:.2%}."
     )
-    stays = scene_tables.by_layer(tested)["prediction stays"].loc["efficientnet_lite0", "objects"]
+    layers = scene_tables.by_layer(tested).loc["efficientnet_lite0", "objects"]
+    hidden = layers.loc["occluder"]
     yield (
-        f"In single redraws A's prediction stays in {stays['all together']:.0%}, and in {stays['occluder']:.0%} if only the "
-        "occluder is drawn again."
+        f"In the scenes with an occluder, A's prediction stays in {hidden['if all are drawn again']:.0%} of C1's redraws, and "
+        f"in {hidden['prediction stays']:.0%} if the occluder alone is drawn again."
     )
     change = scene_tables.after_redraws(tested)["change"].groupby("layer_redrawn").agg(lambda c: c.abs().max())
     yield (
@@ -497,25 +498,11 @@ def scene_means():
     return contest.averages(scene_finals()).groupby(["aggregate", "score"])["mean"].mean().unstack()
 
 
-@functools.cache
-def scene_counts():
-    """How often the mean of the layers is better on scenes, by measure."""
-    table = pd.read_csv(STANDARD / "table_scene_combinations_outcome.csv").set_index(["aggregate", "measure"])
-    return table.sort_index().loc["mean"].astype(int)
-
-
 def scene_combinations():
     names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
     for name, title in names.items():
         row = scene_means().loc[name, ["average_precision", "exact_road", "road", "arcc_0", "mass_on_truth", "blank"]]
         yield cells(title, *(number(value) for value in row))
-    titles = {"average_precision": "average precision", "exact_road": "exact removal", "arcc_0": "ARCC", "road": "ROAD"}
-    for measure, title in titles.items():
-        row = scene_counts().loc[measure]
-        yield (
-            f"By {title} the mean is better than the product in {row['> product']} of {row['tests']} networks and worse in "
-            f"{row['< product']}; against the deepest map it is {row['> deepest']} and {row['< deepest']}."
-        )
 
 
 DATA = ("shapes", "birds", "photographs", "scenes")
@@ -542,9 +529,16 @@ def contest_data():
             yield cells(f"{data}, {row['networks']:.0f}", title, *values)
     counts = data_counts()
     for data in DATA:
-        rows = {measure: counts.loc[(data, measure, "mean")] for measure in ("arcc_0", "road")}
-        against = itertools.product(("product", "deepest"), rows.values())
-        yield cells(data, *(better_in(row, name) for name, row in against))
+        rows = [counts.loc[key] if (key := (data, m, "mean")) in counts.index else None for m in contest.SEEN[:3]]
+        yield cells(data, *("-" if row is None else better_in(row, a) for a in ("product", "deepest") for row in rows))
+    methods = pd.read_csv(STANDARD / "contest_data_methods.csv").query("aggregate == 'mean' and against == 'deepest'")
+    own = methods[(methods["measure"] == "road") & methods["model"].str.startswith("photographs")].groupby("method")
+    gains = own["difference"].agg(["min", "max"]).map(number)
+    yield (
+        f"On photographs the mean's ROAD is above the deepest map's by {gains.loc['LayerCAM', 'min']} to "
+        f"{gains.loc['LayerCAM', 'max']} for LayerCAM, and by {gains.loc['GradCAM++', 'min']} to "
+        f"{gains.loc['GradCAM++', 'max']} for GradCAM++."
+    )
 
 
 def rounding():
@@ -622,20 +616,23 @@ def summary():
     each = ", ".join(f"{gain:+.2f}".replace("0.", ".") for gain in gains)
     yield f"| RefineCAM raises ARCC of most methods, on photographs (Table 1) | {each} | {shown} | {holds} | **{word}** |"
     counts = data_counts()
-    better = listed(
-        f"{row['> product']:.0f} of {row['tests']:.0f} networks for {data}"
-        for data, row in ((data, counts.loc[(data, "arcc_0", "mean")]) for data in DATA)
-    )
-    yield f"It is never blank, and by ARCC better than the product on {better}"
     assert not pd.read_csv(STANDARD / "contest_data.csv").set_index("aggregate").loc["mean", "blank"].any(), (
         "never blank"
     )
-    exact, own = scene_correlations()["exact_road"], scene_counts().loc[["exact_road", "average_precision"]]
-    shown = scene_leads("exact_road")["shown"]
+    road = {data: counts.loc[(data, "road", "mean")] for data in ("shapes", "birds", "photographs")}
+    better = listed(f"{row['> product']:.0f} of {row['tests']:.0f} networks for {data}" for data, row in road.items())
+    scenes = counts.loc[("scenes", "exact_road", "mean")]
     yield (
-        f"By exact removal and average precision the mean is better than the product on {own['> product'].min()} of "
-        f"{own['tests'].max()} networks. {title_of(exact.idxmax())} has the highest correlation with exact removal, "
-        f"{number(exact.max())}, and ARCC's lead is shown on {in_networks(shown)}"
+        f"It is never blank. By ROAD it is shown to be better than the product on {better}, and by exact removal on "
+        f"{scenes['> product']:.0f} of {scenes['tests']:.0f} for scenes"
+    )
+    deep = listed(better_in(row, "deepest") for row in [*road.values(), scenes])
+    yield f"Where the deepest layer is good, its map alone is as good or better: the mean beats it on {deep}"
+    exact = scene_correlations()["exact_road"]
+    counts = [in_networks(scene_leads("exact_road", level)["shown"]) for level in ("pooled", "within methods")]
+    yield (
+        f"Over all explanations {title_of(exact.idxmax())} has the highest correlation with exact removal, "
+        f"{number(exact.max())}; its lead is shown on {counts[0]} networks, and within methods on {counts[1]}"
     )
 
 

@@ -89,7 +89,8 @@ def contests(
     Args:
         rows: The result of `contenders`, of correctly classified images.
         measures: The columns to compare, higher is better. A network without any value in a column has no test of it.
-        by: The columns that name a group. Values of an image are averaged within it, without those that are undefined.
+        by: The columns that name a group. Values of an image are averaged within it. Explanations for which either map's
+            value is undefined are left out for both.
 
     Returns:
         The rows of `statistics.paired_test` for each group, with the columns measure, aggregate and against. p_holm is
@@ -97,12 +98,16 @@ def contests(
         is not tested against the deepest map again.
     """
     parts, by = [], list(by)
-    images = rows.groupby([*by, "aggregate", "image"], sort=False)[list(measures)].mean().reset_index()
+    keys = [name for name in ("model", "method", "image", "condition") if name in rows]
     for measure in measures:
-        known = images[images.groupby("model")[measure].transform("count") > 0]
-        for against, name in product(("product", "deepest"), unique(images["aggregate"])):
-            if name != against and (name, against) != ("product", "deepest") and len(known):
-                tests = paired_test(known, measure, by, (against, name))
+        wide = rows.pivot_table(index=keys, columns="aggregate", values=measure, sort=False)
+        for against, name in product(("product", "deepest"), unique(rows["aggregate"])):
+            if name == against or (name, against) == ("product", "deepest") or not {against, name} <= set(wide):
+                continue
+            images = wide[[against, name]].dropna().groupby([*by, "image"], sort=False).mean()
+            if len(images):
+                long = images.stack().rename(measure).reset_index()
+                tests = paired_test(long, measure, by, (against, name))
                 parts.append(tests.assign(measure=measure, aggregate=name, against=against))
     table = pd.concat(parts, ignore_index=True)
     table["p_holm"] = holm(table["p"].to_numpy())
@@ -210,8 +215,15 @@ def data_means(long: pd.DataFrame) -> pd.DataFrame:
     return wide.rename_axis(columns=None).assign(networks=long.groupby(by, sort=False)["model"].nunique())
 
 
+def data_contests(
+    rows: pd.DataFrame, measures: Sequence[str] = MEASURES, by: Sequence[str] = ("model",)
+) -> pd.DataFrame:
+    """Return `contests` of `joined` rows, each data set corrected alone, as in its own notebook."""
+    parts = (contests(part, measures, by) for _, part in rows.groupby(data_of(rows["model"]), sort=False))
+    return pd.concat(parts, ignore_index=True)
+
+
 def data_outcome(tests: pd.DataFrame) -> pd.DataFrame:
-    """Count what `contests` of `joined` rows shows, data set by data set, see `outcome`."""
-    return pd.concat(
-        {name: outcome(part) for name, part in tests.groupby(data_of(tests["model"]), sort=False)}, names=["data"]
-    )
+    """Count what the result of `data_contests` shows, data set by data set, see `outcome`."""
+    parts = {name: outcome(part) for name, part in tests.groupby(data_of(tests["model"]), sort=False)}
+    return pd.concat(parts, names=["data"])

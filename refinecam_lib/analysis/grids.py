@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..toolbox.extras import of_extra
 from ..toolbox.pictures import HEAT
+from .contest import data_of
 from .plots import FAKE, FEWEST, NAMES, REAL, TITLES, legend, new_figure, note, palette_of, title_of, unique
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def bird_dots(table: pd.DataFrame) -> Figure:
 
 
 def combination_dots(table: pd.DataFrame, blank: pd.Series) -> Figure:
-    """Draw the average precision of each combination: one panel per network, one line per combination, one dot per method.
+    """Draw each combination's average precision: one panel per network, one line per combination, one dot per method.
 
     Args:
         table: Columns model, method, aggregate and mean, in the order of the lines.
@@ -109,8 +110,8 @@ def combination_dots(table: pd.DataFrame, blank: pd.Series) -> Figure:
         axis.set(title=model, xlim=(-0.02, 1), yticks=places)
         axis.set_yticklabels([f"{NAMES.get(n, n.replace('_', ' '))} ({blank[n]:.0%})" for n in names])
     legend(figure, axes[0, 0], 6, "outside upper center")
-    text = "Average precision, mean over images; higher is better. In parentheses: share of blank maps. "
-    return note(figure, text + "Each combination takes one forward and one backward pass for all layers.")
+    text = "Average precision, mean over images; higher is better. In parentheses: share of blank maps, mean over networks. "
+    return note(figure, text + "All combinations of a method cost the same.")
 
 
 def finalist_dots(table: pd.DataFrame) -> Figure:
@@ -145,7 +146,7 @@ def data_dots(table: pd.DataFrame, measures: Sequence[str]) -> Figure:
         table: The result of `contest.averages` for `contest.joined` rows, in the order of lines.
         measures: The panels' columns.
     """
-    data, names = table["model"].str.split(": ").str[0], unique(table["aggregate"])
+    data, names = data_of(table["model"]), unique(table["aggregate"])
     figure, axes = new_figure(len(measures), 1, 2.7, 0.62 * len(names) + 1.1, sharey=True)
     places, colours, kinds = np.arange(len(names))[::-1], palette_of(), unique(data)
     for axis, measure in zip(axes[0], measures):

@@ -153,28 +153,29 @@ def fresh_failures(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_layer(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return what drawing one layer again does to a network, and all layers but the truth's together.
+    """Return what drawing one layer again does to a network, beside drawing all layers but the truth's again.
 
     Args:
         rows: Those of `certified`. Only correctly classified images count.
 
     Returns:
-        One row per network, twin and layer ("all together": C1's redraws): the share of redraws in which the prediction
-        stays, its 95 % interval over images and n images; of single layers also "passes C3", the share of images that this
-        layer alone lets pass, and the median of what it moves the logit, as a share of what removing the truth moves it.
+        One row per network, twin and layer, over the images that have the layer: the share of redraws in which the
+        prediction stays, its 95 % interval over images and n images; the same share if all layers but the truth's are drawn
+        again (C1); the share of images in which this layer moves the logit by at most what C3 allows; and the median of the
+        largest move, as a share of what removing the truth moves the logit.
     """
     rows = rows[rows["correct"].astype(bool)]
     effect, parts = (rows["logit"] - rows["logit_without"]).clip(lower=0), []
-    for layer in ("all together", *LAYERS):
-        kept, moved = ("kept", None) if layer == "all together" else (f"kept_{layer}", rows[f"moved_{layer}"])
-        own = rows.assign(layer=layer, stays=rows[kept] / rows["redraws"])
-        if moved is not None:
-            own = own.assign(passes=(moved <= C3_MOVE * effect).astype(float), share=moved / effect.replace(0, np.nan))
-        parts.append(own[own["stays"].notna()])
+    for layer in LAYERS:
+        moved, stays = rows[f"moved_{layer}"], rows[f"kept_{layer}"] / rows["redraws"]
+        columns = {"within C3": (moved <= C3_MOVE * effect).astype(float), "move": moved / effect.replace(0, np.nan)}
+        own = rows.assign(layer=layer, stays=stays, together=rows["kept"] / rows["redraws"], **columns)
+        parts.append(own[stays.notna()])
     both, by = pd.concat(parts, ignore_index=True), ["model", "twin", "layer"]
     table = summary(both, "stays", by).drop(columns="std").rename(columns={"mean": "prediction stays"})
-    more = both.groupby(by, sort=False).agg(passes=("passes", "mean"), moved=("share", "median"))
-    return table.join(more.rename(columns={"passes": "passes C3", "moved": "median move"}))
+    groups = both.groupby(by, sort=False)
+    more = groups[["together", "within C3"]].mean().rename(columns={"together": "if all are drawn again"})
+    return table.join(more).join(groups["move"].median().rename("median move"))
 
 
 def after_redraws(rows: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import scipy
 import scipy.stats
 
 from refinecam_lib.analysis import statistics
