@@ -514,6 +514,16 @@ def better_in(row, against):
     return f"{row[f'> {against}']:.0f} of {row['tests']:.0f}{worse}"
 
 
+def worse_in(outcomes):
+    """Say in how many networks a difference is shown, such as "2 of 14 (worse in 1)"."""
+    return in_networks(outcomes).replace("opposite", "worse")
+
+
+def method_tests():
+    """The tests of the mean of the layers, method by method and network by network."""
+    return pd.read_csv(STANDARD / "contest_data_methods.csv").query("aggregate == 'mean'").sort_values("method")
+
+
 def data_counts():
     """How often a combination is better than another map, by data set, measure and combination."""
     return pd.read_csv(STANDARD / "contest_data_counts.csv").set_index(["data", "measure", "aggregate"]).sort_index()
@@ -531,14 +541,10 @@ def contest_data():
     for data in DATA:
         rows = [counts.loc[key] if (key := (data, m, "mean")) in counts.index else None for m in contest.SEEN[:3]]
         yield cells(data, *("-" if row is None else better_in(row, a) for a in ("product", "deepest") for row in rows))
-    methods = pd.read_csv(STANDARD / "contest_data_methods.csv").query("aggregate == 'mean' and against == 'deepest'")
-    own = methods[(methods["measure"] == "road") & methods["model"].str.startswith("photographs")].groupby("method")
-    gains = own["difference"].agg(["min", "max"]).map(number)
-    yield (
-        f"On photographs the mean's ROAD is above the deepest map's by {gains.loc['LayerCAM', 'min']} to "
-        f"{gains.loc['LayerCAM', 'max']} for LayerCAM, and by {gains.loc['GradCAM++', 'min']} to "
-        f"{gains.loc['GradCAM++', 'max']} for GradCAM++."
-    )
+    for method, part in method_tests().groupby("method", sort=False):
+        kinds = itertools.product(("product", "deepest"), ("arcc_0", "road"))
+        own = part.set_index(["against", "measure"])["shown"]
+        yield cells(method, *(worse_in(own[kind]) for kind in kinds))
 
 
 def rounding():
@@ -626,8 +632,12 @@ def summary():
         f"It is never blank. By ROAD it is shown to be better than the product on {better}, and by exact removal on "
         f"{scenes['> product']:.0f} of {scenes['tests']:.0f} for scenes"
     )
-    deep = listed(better_in(row, "deepest") for row in [*road.values(), scenes])
-    yield f"Where the deepest layer is good, its map alone is as good or better: the mean beats it on {deep}"
+    own = method_tests().query("measure == 'road' and against == 'deepest'").groupby("method")["shown"]
+    layer_cam, grad_cam = (worse_in(own.get_group(method)) for method in ("LayerCAM", "GradCAM++"))
+    yield (
+        f"With LayerCAM the mean is shown to be better than the deepest map on {layer_cam} networks, with GradCAM++ on "
+        f"{grad_cam}"
+    )
     exact = scene_correlations()["exact_road"]
     counts = [in_networks(scene_leads("exact_road", level)["shown"]) for level in ("pooled", "within methods")]
     yield (

@@ -98,7 +98,7 @@ def contests(
         is not tested against the deepest map again.
     """
     parts, by = [], list(by)
-    keys = [name for name in ("model", "method", "image", "condition") if name in rows]
+    keys = ["model", "method", "image", *(["condition"] if "condition" in rows.dropna(axis=1) else [])]
     for measure in measures:
         wide = rows.pivot_table(index=keys, columns="aggregate", values=measure, sort=False)
         for against, name in product(("product", "deepest"), unique(rows["aggregate"])):

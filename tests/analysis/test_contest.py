@@ -164,7 +164,7 @@ def test_data_sets_stand_beside_each_other_with_what_they_have():
         columns=["average_precision", "cosine", "mass_on_truth", "exact_morf_20", "exact_lerf_20"]
     )
     photographs = photographs[photographs["model"] == "a"]
-    rows = joined({"shapes": shapes, "photographs": photographs})
+    rows = joined({"shapes": shapes.assign(condition="base"), "photographs": photographs})
     assert set(rows["model"]) == {"shapes: a", "shapes: b", "photographs: a"}
     means = data_means(averages(rows))
     assert means["networks"].groupby("data").first().to_dict() == {"shapes": 2, "photographs": 1}
