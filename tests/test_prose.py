@@ -353,6 +353,17 @@ def combinations():
         )
 
 
+def rivals():
+    table = pd.read_csv(STANDARD / "combinations_rivals.csv").set_index(["method", "model"])["average_precision"]
+    spans = {name: f"{number(own.min())} to {number(own.max())}" for name, own in table.groupby("method")}
+    best = pd.read_csv(STANDARD / "combinations_networks.csv").set_index(["method", "model"]).loc["ScoreCAM"].iloc[0]
+    yield (
+        f"Over the networks, FullGrad's average precision is {spans['FullGrad']} and the guided filter's "
+        f"{spans['GuidedFilter']}. On EfficientNet-Lite0 PolyCAM has {number(table['PolyCAM', 'efficientnet_lite0'])}; "
+        f"ScoreCAM's best combination, {best['best'].replace('_', ' ')}, has {number(best['highest'])}."
+    )
+
+
 def planned_rows(book, plan, measurement=None):
     """Return the committed rows of a plan, or those of one measurement, with the notebook's own parameters."""
     shards = experiments.planned(plan, parameters.chosen("standard", [book])[1][book])
@@ -656,6 +667,7 @@ FINDINGS = [
     funnybirds,
     table1,
     combinations,
+    rivals,
     finals,
     contest_data,
     scores_compared,
