@@ -199,8 +199,8 @@ def changed(tests):
     return {sign: tests.index[real & (sign * tests["difference"] > 0)] for sign in (1, -1)}
 
 
-def networks(book="07_refinecam_benchmark", profile="standard"):
-    return parameters.chosen(profile, [book])[1][book]["models"]
+def networks(book="07_refinecam_benchmark", profile="standard", key="models"):
+    return parameters.chosen(profile, [book])[1][book][key]
 
 
 def shares(rows, column):
@@ -355,12 +355,21 @@ def combinations():
 
 def rivals():
     table = pd.read_csv(STANDARD / "combinations_rivals.csv").set_index(["method", "model"])["average_precision"]
-    spans = {name: f"{number(own.min())} to {number(own.max())}" for name, own in table.groupby("method")}
+    rows = planned_rows("13_combinations", experiments.combination_plan)
+    own = rows[(rows["aggregate"] == "mean") & rows["method"].isin(experiments.COMBINED) & (rows["correct"] == True)]
+    mean = own.groupby(["model", "method"])["average_precision"].mean().groupby("model").mean()
+    names = {"FullGrad": "FullGrad", "the guided filter": "GuidedFilter"}
+    for title, name in names.items():
+        above = [
+            NETWORKS[model] for model in networks("13_combinations", key="networks") if table[name, model] > mean[model]
+        ]
+        span = f"{number(table[name].min())} to {number(table[name].max())}"
+        yield f"{title} has {span}, more than the mean on {listed(above)}"
+    yield f"the mean has {number(mean.min())} to {number(mean.max())}"
     best = pd.read_csv(STANDARD / "combinations_networks.csv").set_index(["method", "model"]).loc["ScoreCAM"].iloc[0]
     yield (
-        f"Over the networks, FullGrad's average precision is {spans['FullGrad']} and the guided filter's "
-        f"{spans['GuidedFilter']}. On EfficientNet-Lite0 PolyCAM has {number(table['PolyCAM', 'efficientnet_lite0'])}; "
-        f"ScoreCAM's best combination, {best['best'].replace('_', ' ')}, has {number(best['highest'])}."
+        f"On EfficientNet-Lite0 PolyCAM has {number(table['PolyCAM', 'efficientnet_lite0'])}; ScoreCAM's best combination, "
+        f"{best['best'].replace('_', ' ')}, has {number(best['highest'])}."
     )
 
 
