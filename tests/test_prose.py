@@ -561,6 +561,14 @@ def contest_data():
     for data in DATA:
         rows = [counts.loc[key] if (key := (data, m, "mean")) in counts.index else None for m in contest.SEEN[:3]]
         yield cells(data, *("-" if row is None else better_in(row, a) for a in ("product", "deepest") for row in rows))
+    lowest = []
+    for data in DATA:
+        rows = counts.loc[[(data, convention, "mean") for convention in contest.ARCC]]
+        lowest.append((rows["> product"].min(), rows["tests"].max(), rows["< product"].max()))
+    yield (
+        f"Over six of them, the mean is better than the product in at least {listed(f'{a:.0f} of {n:.0f}' for a, n, _ in lowest)} "
+        f"networks, and worse in at most {listed(f'{b:.0f}' for *_, b in lowest)}."
+    )
     for method, part in method_tests().groupby("method", sort=False):
         kinds = itertools.product(("product", "deepest"), ("arcc_0", "road"))
         own = part.set_index(["against", "measure"])["shown"]
