@@ -260,7 +260,7 @@ def combination_plan(
 
 
 def finalist_plan(
-    networks: Sequence[str], n_finalists: int, few_finalists: Mapping[str, int] = NONE_FEW, seed: int = 0
+    networks: Sequence[str], n_finalists: int, seed: int = 0, few_finalists: Mapping[str, int] = NONE_FEW
 ) -> list[Shard]:
     """Plan all scores of Base, the product, the finalists and the deepest Base map, for Table 1's methods in COMBINED.
 
