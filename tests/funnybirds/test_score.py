@@ -389,7 +389,7 @@ def test_bad_input_is_refused_in_one_sentence():
         r"without objects \(0..35, 4\), got \(3, 3\)": lambda: facts(logits, objects[:, :3], 0, CLASSES),
         "a label from 0 to 3, got 4": lambda: facts(logits, objects, 4, CLASSES),
         "of class 1, got beak": lambda: distinguishing([CLASSES[0], {"beak": 0}]),
-        "missing: keeps": lambda: scores(rows.drop(columns="keeps")),
+        "without the columns keeps": lambda: scores(rows.drop(columns="keeps")),
         "unknown column 'stage'": lambda: summary(rows, by=["stage"]),
     }
     for message, wrong in cases.items():
