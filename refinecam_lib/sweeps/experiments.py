@@ -14,6 +14,8 @@ Arguments that several plans share are parameters of the notebooks:
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
+from typing import Any
 
 from ..datasets.scenes import MARKS, TWINS
 from ..errors import one_of
@@ -222,8 +224,7 @@ def published_plan(pipeline_models: Sequence[str], n_defects: int, seed: int = 0
     methods = [*cams, "InputXGradient", "DeepLift", *TRIVIAL, EIGHTH_ROOT]
     aggregates = ("none", "product", "geometric_mean", "inverse_exp_mean_published")
     variants = [Variant(0, aggregate) for aggregate in aggregates]
-    few = partial(plan, methods=methods, images=n_defects, variants=variants, dataset="synthetic_published", seed=seed)
-    return [shard for model in pipeline_models for shard in few(model, defects=DEFECTS)]
+    return _every(pipeline_models, ["synthetic_published"], methods, n_defects, variants, seed=seed, defects=DEFECTS)
 
 
 def convention_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
@@ -232,8 +233,7 @@ def convention_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
     It has every method with a map per layer, except ScoreCAM, which would take longer than all others together.
     """
     methods = [name for name, method in METHODS.items() if method.refines and name != "ScoreCAM"]
-    few = partial(plan, images=n_validation, variants=[BASE, REFINED], dataset="synthetic_validation")
-    return [shard for network in networks for shard in few(network, methods)]
+    return _every(networks, ["synthetic_validation"], methods, n_validation, [BASE, REFINED])
 
 
 def parameter_plan(networks: Sequence[str], n_validation: int) -> list[Shard]:
@@ -254,8 +254,7 @@ def combination_plan(
     )
     for method in RIVALS:
         own, n, size = (slow_networks, n_slow, 2) if method in SLOW else (networks, n_combined, 8)
-        for network in own:
-            shards += plan(network, [method], n, size=size, seed=seed, measurement="agreement")
+        shards += _every(own, ["synthetic"], [method], n, size=size, seed=seed, measurement="agreement")
     return shards
 
 
@@ -337,19 +336,28 @@ def _combined(
     return shards
 
 
+def _every(
+    models: Sequence[str],
+    datasets: Sequence[str],
+    methods: Sequence[str],
+    images: int,
+    variants: Sequence[Variant] = (BASE,),
+    **options: Any,
+) -> list[Shard]:
+    """Plan every network on every data set."""
+    pairs = product(models, datasets)
+    return [shard for model, data in pairs for shard in plan(model, methods, images, variants, data, **options)]
+
+
 def accuracy_plan(models: Sequence[str], n_images: int) -> list[Shard]:
     """Plan the predictions of the shapes' networks on test images, each on raw and on imputed backgrounds."""
-    return _predictions(models, n_images, "synthetic_raw", "synthetic_imputed")
+    data = ("synthetic_raw", "synthetic_imputed")
+    return _every(models, data, [NO_METHOD], n_images, size=50, measurement="predictions")
 
 
 def bird_accuracy_plan(bird_models: Sequence[str], n_birds: int) -> list[Shard]:
     """Plan the predictions of the birds' networks on test birds."""
-    return _predictions(bird_models, n_birds, "birds_labelled")
-
-
-def _predictions(models: Sequence[str], images: int, *datasets: str) -> list[Shard]:
-    few = partial(plan, methods=[NO_METHOD], images=images, size=50, measurement="predictions")
-    return [shard for model in models for data in datasets for shard in few(model, dataset=data)]
+    return _every(bird_models, ["birds_labelled"], [NO_METHOD], n_birds, size=50, measurement="predictions")
 
 
 def fig5_plan(model: str, methods: Sequence[str], n_images: int, data: str = "synthetic") -> list[Shard]:
@@ -377,12 +385,7 @@ def rounding_plan(model: str, networks: Sequence[str], n_rounding: int, seed: in
 
 def certificate_plan(scene_models: Sequence[str], n_scenes: int, seed: int = 0) -> list[Shard]:
     """Plan the certificate of both twins of the scenes."""
-    return [
-        shard
-        for model in scene_models
-        for dataset in SCENES
-        for shard in plan(model, [NO_METHOD], n_scenes, dataset=dataset, size=10, seed=seed, measurement="certificate")
-    ]
+    return _every(scene_models, SCENES, [NO_METHOD], n_scenes, size=10, seed=seed, measurement="certificate")
 
 
 def scenes_plan(
@@ -407,23 +410,14 @@ def scenes_plan(
 
 def imputers_plan(scene_models: Sequence[str], n_imputed: int, seed: int = 0) -> list[Shard]:
     """Plan ROAD with several imputers beside exact removal, on both twins of the scenes and on the shapes."""
-    return [
-        shard
-        for model in scene_models
-        for dataset in (*SCENES, "synthetic")
-        for shard in plan(model, IMPUTED, n_imputed, [BASE, REFINED], dataset, 10, seed, measurement="imputers")
-    ]
+    options: dict = {"size": 10, "seed": seed, "measurement": "imputers"}
+    return _every(scene_models, (*SCENES, "synthetic"), IMPUTED, n_imputed, [BASE, REFINED], **options)
 
 
 def marks_plan(scene_models: Sequence[str], n_scenes: int, seed: int = 0) -> list[Shard]:
     """Plan maps of known order on the scenes: masks that mark something else than the truth."""
     names = [f"{dataset}_{mark}" for dataset in SCENES for mark in MARKS if mark != "truth"]
-    return [
-        shard
-        for model in scene_models
-        for name in names
-        for shard in plan(model, ["GroundTruth"], n_scenes, dataset=name, seed=seed)
-    ]
+    return _every(scene_models, names, ["GroundTruth"], n_scenes, seed=seed)
 
 
 Plan = Callable[..., list[Shard] | dict[str, list[Shard]]]
