@@ -336,10 +336,13 @@ def test_the_finalists_are_those_of_the_rule():
     assert tuple(contest.finalists(rows)) == experiments.FINALISTS
 
 
+MAPS = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
+"""Combination -> the pages' words."""
+
+
 def combinations():
     table = pd.read_csv(STANDARD / "table_combinations.csv").set_index("aggregate").map(number)
-    names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
-    for name, title in names.items():
+    for name, title in MAPS.items():
         row = table.loc[name]
         yield cells(
             title,
@@ -348,7 +351,7 @@ def combinations():
     for name, against in (("mean", "product"), ("soft_and", "product"), ("mean", "deepest")):
         row = pd.read_csv(STANDARD / "table_combinations.csv").set_index("aggregate").loc[name]
         yield (
-            f"The {names[name]} is better than the {names[against]} in {row[f'> {against}']:.0f} of {row['tests']:.0f} "
+            f"The {MAPS[name]} is better than the {MAPS[against]} in {row[f'> {against}']:.0f} of {row['tests']:.0f} "
             f"networks, and worse in {row[f'< {against}']:.0f}."
         )
 
@@ -398,9 +401,8 @@ def test_the_default_won_on_validation_images():
 
 def finals():
     means = contest.averages(final()).groupby(["aggregate", "score"])["mean"].mean().unstack()
-    names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
     measures = ("arcc_0", "arcc_one_half", "arcc_left_out", "road", "exact_road", "blank")
-    for name, title in names.items():
+    for name, title in MAPS.items():
         yield cells(title, *(number(means.loc[name, measure]) for measure in measures))
     titles = {
         "arcc_0": "ARCC",
@@ -519,8 +521,7 @@ def scene_means():
 
 
 def scene_combinations():
-    names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
-    for name, title in names.items():
+    for name, title in MAPS.items():
         row = scene_means().loc[name, ["average_precision", "exact_road", "road", "arcc_0", "mass_on_truth", "blank"]]
         yield cells(title, *(number(value) for value in row))
 
@@ -551,9 +552,8 @@ def data_counts():
 
 def contest_data():
     means = pd.read_csv(STANDARD / "contest_data.csv").set_index(["data", "aggregate"])
-    names = {"mean": "mean", "soft_and": "soft AND", "product": "product", "deepest": "deepest map", "none": "Base"}
     for data in DATA:
-        for name, title in names.items():
+        for name, title in MAPS.items():
             row = means.loc[(data, name)]
             values = ["-" if pd.isna(row[m]) else number(row[m]) for m in (*contest.SEEN, "blank")]
             yield cells(f"{data}, {row['networks']:.0f}", title, *values)

@@ -12,7 +12,7 @@ import pandas as pd
 from ..toolbox.extras import of_extra
 from ..toolbox.pictures import HEAT
 from .contest import data_of
-from .plots import FAKE, FEWEST, NAMES, REAL, TITLES, legend, new_figure, note, palette_of, title_of, unique
+from .plots import FAKE, FEWEST, NAMES, REAL, TITLES, legend, name_of, new_figure, note, palette_of, title_of, unique
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +108,7 @@ def combination_dots(table: pd.DataFrame, blank: pd.Series) -> Figure:
             axis.plot(wide[method], places, "osD^v"[k % 5], color=colours[k % 10], ms=4, alpha=0.7, label=method)
         axis.plot(wide.mean(axis=1), places, "|", color="0.1", ms=14, mew=2, label="mean of the methods")
         axis.set(title=model, xlim=(-0.02, 1), yticks=places)
-        axis.set_yticklabels([f"{NAMES.get(n, n.replace('_', ' '))} ({blank[n]:.0%})" for n in names])
+        axis.set_yticklabels([f"{name_of(n)} ({blank[n]:.0%})" for n in names])
     legend(figure, axes[0, 0], 6, "outside upper center")
     text = "Average precision, mean over images; higher is better. In parentheses: share of blank maps, mean over networks. "
     return note(figure, text + "All combinations of a method cost the same.")
@@ -134,7 +134,7 @@ def finalist_dots(table: pd.DataFrame) -> Figure:
             axis.hlines(shifted[many], own["low"][many], own["high"][many], color=colours[k % 10], lw=1)
             axis.plot(own["mean"], shifted, "osD^v"[k % 5], color=colours[k % 10], ms=4, label=model)
         axis.set_title(textwrap.fill(TITLES[measure], 40), fontsize=9)
-        axis.set(yticks=places, yticklabels=[NAMES.get(name, name.replace("_", " ")) for name in names])
+        axis.set(yticks=places, yticklabels=[name_of(name) for name in names])
     legend(figure, axes[0, 0], 5, "outside upper center")
     return note(figure, "Mean over methods, then images; bar: 95 % interval over images.")
 
@@ -159,7 +159,7 @@ def data_dots(table: pd.DataFrame, measures: Sequence[str]) -> Figure:
                 axis.plot(own[model], y, ".", color=colours[k], ms=3, alpha=0.6)
             axis.plot(own.mean(axis=1), y, "osD^v"[k % 5], color=colours[k], ms=6, label=kind)
         axis.set_title(textwrap.fill(TITLES[measure], 26), fontsize=9)
-        axis.set(yticks=places, yticklabels=[NAMES.get(name, name.replace("_", " ")) for name in names])
+        axis.set(yticks=places, yticklabels=[name_of(name) for name in names])
     legend(figure, axes[0, 0], len(kinds), "outside upper center")
     return note(figure, "Marker: mean over networks; dot: one network. Mean over methods, then images.")
 

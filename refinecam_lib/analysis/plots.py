@@ -60,6 +60,11 @@ MEAN_AND_BAND = "line: mean, band: 95 % interval over images."
 MEAN_AND_INTERVAL = "mean and 95 % bootstrap interval over images."
 
 
+def name_of(aggregate: str) -> str:
+    """Return an aggregate's name in figures: "soft AND" for "soft_and"."""
+    return NAMES.get(aggregate, aggregate.replace("_", " "))
+
+
 def title_of(score: str) -> str:
     """Return a score's title without its arrow."""
     return TITLES[score].rstrip(" ↑")
