@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..errors import rng
 from ..sweeps.version import KEYS
-from .plots import NAMES, unique
+from .plots import NAMES, name_of, unique
 from .statistics import middle, with_first
 from .tables import COMPARED, scored
 
@@ -48,7 +48,7 @@ def rated(rows: pd.DataFrame, rivals: pd.DataFrame, convention: str = "recommend
     table = scored(rows, convention).merge(rivals[[*KEYS, *RIVALS.values()]], on=KEYS, validate="one_to_one")
     table["one_minus_deletion"], table["minus_infidelity"] = 1 - table["deletion"], -table["infidelity"]
     deepest = table["layer"] == table.groupby("model")["layer"].transform("max")
-    kinds = table["aggregate"].map(lambda name: NAMES.get(name, name.replace("_", " "))).mask(deepest, NAMES["deepest"])
+    kinds = table["aggregate"].map(name_of).mask(deepest, NAMES["deepest"])
     return table.assign(method=table["method"] + ", " + kinds)
 
 
